@@ -1,0 +1,22 @@
+"""The one family of exceptions q8c raises on purpose; every message is one line that says what to do next."""
+from __future__ import annotations
+
+
+class Error(Exception):
+    """Base of everything q8c raises on purpose."""
+
+
+class UnsupportedError(Error):
+    """The model uses something q8c cannot compile; the message lists all of it."""
+
+
+class CompileError(Error):
+    """The model, graph text or option is wrong, or a compiler stage refused it."""
+
+
+class ArtifactError(Error):
+    """A compiled file is damaged, altered, of another version, or does not fit this machine."""
+
+
+class InputError(Error):
+    """A feed given to a run does not fit the model's signature."""

@@ -1,0 +1,350 @@
+"""Symbolic dimensions: integers, or polynomials over named sizes such as `batch * seq` or `past + seq`.
+
+An `Expr` is kept in one canonical form (a sum of integer multiples of products of atoms), so two expressions that are
+equal as polynomials compare equal. Atoms are symbols, or floor division, remainder, max and min that could not be
+resolved. Every symbol stands for a size, so it is taken to be an integer >= 0.
+"""
+from __future__ import annotations
+
+import ast
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Union
+
+Dim = Union[int, "Expr"]
+Atom = Union[str, "Call"]
+Monomial = tuple[Atom, ...]
+Program = Union[int, list[Any]]
+SIZE_LIMIT = 2**47  # every size is below this (the x86-64 address space), so a larger bound bounds nothing
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """An operation that stays unevaluated inside an expression: `//`, `%`, `max` or `min`."""
+
+    op: str
+    args: tuple[Dim, ...]
+
+    def __str__(self) -> str:
+        if self.op in ("max", "min"):
+            return f"{self.op}({', '.join(map(str, self.args))})"
+        return f"({_operand(self.args[0])} {self.op} {_operand(self.args[1])})"
+
+
+class Expr:
+    """A symbolic size in canonical form. Make one with `sym`, arithmetic, or `parse_dim`."""
+
+    __slots__ = ("_hash", "terms")
+
+    def __init__(self, terms: Mapping[Monomial, int]) -> None:
+        self.terms: tuple[tuple[Monomial, int], ...] = tuple(
+            sorted(((m, c) for m, c in terms.items() if c), key=lambda t: (-len(t[0]), _key(t[0]))))
+        self._hash = hash(self.terms)
+
+    def __add__(self, other: Dim) -> Dim:
+        return _sum([self, other])
+
+    __radd__ = __add__
+
+    def __neg__(self) -> Dim:
+        return self * -1
+
+    def __sub__(self, other: Dim) -> Dim:
+        return _sum([self, other * -1])
+
+    def __rsub__(self, other: Dim) -> Dim:
+        return _sum([other, self * -1])
+
+    def __mul__(self, other: Dim) -> Dim:
+        terms: dict[Monomial, int] = {}
+        for m1, c1 in self.terms:
+            for m2, c2 in _terms(other):
+                m = tuple(sorted(m1 + m2, key=str))
+                terms[m] = terms.get(m, 0) + c1 * c2
+        return _reduce(terms)
+
+    __rmul__ = __mul__
+
+    def __floordiv__(self, other: Dim) -> Dim:
+        return floordiv(self, other)
+
+    def __rfloordiv__(self, other: Dim) -> Dim:
+        return floordiv(other, self)
+
+    def __mod__(self, other: Dim) -> Dim:
+        return mod(self, other)
+
+    def __rmod__(self, other: Dim) -> Dim:
+        return mod(other, self)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Expr) and self.terms == other.terms
+
+    def __hash__(self) -> int:
+        return self._hash
+
+    def __repr__(self) -> str:
+        return f"Expr({self})"
+
+    def __str__(self) -> str:
+        text = ""
+        for monomial, coefficient in self.terms:
+            factors = [str(a) for a in monomial]
+            if abs(coefficient) != 1 or not factors:
+                factors.insert(0, str(abs(coefficient)))
+            sign = "-" if coefficient < 0 else "+"
+            text += (f" {sign} " if text else "-" if coefficient < 0 else "") + "*".join(factors)
+        return text
+
+
+def sym(name: str) -> Expr:
+    """The symbol `name` (a Python identifier) as an expression."""
+    if not name.isidentifier() or name in ("max", "min"):
+        raise ValueError(f"symbol name {name!r} is not an identifier")
+    return Expr({(name,): 1})
+
+
+def floordiv(a: Dim, b: Dim) -> Dim:
+    """a // b, divided out where it is exact. A division whose divisor turns out 0 at run time raises there."""
+    if isinstance(a, int) and isinstance(b, int):
+        return a // b
+    if b == 1:
+        return a
+    if a == b:
+        return 1
+    exact = _divide_exactly(a, b)
+    return exact if exact is not None else Expr({(Call("//", (a, b)),): 1})
+
+
+def mod(a: Dim, b: Dim) -> Dim:
+    """a % b, 0 where b divides a as polynomials."""
+    if isinstance(a, int) and isinstance(b, int):
+        return a % b
+    if b == 1 or _divide_exactly(a, b) is not None:
+        return 0
+    return Expr({(Call("%", (a, b)),): 1})
+
+
+def dim_max(*args: Dim) -> Dim:
+    """The largest of the arguments; those that can be proved not larger than another are dropped."""
+    return _extreme("max", args, max)
+
+
+def dim_min(*args: Dim) -> Dim:
+    """The smallest of the arguments; those that can be proved not smaller than another are dropped."""
+    return _extreme("min", args, min)
+
+
+def nonnegative(d: Dim) -> bool:
+    """Whether d >= 0 for all sizes, as far as can be proved (all coefficients >= 0)."""
+    return d >= 0 if isinstance(d, int) else all(c >= 0 for _, c in d.terms)
+
+
+def compare(a: Dim, b: Dim) -> int | None:
+    """The sign of a - b if it is the same for all sizes, else None."""
+    difference = a - b
+    if isinstance(difference, int):
+        return (difference > 0) - (difference < 0)
+    for sign in (1, -1):
+        if nonnegative(difference * sign - 1):
+            return sign
+    return None
+
+
+def product(dims: Iterable[Dim]) -> Dim:
+    """The product of all dims; 1 for none."""
+    result: Dim = 1
+    for d in dims:
+        result = result * d
+    return result
+
+
+def symbols(d: Dim) -> set[str]:
+    """Names of all symbols in d."""
+    found: set[str] = set()
+    for atom in _atoms(d):
+        found |= {atom} if isinstance(atom, str) else set().union(*(symbols(a) for a in atom.args))
+    return found
+
+
+def as_symbol(d: Dim) -> str | None:
+    """The symbol's name if d is exactly one symbol, else None."""
+    if isinstance(d, Expr) and len(d.terms) == 1:
+        monomial, coefficient = d.terms[0]
+        if coefficient == 1 and len(monomial) == 1 and isinstance(monomial[0], str):
+            return monomial[0]
+    return None
+
+
+def substitute(d: Dim, env: Mapping[str, Dim]) -> Dim:
+    """d with every symbol of env replaced."""
+    if isinstance(d, int):
+        return d
+    total: Dim = 0
+    for monomial, coefficient in d.terms:
+        value: Dim = coefficient
+        for atom in monomial:
+            value = value * _substitute_atom(atom, env)
+        total = total + value
+    return total
+
+
+def evaluate(d: Dim, env: Mapping[str, int]) -> int:
+    """The integer d stands for, given every symbol's value. Raises KeyError for a symbol that has none."""
+    value = substitute(d, env)
+    if not isinstance(value, int):
+        raise KeyError(f"no value for {', '.join(sorted(symbols(value)))} in {d}")
+    return value
+
+
+def to_program(d: Dim, index: Mapping[str, int]) -> Program:
+    """d as the nested-list program the run time evaluates; `index` numbers the symbols."""
+    if isinstance(d, int):
+        return d
+    terms: list[Program] = []
+    for monomial, coefficient in d.terms:
+        factors = [_atom_program(a, index) for a in monomial]
+        if coefficient != 1 or not factors:
+            factors.insert(0, coefficient)
+        terms.append(factors[0] if len(factors) == 1 else ["*", *factors])
+    return terms[0] if len(terms) == 1 else ["+", *terms]
+
+
+_BINARY: dict[type[ast.operator], Callable[[Dim, Dim], Dim]] = {
+    ast.Add: lambda a, b: a + b, ast.Sub: lambda a, b: a - b, ast.Mult: lambda a, b: a * b,
+    ast.FloorDiv: floordiv, ast.Mod: mod}
+
+
+def parse_dim(text: str) -> Dim:
+    """The inverse of `str`: integers, symbols, + - * // %, max(...), min(...). Raises ValueError for anything else."""
+    if len(text) > 2000:
+        raise ValueError("a dimension expression is longer than 2000 characters")
+    try:
+        return _from_ast(ast.parse(text.strip(), mode="eval").body)
+    except (SyntaxError, RecursionError, MemoryError, ZeroDivisionError) as error:
+        raise ValueError(f"not a dimension expression: {text!r}") from error
+
+
+def _from_ast(node: ast.expr) -> Dim:
+    if isinstance(node, ast.Constant) and type(node.value) is int:
+        return node.value
+    if isinstance(node, ast.Name):
+        return sym(node.id)
+    if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.USub):
+        return _from_ast(node.operand) * -1
+    if isinstance(node, ast.BinOp) and type(node.op) in _BINARY:
+        return _BINARY[type(node.op)](_from_ast(node.left), _from_ast(node.right))
+    if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.args and not node.keywords:
+        function = {"max": dim_max, "min": dim_min}.get(node.func.id)
+        if function is not None:
+            return function(*map(_from_ast, node.args))
+    raise ValueError(f"not a dimension expression: {ast.unparse(node)!r}")
+
+
+def _key(monomial: Monomial) -> tuple[str, ...]:
+    return tuple(map(str, monomial))
+
+
+def _operand(d: Dim) -> str:
+    return f"({d})" if isinstance(d, Expr) and (len(d.terms) > 1 or d.terms[0][1] < 0) else str(d)
+
+
+def _terms(d: Dim) -> tuple[tuple[Monomial, int], ...]:
+    return ((((), d),) if d else ()) if isinstance(d, int) else d.terms
+
+
+def _atoms(d: Dim) -> Iterator[Atom]:
+    for monomial, _ in _terms(d):
+        yield from monomial
+
+
+def _reduce(terms: Mapping[Monomial, int]) -> Dim:
+    kept = {m: c for m, c in terms.items() if c}
+    if not kept:
+        return 0
+    if list(kept) == [()]:
+        return kept[()]
+    return Expr(kept)
+
+
+def _sum(parts: Iterable[Dim]) -> Dim:
+    terms: dict[Monomial, int] = {}
+    for part in parts:
+        for m, c in _terms(part):
+            terms[m] = terms.get(m, 0) + c
+    return _reduce(terms)
+
+
+def _divide_exactly(a: Dim, b: Dim) -> Dim | None:
+    """a / b as a polynomial if b divides a without remainder, else None."""
+    divisor = _terms(b)
+    if not divisor:
+        return None
+    lead, lead_coefficient = divisor[0]
+    rest, quotient = a, 0
+    for _ in range(64):
+        if rest == 0:
+            return quotient
+        monomial, coefficient = _terms(rest)[0]
+        remaining = _cancel(monomial, lead)
+        if remaining is None or coefficient % lead_coefficient:
+            return None
+        factor = _reduce({remaining: coefficient // lead_coefficient})
+        quotient = quotient + factor  # type: ignore[assignment]
+        rest = rest - factor * b
+    return None
+
+
+def _cancel(monomial: Monomial, divisor: Monomial) -> Monomial | None:
+    left = list(monomial)
+    for atom in divisor:
+        if atom not in left:
+            return None
+        left.remove(atom)
+    return tuple(left)
+
+
+def _extreme(op: str, args: Iterable[Dim], fold: Callable[[list[int]], int]) -> Dim:
+    sign = 1 if op == "max" else -1
+    flat: list[Dim] = []
+    for arg in args:
+        call = arg.terms[0][0][0] if isinstance(arg, Expr) and len(arg.terms) == 1 and arg.terms[0][1] == 1 \
+            and len(arg.terms[0][0]) == 1 else None
+        flat.extend(call.args if isinstance(call, Call) and call.op == op else [arg])
+    if op == "min" and any(isinstance(a, Expr) for a in flat):
+        flat = [a for a in flat if not (isinstance(a, int) and a >= SIZE_LIMIT)]
+    integers = [a for a in flat if isinstance(a, int)]
+    kept: list[Dim] = [fold(integers)] if integers else []
+    for arg in flat:
+        if not isinstance(arg, int) and arg not in kept:
+            kept.append(arg)
+    kept = [a for i, a in enumerate(kept)
+            if not any(_dominates(b, a, sign, first=j < i) for j, b in enumerate(kept) if j != i)]
+    if len(kept) == 1:
+        return kept[0]
+    return Expr({(Call(op, tuple(sorted(kept, key=str))),): 1})
+
+
+def _dominates(b: Dim, a: Dim, sign: int, first: bool) -> bool:
+    """Whether b makes a needless in a max (sign 1) or min (sign -1); ties keep the first."""
+    difference = (b - a) * sign
+    if difference == 0:
+        return first
+    return nonnegative(difference)
+
+
+def _substitute_atom(atom: Atom, env: Mapping[str, Dim]) -> Dim:
+    if isinstance(atom, str):
+        return env[atom] if atom in env else sym(atom)
+    args = [substitute(a, env) for a in atom.args]
+    if atom.op == "max":
+        return dim_max(*args)
+    if atom.op == "min":
+        return dim_min(*args)
+    return floordiv(*args) if atom.op == "//" else mod(*args)
+
+
+def _atom_program(atom: Atom, index: Mapping[str, int]) -> Program:
+    if isinstance(atom, str):
+        return ["$", index[atom]]
+    return [atom.op, *(to_program(a, index) for a in atom.args)]

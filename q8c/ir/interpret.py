@@ -1,0 +1,97 @@
+"""The reference interpreter: runs any graph at any level in numpy. It is the oracle of passes and kernels."""
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from q8c.errors import Error, InputError
+from q8c.ir.dims import Dim, Expr, as_symbol, evaluate, substitute
+from q8c.ir.graph import Array, Graph, Node, Value
+from q8c.ir.ops import attributes, definition_of
+
+
+def interpret(graph: Graph, feeds: Mapping[str, Any], keep: dict[str, Array] | None = None) -> list[Array]:
+    """The graph's outputs for the given inputs (by name).
+
+    If `keep` is given, every computed value is put into it by name. Raises InputError for feeds that do not fit.
+    """
+    arrays: dict[str, Array] = {}
+    for value in graph.inputs:
+        if value.name not in feeds:
+            raise InputError(f"input {value.name!r} is missing; expected {value.type}")
+        arrays[value.name] = np.asarray(feeds[value.name])
+    sizes = bind_sizes(graph, arrays)
+    outputs = _run(graph, arrays, sizes)
+    if keep is not None:
+        keep.update(arrays)
+    return outputs
+
+
+def bind_sizes(graph: Graph, arrays: Mapping[str, Array]) -> dict[str, int]:
+    """The value of every symbol, solved from the shapes of the inputs; checks types, shapes and assumptions."""
+    sizes: dict[str, int] = {}
+    for value in graph.inputs:
+        array = arrays[value.name]
+        if array.dtype != value.dtype.numpy or array.ndim != value.type.rank:
+            raise InputError(f"input {value.name!r}: expected {value.type}, got {array.dtype}{list(array.shape)}")
+        for d, actual in zip(value.shape, array.shape, strict=True):
+            name = as_symbol(d)
+            if name is not None:
+                sizes.setdefault(name, actual)
+    for value in graph.inputs:
+        for d, actual in zip(value.shape, arrays[value.name].shape, strict=True):
+            _solve(d, actual, sizes)
+            if evaluate(d, sizes) != actual:
+                raise InputError(f"input {value.name!r}: expected {value.type}, got {list(arrays[value.name].shape)}; "
+                                 f"{d} is {evaluate(d, sizes)}")
+    for a, b in graph.assumptions:
+        if evaluate(a, sizes) != evaluate(b, sizes):
+            raise InputError(f"the model needs {a} == {b}, got {evaluate(a, sizes)} and {evaluate(b, sizes)}")
+    return sizes
+
+
+def _solve(d: Dim, actual: int, sizes: dict[str, int]) -> None:
+    """Find the one unknown of a linear size such as `past + seq`."""
+    rest = substitute(d, sizes)
+    if isinstance(rest, Expr) and len(rest.terms) <= 2:
+        monomial, factor = rest.terms[0]
+        offset = rest.terms[1][1] if len(rest.terms) == 2 else 0
+        if len(monomial) == 1 and isinstance(monomial[0], str) and (len(rest.terms) == 1 or not rest.terms[1][0]):
+            sizes[monomial[0]] = (actual - offset) // factor
+
+
+def _run(graph: Graph, arrays: dict[str, Array], sizes: Mapping[str, int]) -> list[Array]:
+    for name, value in graph.constants.items():
+        arrays[name] = value.array()
+    for node in graph.nodes:
+        args = [None if v is None else arrays[v.name] for v in node.inputs]
+        for value, result in zip(node.outputs, run_node(node, args, sizes), strict=True):
+            _check(node, value, result, sizes)
+            arrays[value.name] = result
+    return [arrays[v.name] for v in graph.outputs]
+
+
+def run_node(node: Node, args: list[Array | None], sizes: Mapping[str, int]) -> list[Array]:
+    """One node's outputs for the given operands."""
+    if node.body is not None:
+        inner = {v.name: a for v, a in zip(node.body.inputs, args, strict=True) if a is not None}
+        return _run(node.body, inner, sizes)
+    try:
+        return list(definition_of(node).reference(args, {k: _resolve(v, sizes) for k, v in attributes(node).items()}))
+    except (ValueError, IndexError, TypeError) as error:
+        raise Error(f"{node}: the reference failed: {error}") from error
+
+
+def _resolve(value: Any, sizes: Mapping[str, int]) -> Any:
+    if isinstance(value, tuple):
+        return tuple(_resolve(v, sizes) for v in value)
+    return evaluate(value, sizes) if isinstance(value, Expr) else value
+
+
+def _check(node: Node, value: Value, result: Array, sizes: Mapping[str, int]) -> None:
+    expected = tuple(evaluate(d, sizes) for d in value.shape)
+    if result.dtype != value.dtype.numpy or result.shape != expected:
+        raise Error(f"{node}: %{value.name} is {value.type}, {expected} here, but the reference gave "
+                    f"{result.dtype}{list(result.shape)}")

@@ -1,0 +1,137 @@
+"""Fused ops: each is one kernel."""
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from q8c.ir import q8
+from q8c.ir.graph import Array
+from q8c.ir.ops import nn
+from q8c.ir.ops.quantized import expect_weight
+from q8c.ir.ops.registry import OPS, AttrSpec, Level, OpDef, Operands, register
+from q8c.ir.types import DType, TensorType
+
+ACTIVATIONS = ("none", "relu", "gelu", "gelu_tanh", "silu", "tanh", "sigmoid")
+
+
+def activate(y: Array, activation: str) -> Array:
+    """A linear op's activation applied by the elementwise op of that name."""
+    if activation == "none":
+        return y
+    name, attrs = ("gelu", {"approximate": "tanh"}) if activation == "gelu_tanh" else (activation, {})
+    if activation == "gelu":
+        attrs = {"approximate": "none"}
+    return OPS[name].reference([y], attrs)[0]
+
+
+def _finish(o: Operands, rows: TensorType, cols: Any, bias: int, residual: int) -> Sequence[TensorType]:
+    result = TensorType(DType.f32, (*rows.shape[:-1], cols))
+    o.expect(o.attrs["activation"] in ACTIVATIONS, f"activation is none of {', '.join(ACTIVATIONS)}")
+    bias_type, residual_type = o.types[bias], o.types[residual]
+    if bias_type is not None:
+        o.expect(bias_type == TensorType(DType.f32, (cols,)), "expected the bias as f32[cols]")
+    if residual_type is not None:
+        o.expect(residual_type.dtype is DType.f32 and residual_type.rank == result.rank, "residual of the result's type")
+        for a, b in zip(residual_type.shape, result.shape, strict=True):
+            o.same(a, b)
+    return [result]
+
+
+def _epilogue(y: Array, args: Sequence[Any], bias: int, residual: int, activation: str) -> Array:
+    if len(args) > bias and args[bias] is not None:
+        y = y + args[bias]
+    y = activate(y, activation)
+    return y + args[residual] if len(args) > residual and args[residual] is not None else y
+
+
+def _q8_linear(o: Operands) -> Sequence[TensorType]:
+    q, w = o.type(0), o.type(3)
+    o.expect(q.dtype is DType.i8 and o.type(1).dtype is DType.f32 and o.type(2).dtype is DType.i32, "expected R8 rows")
+    expect_weight(o, w, o.type(4))
+    o.same(q.shape[-1], w.shape[0])
+    return _finish(o, q, w.shape[1], 5, 6)
+
+
+def q8_linear(args: Sequence[Any], attrs: Mapping[str, Any]) -> Sequence[Array]:
+    """activation(dequantize(q8_matmul(q, w)) + bias) + residual."""
+    q, row_scale, _, w, col_scale = args[:5]
+    y = q8.matmul_ref(q, w).astype(np.float32) * (row_scale * col_scale)
+    return [_epilogue(y, args, 5, 6, attrs["activation"])]
+
+
+def _linear(o: Operands) -> Sequence[TensorType]:
+    x, w = o.type(0), o.type(1)
+    o.expect(x.dtype is DType.f32 and w.dtype is DType.f32 and w.rank == 2, "expected (f32[..., depth], f32[depth, cols])")
+    o.same(x.shape[-1], w.shape[0])
+    return _finish(o, x, w.shape[1], 2, 3)
+
+
+def linear(args: Sequence[Any], attrs: Mapping[str, Any]) -> Sequence[Array]:
+    """activation(x @ w + bias) + residual in float."""
+    y = nn.matmul(args[:2], {"transpose_b": False})[0]
+    return [_epilogue(y, args, 2, 3, attrs["activation"])]
+
+
+def _attention(o: Operands) -> Sequence[TensorType]:
+    q, k, v = o.type(0), o.type(1), o.type(2)
+    heads, kv_heads, size = o.attrs["heads"], o.attrs["kv_heads"], o.attrs["head_size"]
+    o.expect(q.rank == k.rank == v.rank == 3, "expected q, k, v as [batch, seq, channels]")
+    o.expect(heads > 0 and kv_heads > 0 and heads % kv_heads == 0, "kv_heads must divide heads")
+    offsets = o.attrs["offsets"]
+    o.expect(len(offsets) == 3, "expected three offsets")
+    for t, offset, count in zip((q, k, v), offsets, (heads, kv_heads, kv_heads), strict=True):
+        o.expect(isinstance(t.shape[2], int) and 0 <= offset and offset + count * size <= t.shape[2],
+                 f"{count} heads of {size} at offset {offset} do not fit the channels")
+    batch = o.same(o.same(q.shape[0], k.shape[0]), v.shape[0])
+    keys = o.same(k.shape[1], v.shape[1])
+    mask = o.types[3]
+    if mask is not None:
+        o.expect(mask.rank == 4 and mask.dtype is DType.f32, "expected the mask as f32 of rank 4")
+        o.broadcast(mask.shape, (batch, heads, q.shape[1], keys))
+    return [TensorType(DType.f32, (batch, q.shape[1], heads * size))]
+
+
+def attention(args: Sequence[Any], attrs: Mapping[str, Any]) -> Sequence[Array]:
+    """softmax(scale * q k^T + mask) v per head; `causal` lets query i see keys up to i + (keys - queries)."""
+    heads, kv_heads, size = attrs["heads"], attrs["kv_heads"], attrs["head_size"]
+    split = []
+    for x, offset, count in zip(args[:3], attrs["offsets"], (heads, kv_heads, kv_heads), strict=True):
+        part = x[:, :, offset:offset + count * size].reshape(x.shape[0], x.shape[1], count, size).transpose(0, 2, 1, 3)
+        split.append(np.repeat(part.astype(np.float64), heads // count, axis=1))
+    q, k, v = split
+    scores = np.matmul(q, k.transpose(0, 1, 3, 2)) * attrs["scale"]
+    if len(args) > 3 and args[3] is not None:
+        scores = scores + args[3]
+    if attrs["causal"]:
+        queries, keys = scores.shape[2:]
+        scores = np.where(np.arange(keys) > np.arange(queries)[:, None] + (keys - queries), -np.inf, scores)
+    y = np.matmul(nn.softmax(scores), v).transpose(0, 2, 1, 3)
+    return [y.reshape(*y.shape[:2], heads * size).astype(np.float32)]
+
+
+def _loop(o: Operands) -> Sequence[TensorType]:
+    body = o.node.body
+    assert body is not None
+    o.expect(len(body.inputs) == len(o.types), f"the body takes {len(body.inputs)} operands")
+    for t, parameter in zip(o.types, body.inputs, strict=True):
+        o.expect(t == parameter.type, f"the body expects %{parameter.name} as {parameter.type}")
+    return [v.type for v in body.outputs]
+
+
+def _run_body(args: Sequence[Any], attrs: Mapping[str, Any]) -> Sequence[Array]:
+    raise AssertionError("the interpreter runs the body of a loop itself")
+
+
+_ACTIVATION = {"activation": AttrSpec("str", "none")}
+
+register(OpDef("q8_linear", "q row_scale row_sum w col_scale bias? residual?", _q8_linear, q8_linear, _ACTIVATION,
+               Level.fused, doc="Q8 weight times R8 rows, dequantized, biased, activated, added, in registers."))
+register(OpDef("linear", "x w bias? residual?", _linear, linear, _ACTIVATION, Level.fused))
+register(OpDef("attention", "q k v mask?", _attention, attention, {
+    "heads": AttrSpec("int"), "kv_heads": AttrSpec("int"), "head_size": AttrSpec("int"), "scale": AttrSpec("float"),
+    "causal": AttrSpec("bool", False), "offsets": AttrSpec("ints", (0, 0, 0))}, Level.fused))
+register(OpDef("loop", "*xs", _loop, _run_body, level=Level.fused, has_body=True,
+               doc="One pass over rows: elementwise ops, and reductions, norms, softmax and dynamic_quantize over the "
+                   "last axis. Its meaning is its body."))

@@ -1,0 +1,50 @@
+"""Reductions."""
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from q8c.ir.graph import Array
+from q8c.ir.ops.movement import normalize_axis
+from q8c.ir.ops.registry import AttrSpec, OpDef, Operands, register
+from q8c.ir.types import DType, TensorType
+
+
+def _reduced(o: Operands) -> tuple[Any, ...]:
+    x = o.type(0)
+    axes = {normalize_axis(o, a, x.rank) for a in o.attrs["axes"]}
+    keep = o.attrs["keepdims"]
+    return tuple(1 if i in axes else d for i, d in enumerate(x.shape) if keep or i not in axes)
+
+
+def _reduce(o: Operands) -> Sequence[TensorType]:
+    return [o.type(0).with_shape(_reduced(o))]
+
+
+def _arg(o: Operands) -> Sequence[TensorType]:
+    return [TensorType(DType.i64, _reduced(o))]
+
+
+def _reference(function: Callable[..., Any]) -> Callable[[Sequence[Any], Mapping[str, Any]], Sequence[Array]]:
+    def reference(args: Sequence[Any], attrs: Mapping[str, Any]) -> Sequence[Array]:
+        x = args[0]
+        wide = x.astype(np.float64) if x.dtype.kind == "f" else x
+        with np.errstate(all="ignore"):
+            return [np.asarray(function(wide, axis=attrs["axes"], keepdims=attrs["keepdims"])).astype(x.dtype)]
+    return reference
+
+
+def _arg_reference(function: Callable[..., Any]) -> Callable[[Sequence[Any], Mapping[str, Any]], Sequence[Array]]:
+    def reference(args: Sequence[Any], attrs: Mapping[str, Any]) -> Sequence[Array]:
+        return [np.asarray(function(args[0], axis=attrs["axes"][0], keepdims=attrs["keepdims"]), dtype=np.int64)]
+    return reference
+
+
+_ATTRS = {"axes": AttrSpec("ints"), "keepdims": AttrSpec("bool", True)}
+
+for _name, _function in {"sum": np.sum, "mean": np.mean, "max": np.max, "min": np.min, "prod": np.prod}.items():
+    register(OpDef(f"reduce_{_name}", "x", _reduce, _reference(_function), _ATTRS))
+for _name, _function in {"argmax": np.argmax, "argmin": np.argmin}.items():
+    register(OpDef(_name, "x", _arg, _arg_reference(_function), _ATTRS))
