@@ -1,0 +1,56 @@
+"""The kernel builder: a readable layer over llvmlite that knows the tier.
+
+    b = Builder(module, tier, "double", [("x", PTR), ("y", PTR), ("count", I64)])
+    with b.range(0, b.arg("count"), 16) as i:
+        rest = b.sub(b.arg("count"), i)
+        x = b.load_tail(V16F, b.at(b.arg("x"), i, F32), b.imin(rest, 16))
+        b.store_tail(b.add(x, x), b.at(b.arg("y"), i, F32), b.imin(rest, 16))
+    b.ret()
+"""
+from __future__ import annotations
+
+import llvmlite.ir as ir
+
+from q8c.codegen.core import F32, I1, I8, I16, I32, I64, PTR, VOID, Core, Operand, Value, constant, element, sizeof
+from q8c.codegen.simd import LANES, V16B, V16F, V16I, V16M, V16S, Simd
+
+__all__ = [
+    "F32", "I1", "I8", "I16", "I32", "I64", "LANES", "PTR", "V16B", "V16F", "V16I", "V16M", "V16S", "VOID",
+    "Builder", "Core", "Operand", "Simd", "Value", "constant", "element", "sizeof",
+]
+
+
+class Builder(Simd):
+    """`Simd` with the integer dot products a tier has."""
+
+    def dot_u8s8(self, acc: Value, u8: Value, s8: Value) -> Value:
+        """acc + the dot product of the 4 bytes of every 32-bit lane, u8 unsigned and s8 signed; never saturates.
+
+        All three are <8 x i32> or <16 x i32> (bytes packed four to a lane). One `vpdpbusd` per register where the
+        tier has VNNI; else even and odd bytes apart through `vpmaddwd`, exact for all operands.
+        """
+        if acc.type.count * 32 > self.tier.vector_bits:
+            parts = zip(*(self.halves(v) for v in (acc, u8, s8)), strict=True)
+            return self.concat(*(self.dot_u8s8(*part) for part in parts))
+        if self.tier.has_vnni:
+            lanes = acc.type.count
+            as_bytes = ir.VectorType(I8, 4 * lanes)
+            name = f"llvm.x86.avx512.vpdpbusd.{32 * lanes}"
+            return self.intrinsic(name, [acc, self.bitcast(u8, as_bytes), self.bitcast(s8, as_bytes)], acc.type)
+        for u16, s16 in zip(self.split_u8(u8), self.split_s8(s8), strict=True):
+            acc = self.add(acc, self.dot_s16(u16, s16))
+        return acc
+
+    def split_u8(self, x: Value) -> tuple[Value, Value]:
+        """The even and the odd unsigned bytes of 32-bit lanes, each widened to 16 bits in place."""
+        pairs = self.bitcast(x, ir.VectorType(I16, 2 * x.type.count))
+        return self.and_(pairs, 0xFF), self.lshr(pairs, 8)
+
+    def split_s8(self, x: Value) -> tuple[Value, Value]:
+        """The even and the odd signed bytes of 32-bit lanes, each widened to 16 bits in place."""
+        pairs = self.bitcast(x, ir.VectorType(I16, 2 * x.type.count))
+        return self.ashr(self.shl(pairs, 8), 8), self.ashr(pairs, 8)
+
+    def dot_s16(self, x: Value, y: Value) -> Value:
+        """<16 x i16> x <16 x i16> -> <8 x i32>: products of neighbours added in pairs (`vpmaddwd`)."""
+        return self.intrinsic("llvm.x86.avx2.pmadd.wd", [x, y], ir.VectorType(I32, x.type.count // 2))

@@ -1,0 +1,97 @@
+"""The CPU tiers code is generated for, and the gate that keeps LLVM from meeting an instruction a tier lacks.
+
+LLVM ends the whole process when it cannot select an intrinsic, so `require` raises before one is built.
+"""
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from q8c.errors import CompileError
+
+TRIPLE = "x86_64-unknown-linux-gnu"
+
+_AVX2 = ("avx", "avx2", "bmi", "bmi2", "f16c", "fma", "lzcnt", "movbe", "popcnt")
+_AVX512 = ("avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl")
+
+EXTRAS = ("avx512bf16",)
+"""LLVM features a tier may carry on top of its own (`Tier.with_extras`)."""
+
+
+@dataclass(frozen=True)
+class Tier:
+    """What one generated object may assume of the CPU.
+
+    `features` are LLVM's names; `vector_bits` is the width kernels are scheduled for; `registers` how many
+    vector registers there are.
+    """
+
+    name: str
+    cpu: str
+    features: tuple[str, ...]
+    vector_bits: int
+    registers: int
+    extras: tuple[str, ...] = ()
+
+    @property
+    def lanes(self) -> int:
+        """32-bit lanes of one vector register."""
+        return self.vector_bits // 32
+
+    @property
+    def has_vnni(self) -> bool:
+        """Whether `vpdpbusd` exists at `vector_bits`."""
+        return self.has("avxvnni") or self.has("avx512vnni")
+
+    @property
+    def feature_string(self) -> str:
+        """For LLVM's target machine. Wide vectors are wanted where they exist, hence `-prefer-256-bit`."""
+        return ",".join([f"+{f}" for f in (*self.features, *self.extras)] + ["-prefer-256-bit"])
+
+    def has(self, feature: str) -> bool:
+        """Whether code of this tier may use an LLVM feature."""
+        return feature in self.features or feature in self.extras
+
+    def with_extras(self, *extras: str) -> Tier:
+        """This tier with optional features on top; CompileError for one that is unknown or does not fit."""
+        for extra in extras:
+            if extra not in EXTRAS or not self.has("avx512f"):
+                raise CompileError(f"tier {self.name} cannot have the extra {extra!r}; extras are {EXTRAS} on avx512")
+        return replace(self, extras=tuple(sorted({*self.extras, *extras})))
+
+
+TIERS: dict[str, Tier] = {
+    t.name: t
+    for t in (
+        Tier("avx2", "x86-64-v3", _AVX2, 256, 16),
+        Tier("avx-vnni", "x86-64-v3", (*_AVX2, "avxvnni"), 256, 16),
+        Tier("avx512-vnni", "x86-64-v4", (*_AVX2, *_AVX512, "avx512vnni"), 512, 32),
+    )
+}
+"""Every tier by name, from the oldest CPUs to the newest."""
+
+
+def tier(name: str) -> Tier:
+    """The tier of that name, or CompileError that lists them."""
+    if name not in TIERS:
+        raise CompileError(f"unknown target {name!r}; targets are {', '.join(TIERS)}")
+    return TIERS[name]
+
+
+# One row per target intrinsic in use: any of the features makes it legal.
+_INTRINSIC_FEATURES: dict[str, tuple[str, ...]] = {
+    "llvm.x86.avx2.pmadd.wd": ("avx2",),
+    "llvm.x86.avx512.vpdpbusd.256": ("avxvnni", "avx512vnni"),
+    "llvm.x86.avx512.vpdpbusd.512": ("avx512vnni",),
+    "llvm.x86.avx512bf16.dpbf16ps.512": ("avx512bf16",),
+    "llvm.x86.avx512bf16.cvtneps2bf16.512": ("avx512bf16",),
+    "llvm.x86.avx512bf16.cvtne2ps2bf16.512": ("avx512bf16",),
+}
+
+
+def require(tier: Tier, intrinsic: str) -> None:
+    """Raise CompileError unless code of `tier` may call the target intrinsic `llvm.x86.*`."""
+    features = _INTRINSIC_FEATURES.get(intrinsic)
+    if features is None:
+        raise CompileError(f"{intrinsic} is not in the table of target intrinsics; add it with the feature it needs")
+    if not any(tier.has(f) for f in features):
+        raise CompileError(f"{intrinsic} needs {' or '.join(features)}, which tier {tier.name} lacks")

@@ -1,0 +1,105 @@
+"""Runs generated objects inside the test process, and arrays that end at a page nobody may touch."""
+from __future__ import annotations
+
+import ctypes
+import mmap
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import llvmlite.binding as llvm
+import llvmlite.ir as ir
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from q8c.codegen.module import Compiled, compile_module, new_module
+from q8c.codegen.targets import TIERS, Tier
+
+_CPU_FLAGS = {"avx2": {"avx2", "fma", "bmi2", "f16c"}, "avx-vnni": {"avx2", "fma", "bmi2", "f16c", "avx_vnni"},
+              "avx512-vnni": {"avx512f", "avx512bw", "avx512dq", "avx512vl", "avx512_vnni"}}
+
+
+@cache
+def cpu_flags() -> frozenset[str]:
+    """What this machine's first CPU says it has."""
+    text = Path("/proc/cpuinfo").read_text()
+    return frozenset(next(line for line in text.splitlines() if line.startswith("flags")).split(":")[1].split())
+
+
+all_tiers = pytest.mark.parametrize("tier", [
+    pytest.param(t, id=t.name, marks=pytest.mark.skipif(
+        not _CPU_FLAGS[t.name] <= cpu_flags(), reason=f"this CPU lacks {_CPU_FLAGS[t.name] - cpu_flags()}"))
+    for t in TIERS.values()])
+"""Parametrizes a test over every tier this CPU can run."""
+
+
+def runnable_tiers() -> list[Tier]:
+    """The tiers this CPU can run."""
+    return [t for t in TIERS.values() if _CPU_FLAGS[t.name] <= cpu_flags()]
+
+
+class Loaded:
+    """A compiled object, callable by symbol: `loaded("name", argument...)` takes arrays, integers and None."""
+
+    _count = 0
+
+    def __init__(self, compiled: Compiled) -> None:
+        self.compiled = compiled
+        Loaded._count += 1
+        self._name = f"test{Loaded._count}"
+        self._library = llvm.JITLibraryBuilder().add_object_img(compiled.object).link(_orc(), self._name)
+        self._functions: dict[str, Any] = {}
+
+    def function(self, symbol: str) -> Any:
+        """The ctypes function of a symbol; returns an i64."""
+        if symbol not in self._functions:
+            found = _orc().lookup(self._name, symbol)
+            function = ctypes.CFUNCTYPE(ctypes.c_int64)(found[symbol])
+            self._functions[symbol] = function, found
+        return self._functions[symbol][0]
+
+    def __call__(self, symbol: str, *args: NDArray[Any] | int | None) -> int:
+        return int(self.function(symbol)(*(_argument(a) for a in args)))
+
+
+def build(tier: Tier, *emitters: Callable[[ir.Module, Tier], None]) -> Loaded:
+    """A module made by the emitters, compiled for the tier and loaded."""
+    module = new_module("test")
+    for emit in emitters:
+        emit(module, tier)
+    return Loaded(compile_module(module, tier))
+
+
+def guarded(values: NDArray[Any]) -> NDArray[Any]:
+    """A copy whose last byte is the last one before an unreadable page: reading or writing past it crashes."""
+    page = mmap.PAGESIZE
+    size = -(-max(values.nbytes, 1) // page) * page
+    area = mmap.mmap(-1, size + page)
+    address = ctypes.addressof(ctypes.c_char.from_buffer(area))
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.mprotect(ctypes.c_void_p(address + size), ctypes.c_size_t(page), 0) != 0:
+        raise OSError(ctypes.get_errno(), "mprotect")
+    copy = np.frombuffer(area, values.dtype, values.size, size - values.nbytes).reshape(values.shape)
+    copy[...] = values
+    _areas.append(area)
+    return copy
+
+
+_areas: list[mmap.mmap] = []
+
+
+def _argument(value: NDArray[Any] | int | None) -> Any:
+    if value is None:
+        return ctypes.c_void_p(0)
+    if isinstance(value, int):
+        return ctypes.c_int64(value)
+    return ctypes.c_void_p(value.ctypes.data)
+
+
+@cache
+def _orc() -> Any:
+    llvm.initialize_native_target()
+    llvm.initialize_native_asmprinter()
+    return llvm.create_lljit_compiler()
