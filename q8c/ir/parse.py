@@ -193,10 +193,7 @@ class _Parser:
         self.expect(":")
         type = self.type()
         self.expect("=")
-        if self.take("@"):
-            data = self.constants.get(self.word())
-        else:
-            data = self.literal(type)
+        data = self.constants.get(self.word()) if self.take("@") else self.literal(type)
         self.define(values, name, graph.declare_constant(name, type, data))
 
     def literal(self, type: TensorType) -> Array:

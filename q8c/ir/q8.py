@@ -1,9 +1,11 @@
 """The Q8 weight format and the R8 activation format, their bounds and their oracle.
 
 Q8 (weights, offline): uint8 with zero point 127; column n of a [depth, cols] weight has one scale,
-    scale = max(absmax / 127, SCALE_FLOOR),  u = clip(round_half_even(w / scale), -127, 127) + 127,  w ~ scale * (u - 127).
+    scale = max(absmax / 127, SCALE_FLOOR),  u = clip(round_half_even(w / scale), -127, 127) + 127,
+    w ~ scale * (u - 127).
 R8 (activations, on the fly): int8 in [-127, 127], one scale per row,
-    scale = max(absmax / 127, SCALE_FLOOR),  q = clip(round_half_even(x * (1 / scale)), -127, 127),  x ~ scale * q,
+    scale = max(absmax / 127, SCALE_FLOOR),  q = clip(round_half_even(x * (1 / scale)), -127, 127),
+    x ~ scale * q,
 with the row's sum of q beside it: sum q * (u - 127) = sum q * u - 127 * sum q, so the kernel multiplies u8 by s8.
 A row that holds NaN or Inf has the scale NaN, so all its results are NaN and no other row's change. The scheme is
 symmetric as in ggml's Q8_0; the number 127 appears nowhere else.
@@ -39,7 +41,7 @@ def quantize_weight(w: Array) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
 
 def dequantize_weight(u: Array, scale: Array) -> NDArray[np.float32]:
     """The float weight a Q8 weight stands for."""
-    return (u.astype(np.float32) - np.float32(ZERO_POINT)) * scale
+    return np.asarray((u.astype(np.float32) - np.float32(ZERO_POINT)) * scale, dtype=np.float32)
 
 
 def quantize_rows(x: Array) -> tuple[NDArray[np.int8], NDArray[np.float32], NDArray[np.int32]]:
@@ -57,4 +59,4 @@ def quantize_rows(x: Array) -> tuple[NDArray[np.int8], NDArray[np.float32], NDAr
 def matmul_ref(q: Array, u: Array) -> NDArray[np.int32]:
     """The exact int32 product of R8 rows [..., depth] and a Q8 weight [depth, cols]."""
     # float64 is exact here: every partial sum is an integer below 2**31
-    return np.matmul(q.astype(np.float64), u.astype(np.float64) - ZERO_POINT).astype(np.int32)
+    return np.asarray(np.matmul(q.astype(np.float64), u.astype(np.float64) - ZERO_POINT)).astype(np.int32)

@@ -9,6 +9,8 @@ import numpy as np
 
 from q8c.ir.dims import Dim, product
 
+Truth = bool  # inside DType the name `bool` is the element type
+
 
 class DType(Enum):
     """An element type; its value is its name in text, and numpy's name for it."""
@@ -37,12 +39,12 @@ class DType(Enum):
         return self.numpy.itemsize
 
     @property
-    def is_float(self) -> bool:
+    def is_float(self) -> Truth:
         """Whether it is a floating-point type."""
         return self.name.startswith("f")
 
     @property
-    def is_int(self) -> bool:
+    def is_int(self) -> Truth:
         """Whether it is a signed or unsigned integer type (bool is neither int nor float)."""
         return self.name[0] in "iu"
 

@@ -89,6 +89,11 @@ def _where(o: Operands) -> Sequence[TensorType]:
     return [TensorType(a.dtype, o.broadcast(c.shape, a.shape, b.shape))]
 
 
+def _is_nan(o: Operands) -> Sequence[TensorType]:
+    o.expect(o.type(0).dtype.is_float, "expected a float operand")
+    return [TensorType(DType.bool, o.type(0).shape)]
+
+
 def _cast(o: Operands) -> Sequence[TensorType]:
     return [TensorType(o.attrs["to"], o.type(0).shape)]
 
@@ -96,7 +101,7 @@ def _cast(o: Operands) -> Sequence[TensorType]:
 def cast(x: Array, to: DType) -> Array:
     """x converted; a float outside an integer type's range gives the nearest bound, NaN gives 0."""
     if x.dtype.kind == "f" and to.is_int:
-        bounds = np.iinfo(to.numpy)
+        bounds = np.iinfo(to.value)
         wide = np.nan_to_num(np.trunc(x.astype(np.float64)), nan=0.0, posinf=math.inf, neginf=-math.inf)
         low, high = wide <= float(bounds.min), wide >= float(bounds.max)
         inside = np.where(low | high, 0, wide).astype(to.numpy)
@@ -143,6 +148,7 @@ for _name, _function in _COMPARE.items():
     _define(_name, "a b", _compare, _function)
 for _name, _function in _LOGICAL.items():
     _define(_name, "a b", _logical, _function)
+_define("is_nan", "x", _is_nan, np.isnan)
 _define("not", "x", _logical, np.logical_not)
 _define("mod", "a b", _binary, remainder, truncate=AttrSpec("bool", False))
 _define("gelu", "x", _float_unary, gelu, approximate=AttrSpec("str", "none"))

@@ -33,7 +33,8 @@ def _finish(o: Operands, rows: TensorType, cols: Any, bias: int, residual: int) 
     if bias_type is not None:
         o.expect(bias_type == TensorType(DType.f32, (cols,)), "expected the bias as f32[cols]")
     if residual_type is not None:
-        o.expect(residual_type.dtype is DType.f32 and residual_type.rank == result.rank, "residual of the result's type")
+        o.expect(residual_type.dtype is DType.f32 and residual_type.rank == result.rank,
+                 "expected the residual of the result's type")
         for a, b in zip(residual_type.shape, result.shape, strict=True):
             o.same(a, b)
     return [result]
@@ -63,7 +64,8 @@ def q8_linear(args: Sequence[Any], attrs: Mapping[str, Any]) -> Sequence[Array]:
 
 def _linear(o: Operands) -> Sequence[TensorType]:
     x, w = o.type(0), o.type(1)
-    o.expect(x.dtype is DType.f32 and w.dtype is DType.f32 and w.rank == 2, "expected (f32[..., depth], f32[depth, cols])")
+    o.expect(x.dtype is DType.f32 and w.dtype is DType.f32 and w.rank == 2,
+             "expected (f32[..., depth], f32[depth, cols])")
     o.same(x.shape[-1], w.shape[0])
     return _finish(o, x, w.shape[1], 2, 3)
 
@@ -82,7 +84,7 @@ def _attention(o: Operands) -> Sequence[TensorType]:
     offsets = o.attrs["offsets"]
     o.expect(len(offsets) == 3, "expected three offsets")
     for t, offset, count in zip((q, k, v), offsets, (heads, kv_heads, kv_heads), strict=True):
-        o.expect(isinstance(t.shape[2], int) and 0 <= offset and offset + count * size <= t.shape[2],
+        o.expect(isinstance(t.shape[2], int) and offset >= 0 and offset + count * size <= t.shape[2],
                  f"{count} heads of {size} at offset {offset} do not fit the channels")
     batch = o.same(o.same(q.shape[0], k.shape[0]), v.shape[0])
     keys = o.same(k.shape[1], v.shape[1])
@@ -94,7 +96,9 @@ def _attention(o: Operands) -> Sequence[TensorType]:
 
 
 def attention(args: Sequence[Any], attrs: Mapping[str, Any]) -> Sequence[Array]:
-    """softmax(scale * q k^T + mask) v per head; `causal` lets query i see keys up to i + (keys - queries)."""
+    """softmax(scale * q k^T + mask) v per head; `causal` lets query i see keys up to i + (keys - queries),
+    and `nan_to_zero` turns NaN weights (rows whose keys are all masked) into 0.
+    """
     heads, kv_heads, size = attrs["heads"], attrs["kv_heads"], attrs["head_size"]
     split = []
     for x, offset, count in zip(args[:3], attrs["offsets"], (heads, kv_heads, kv_heads), strict=True):
@@ -107,7 +111,10 @@ def attention(args: Sequence[Any], attrs: Mapping[str, Any]) -> Sequence[Array]:
     if attrs["causal"]:
         queries, keys = scores.shape[2:]
         scores = np.where(np.arange(keys) > np.arange(queries)[:, None] + (keys - queries), -np.inf, scores)
-    y = np.matmul(nn.softmax(scores), v).transpose(0, 2, 1, 3)
+    weights = nn.softmax(scores)
+    if attrs["nan_to_zero"]:
+        weights = np.where(np.isnan(weights), 0, weights)
+    y = np.matmul(weights, v).transpose(0, 2, 1, 3)
     return [y.reshape(*y.shape[:2], heads * size).astype(np.float32)]
 
 
@@ -131,7 +138,8 @@ register(OpDef("q8_linear", "q row_scale row_sum w col_scale bias? residual?", _
 register(OpDef("linear", "x w bias? residual?", _linear, linear, _ACTIVATION, Level.fused))
 register(OpDef("attention", "q k v mask?", _attention, attention, {
     "heads": AttrSpec("int"), "kv_heads": AttrSpec("int"), "head_size": AttrSpec("int"), "scale": AttrSpec("float"),
-    "causal": AttrSpec("bool", False), "offsets": AttrSpec("ints", (0, 0, 0))}, Level.fused))
+    "causal": AttrSpec("bool", False), "nan_to_zero": AttrSpec("bool", False),
+    "offsets": AttrSpec("ints", (0, 0, 0))}, Level.fused))
 register(OpDef("loop", "*xs", _loop, _run_body, level=Level.fused, has_body=True,
                doc="One pass over rows: elementwise ops, and reductions, norms, softmax and dynamic_quantize over the "
                    "last axis. Its meaning is its body."))

@@ -76,6 +76,29 @@ def gather(args: Sequence[Any], attrs: Mapping[str, Any]) -> Sequence[Array]:
     return [np.take(x, indices, axis=attrs["axis"])]
 
 
+def _gather_nd(o: Operands) -> Sequence[TensorType]:
+    x, indices = o.type(0), o.type(1)
+    o.expect(indices.dtype is DType.i64 and indices.rank >= 1, "expected i64 indices of rank >= 1")
+    depth, batch = indices.shape[-1], o.attrs["batch_dims"]
+    o.expect(isinstance(depth, int) and 0 <= batch < min(x.rank, indices.rank) and batch + depth <= x.rank,
+             "expected index tuples no longer than the rank")
+    assert isinstance(depth, int)
+    lead = [o.same(a, b) for a, b in zip(x.shape[:batch], indices.shape[:batch], strict=True)]
+    return [x.with_shape((*lead, *indices.shape[batch:-1], *x.shape[batch + depth:]))]
+
+
+def gather_nd(args: Sequence[Any], attrs: Mapping[str, Any]) -> Sequence[Array]:
+    """x[indices[..., 0], indices[..., 1], …] per batch; raises InputError for an index out of range."""
+    x, indices = args
+    batch, depth = attrs["batch_dims"], indices.shape[-1]
+    sizes = np.array(x.shape[batch:batch + depth])
+    if ((indices < -sizes) | (indices >= sizes)).any():
+        raise InputError(f"gather_nd: an index is out of the range of {list(sizes)}")
+    lead = tuple(np.arange(n).reshape([-1 if i == j else 1 for j in range(indices.ndim - 1)])
+                 for i, n in enumerate(x.shape[:batch]))
+    return [x[lead + tuple(np.moveaxis(indices, -1, 0))]]
+
+
 def take_slice(args: Sequence[Any], attrs: Mapping[str, Any]) -> Sequence[Array]:
     """x[start : start + size * step : step] on every axis."""
     index = []
@@ -114,6 +137,7 @@ register(OpDef("broadcast_to", "x", _broadcast_to,
 register(OpDef("slice", "x", _slice, take_slice, {"starts": _DIMS, "sizes": _DIMS, "steps": _INTS}))
 register(OpDef("concat", "x *xs", _concat, lambda a, k: [np.concatenate(a, axis=k["axis"])], {"axis": _AXIS}))
 register(OpDef("gather", "x indices", _gather, gather, {"axis": AttrSpec("int", 0)}))
+register(OpDef("gather_nd", "x indices", _gather_nd, gather_nd, {"batch_dims": AttrSpec("int", 0)}))
 register(OpDef("pad", "x", _pad, lambda a, k: [
     np.pad(a[0], list(zip(k["before"], k["after"], strict=True)), constant_values=k["value"])],
     {"before": _DIMS, "after": _DIMS, "value": AttrSpec("float", 0.0)}))

@@ -44,7 +44,8 @@ def _arg_reference(function: Callable[..., Any]) -> Callable[[Sequence[Any], Map
 
 _ATTRS = {"axes": AttrSpec("ints"), "keepdims": AttrSpec("bool", True)}
 
-for _name, _function in {"sum": np.sum, "mean": np.mean, "max": np.max, "min": np.min, "prod": np.prod}.items():
+_REDUCE: dict[str, Callable[..., Any]] = {"sum": np.sum, "mean": np.mean, "max": np.max, "min": np.min, "prod": np.prod}
+for _name, _function in _REDUCE.items():
     register(OpDef(f"reduce_{_name}", "x", _reduce, _reference(_function), _ATTRS))
 for _name, _function in {"argmax": np.argmax, "argmin": np.argmin}.items():
     register(OpDef(_name, "x", _arg, _arg_reference(_function), _ATTRS))
