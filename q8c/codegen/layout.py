@@ -1,0 +1,74 @@
+"""How weights lie in memory: panels of 16 columns, the same bytes for every CPU tier.
+
+Q8 [depth, cols] becomes [panels][ceil(depth / 4)][16][4] u8: 64 bytes hold 4 steps of depth of 16 columns, one
+register of `vpdpbusd`'s unsigned operand (and a row of an AMX B tile). float32 becomes [panels][depth][16].
+Padding is the zero point in Q8 and 0 elsewhere, so that it adds nothing.
+"""
+from __future__ import annotations
+
+from typing import TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from q8c.ir.q8 import ZERO_POINT
+
+PANEL = 16
+"""Columns of a panel."""
+GROUP = 4
+"""Steps of depth that one 32-bit lane holds."""
+
+Scalar = TypeVar("Scalar", bound=np.generic)
+
+
+def panels(cols: int) -> int:
+    """How many panels hold `cols` columns."""
+    return -(-cols // PANEL)
+
+
+def groups(depth: int) -> int:
+    """How many 4-byte groups hold `depth` bytes; an R8 row takes 4 * groups(depth) bytes."""
+    return -(-depth // GROUP)
+
+
+def _padded(values: NDArray[Scalar], shape: tuple[int, ...], fill: int) -> NDArray[Scalar]:
+    out = np.full(shape, fill, values.dtype)
+    out[tuple(slice(n) for n in values.shape)] = values
+    return out
+
+
+def pack_q8(weight: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """A Q8 weight [depth, cols] as [panels, groups, 16, 4]."""
+    depth, cols = weight.shape
+    full = _padded(weight, (groups(depth) * GROUP, panels(cols) * PANEL), ZERO_POINT)
+    parts = full.reshape(groups(depth), GROUP, panels(cols), PANEL)
+    return np.ascontiguousarray(parts.transpose(2, 0, 3, 1))
+
+
+def unpack_q8(packed: NDArray[np.uint8], depth: int, cols: int) -> NDArray[np.uint8]:
+    """The weight [depth, cols] that `pack_q8` packed."""
+    full = packed.transpose(1, 3, 0, 2).reshape(packed.shape[1] * GROUP, packed.shape[0] * PANEL)
+    return np.ascontiguousarray(full[:depth, :cols])
+
+
+def pack_f32(weight: NDArray[np.float32]) -> NDArray[np.float32]:
+    """A float weight [depth, cols] as [panels, depth, 16]."""
+    depth, cols = weight.shape
+    full = _padded(weight, (depth, panels(cols) * PANEL), 0)
+    return np.ascontiguousarray(full.reshape(depth, panels(cols), PANEL).transpose(1, 0, 2))
+
+
+def unpack_f32(packed: NDArray[np.float32], depth: int, cols: int) -> NDArray[np.float32]:
+    """The weight [depth, cols] that `pack_f32` packed."""
+    full = packed.transpose(1, 0, 2).reshape(depth, packed.shape[0] * PANEL)
+    return np.ascontiguousarray(full[:, :cols])
+
+
+def pad_cols(values: NDArray[Scalar]) -> NDArray[Scalar]:
+    """Per-column values [cols] (scale, bias, sums) padded with 0 to whole panels."""
+    return _padded(values, (panels(values.shape[0]) * PANEL,), 0)
+
+
+def unpad_cols(values: NDArray[Scalar], cols: int) -> NDArray[Scalar]:
+    """The [cols] values that `pad_cols` padded."""
+    return np.ascontiguousarray(values[:cols])
