@@ -9,12 +9,12 @@ from __future__ import annotations
 import ast
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, Union
+from typing import Any, TypeAlias
 
-Dim = Union[int, "Expr"]
-Atom = Union[str, "Call"]
-Monomial = tuple[Atom, ...]
-Program = Union[int, list[Any]]
+Dim: TypeAlias = "int | Expr"
+Atom: TypeAlias = "str | Call"
+Monomial: TypeAlias = "tuple[Atom, ...]"
+Program: TypeAlias = "int | list[Any]"
 SIZE_LIMIT = 2**47  # every size is below this (the x86-64 address space), so a larger bound bounds nothing
 
 

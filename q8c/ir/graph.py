@@ -3,7 +3,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Union
+from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,7 +13,7 @@ from q8c.ir.dims import Dim, Expr, symbols
 from q8c.ir.types import DType, TensorType
 
 Array = NDArray[Any]
-Attr = Union[bool, int, float, str, DType, Expr, tuple[Any, ...]]
+Attr: TypeAlias = "bool | int | float | str | DType | Expr | tuple[Any, ...]"
 
 
 @dataclass(eq=False)
@@ -246,8 +246,9 @@ def clone(graph: Graph, name: str | None = None) -> Graph:
     copy.inputs = [mapping[v] for v in graph.inputs]
     copy.constants = {n: mapping[v] for n, v in graph.constants.items()}
     for node in graph.nodes:
-        new = Node(node.op, [None if v is None else mapping[v] for v in node.inputs], [mapping[v] for v in node.outputs],
-                   dict(node.attrs), node.source, clone(node.body) if node.body else None)
+        new = Node(node.op, [None if v is None else mapping[v] for v in node.inputs],
+                   [mapping[v] for v in node.outputs], dict(node.attrs), node.source,
+                   clone(node.body) if node.body else None)
         for value in new.outputs:
             value.producer = new
         if new.body:
