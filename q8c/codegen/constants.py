@@ -1,0 +1,80 @@
+"""The constants a compiled model carries, in the layout its kernels read."""
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from q8c.codegen import layout
+from q8c.ir.graph import Graph, Node, Value
+from q8c.ir.types import DType
+
+
+@dataclass(frozen=True)
+class Layout:
+    """A way to lay a constant out: the packed shape of a plain shape, and the packing itself."""
+
+    name: str
+    shape: Callable[[tuple[int, ...]], tuple[int, ...]]
+    pack: Callable[[NDArray[Any]], NDArray[Any]]
+
+
+_PLAIN = Layout("", lambda s: s, lambda a: a)
+_Q8 = Layout("q8", lambda s: (layout.panels(s[1]), layout.groups(s[0]), layout.PANEL, layout.GROUP), layout.pack_q8)
+_F32 = Layout("f32", lambda s: (layout.panels(s[1]), s[0], layout.PANEL), layout.pack_f32)
+_COLS = Layout("cols", lambda s: (layout.panels(s[0]) * layout.PANEL,), layout.pad_cols)
+
+_OPERAND_LAYOUTS: dict[str, dict[int, Layout]] = {
+    "q8_linear": {3: _Q8, 4: _COLS, 5: _COLS},
+    "linear": {1: _F32, 2: _COLS},
+}
+
+
+@dataclass(frozen=True)
+class Packed:
+    """One tensor of the weights section: its name, dtype and packed shape, and what it is made from."""
+
+    name: str
+    dtype: DType
+    shape: tuple[int, ...]
+    value: Value
+    layout: Layout
+
+    def array(self) -> NDArray[Any]:
+        """The packed elements. Raises CompileError where the graph was read without them."""
+        return np.ascontiguousarray(self.layout.pack(self.value.array()))
+
+
+def packed_name(node: Node | None, operand: int, value: Value) -> str:
+    """The name under which an operand's constant is kept; a graph output (node None) is kept plain."""
+    found = _layout(node, operand)
+    return f"{value.name}:{found.name}" if found.name else value.name
+
+
+def packed_constants(graph: Graph) -> list[Packed]:
+    """Every constant in every layout some node reads, in order of first use; needs types only, no elements."""
+    found: dict[str, Packed] = {}
+    for node, operand, value in _uses(graph):
+        name = packed_name(node, operand, value)
+        if name not in found:
+            chosen = _layout(node, operand)
+            shape = chosen.shape(tuple(int(str(d)) for d in value.shape))
+            found[name] = Packed(name, value.dtype, shape, value, chosen)
+    return list(found.values())
+
+
+def _uses(graph: Graph) -> Iterator[tuple[Node | None, int, Value]]:
+    for node in graph.nodes:
+        for operand, value in enumerate(node.inputs):
+            if value is not None and value.is_constant:
+                yield node, operand, value
+    for value in graph.outputs:
+        if value.is_constant:
+            yield None, 0, value
+
+
+def _layout(node: Node | None, operand: int) -> Layout:
+    return _PLAIN if node is None else _OPERAND_LAYOUTS.get(node.op, {}).get(operand, _PLAIN)

@@ -1,0 +1,63 @@
+"""The frame a run passes to the compiled code: one int64 array of pointers, sizes and counters.
+
+    [0] threads  [1] status: 0, or 1 + the number of the first node that failed  [2] the integer it failed on
+    [3] weights  [4] arena   [8..23] barrier   [24...] inputs, outputs, sizes, slot offsets, counters
+
+The run time has the same layout from the manifest; a test holds the two together.
+"""
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from q8c.ir.dims import Dim, Expr, sym
+
+THREADS, STATUS, DETAIL, WEIGHTS, ARENA = range(5)
+ARGUMENTS = 24
+THREAD_COUNT = "q8c_threads"
+"""The symbol that stands for the number of threads, in the size of a scratch buffer."""
+
+
+@dataclass(frozen=True)
+class Frame:
+    """The parts of a frame whose length depends on the model.
+
+    `sizes` are the run-time integers the code reads. `slots` are the bytes of each arena slot; a last slot, if any
+    node needs it, is scratch memory for one node at a time. `counters` are words that are 0 at the start of a run.
+    """
+
+    inputs: int
+    outputs: int
+    sizes: tuple[Expr, ...]
+    slots: tuple[Dim, ...]
+    counters: int
+
+    def input(self, index: int) -> int:
+        """The word that points to an input."""
+        return ARGUMENTS + index
+
+    def output(self, index: int) -> int:
+        """The word that points to an output."""
+        return ARGUMENTS + self.inputs + index
+
+    def size(self, size: Expr) -> int:
+        """The word that holds a run-time integer."""
+        return self.output(self.outputs) + self.sizes.index(size)
+
+    def slot(self, index: int) -> int:
+        """The word that holds a slot's offset from the arena."""
+        return self.output(self.outputs) + len(self.sizes) + index
+
+    def counter(self, index: int) -> int:
+        """The word of a counter."""
+        return self.slot(len(self.slots)) + index
+
+
+def distinct(sizes: Sequence[Dim]) -> tuple[Expr, ...]:
+    """The symbolic ones among sizes, each once, in order."""
+    return tuple(dict.fromkeys(s for s in sizes if isinstance(s, Expr)))
+
+
+def thread_count() -> Expr:
+    """The number of threads as a size."""
+    return sym(THREAD_COUNT)
