@@ -264,3 +264,10 @@ def clone(graph: Graph, name: str | None = None) -> Graph:
 def users_of(values: Iterable[Value]) -> list[Node]:
     """The distinct nodes that read any of the values."""
     return list(dict.fromkeys(u for v in values for u in v.users))
+
+
+def view_root(value: Value) -> Value:
+    """The value whose bytes this one is: a reshape moves nothing."""
+    while value.producer is not None and value.producer.op == "reshape":
+        value = value.producer.input(0)
+    return value

@@ -131,6 +131,8 @@ def cumsum(args: Sequence[Any], attrs: Mapping[str, Any]) -> Sequence[Array]:
 _INTS, _DIMS, _AXIS = AttrSpec("ints"), AttrSpec("dims"), AttrSpec("int")
 
 register(OpDef("reshape", "x", _reshape, lambda a, k: [a[0].reshape(k["shape"])], {"shape": _DIMS}))
+register(OpDef("copy", "x", lambda o: [o.type(0)], lambda a, k: [a[0].copy()],
+               doc="The same elements in memory of their own."))
 register(OpDef("transpose", "x", _transpose, lambda a, k: [a[0].transpose(k["perm"])], {"perm": _INTS}))
 register(OpDef("broadcast_to", "x", _broadcast_to,
                lambda a, k: [np.broadcast_to(a[0], np.broadcast_shapes(a[0].shape, k["shape"]))], {"shape": _DIMS}))
