@@ -81,6 +81,7 @@ def undefined_symbols(code: bytes) -> list[str]:
 def _machine(tier: Tier) -> llvm.TargetMachine:
     llvm.initialize_all_targets()
     llvm.initialize_all_asmprinters()
+    llvm.initialize_native_asmparser()  # for the inline assembly of thread waits; LLVM aborts without it
     target = llvm.Target.from_triple(TRIPLE)
     return target.create_target_machine(
         cpu=tier.cpu, features=tier.feature_string, opt=2, reloc="pic", codemodel="small")
