@@ -1,0 +1,88 @@
+"""How a kernel shares a rows x columns result out to threads: tasks drawn from a shared counter.
+
+A task is a block of rows by a run of column groups. Which thread runs a task, and how many there are, never
+changes a result: every output is computed whole, by one task, in one order.
+"""
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from q8c.codegen.builder import I64, Builder, Value, constant
+
+GRAIN = 1 << 18
+"""Multiply-adds below which another task is not worth its dispatch (about 1 us)."""
+TASKS_PER_THREAD = 12
+"""Enough for threads that are slowed by others to be made up for."""
+
+
+@dataclass(frozen=True)
+class Grid:
+    """The work of one kernel.
+
+    Attributes:
+        groups: column groups, never split.
+        work: multiply-adds per row over all columns.
+        tile_rows: rows worth keeping together.
+        block_rows: rows whose operands still fit the cache; no task has more.
+    """
+
+    groups: int
+    work: int
+    tile_rows: int
+    block_rows: int
+
+
+@dataclass(frozen=True)
+class Task:
+    """A block of rows and a run of column groups (i64 values)."""
+
+    first_row: Value
+    rows: Value
+    first_group: Value
+    last_group: Value
+
+
+def for_tasks(b: Builder, grid: Grid, rows: Value, threads: Value, counter: Value,
+              body: Callable[[Task], None]) -> None:
+    """Emit the loop in which a thread draws tasks until none is left. `rows` must be positive.
+
+    `counter` points to an i64 that is zero before the first thread enters and belongs to this kernel alone.
+    """
+    alone = b.icmp("==", threads, 1)
+    worth = b.add(b.div(b.mul(rows, grid.work), GRAIN), 1)
+    wanted = b.select(alone, 1, b.imin(b.mul(threads, TASKS_PER_THREAD), worth))
+    runs = b.imin(wanted, grid.groups)
+    fitting = b.ceildiv(rows, grid.block_rows)
+    finer = b.imin(b.div(b.sub(b.add(wanted, runs), 1), runs), b.div(rows, grid.tile_rows))
+    blocks = b.imax(fitting, finer)
+    count = b.mul(runs, blocks)
+
+    def task(drawn: list[Value]) -> list[Value]:
+        block, run = b.div(drawn[0], runs), b.rem(drawn[0], runs)
+        first_row, end_row = _part(b, rows, block, blocks)
+        body(Task(first_row, b.sub(end_row, first_row), *_part(b, constant(I64, grid.groups), run, runs)))
+        return [b.atomic_add(counter, 1)]
+
+    b.while_([b.atomic_add(counter, 1)], lambda drawn: b.icmp("<", drawn[0], count), task)
+
+
+def _part(b: Builder, total: Value, index: Value, count: Value) -> tuple[Value, Value]:
+    """Part `index` of `total` things in `count` parts as even as can be: its first and the one after its last."""
+    return b.div(b.mul(total, index), count), b.div(b.mul(total, b.add(index, 1)), count)
+
+
+def for_tiles(b: Builder, rows: Value, most: int, body: Callable[[Value, Value, Value], None]) -> None:
+    """Cut `rows` into the fewest tiles of at most `most` rows, as even as can be, so that no tile is left small.
+
+    `body(first, size, count)` is emitted once and runs for each size in use: `count` tiles of `size` rows from `first`.
+    """
+    tiles = b.ceildiv(rows, most)
+    size = b.div(rows, tiles)
+    larger = b.rem(rows, tiles)
+    with b.range(0, 2) as phase:
+        first_phase = b.icmp("==", phase, 0)
+        count = b.select(first_phase, larger, b.sub(tiles, larger))
+        first = b.select(first_phase, 0, b.mul(larger, b.add(size, 1)))
+        with b.if_(b.icmp(">", count, 0)):
+            body(first, b.select(first_phase, b.add(size, 1), size), count)

@@ -1,0 +1,102 @@
+"""Operands for the int8 linear kernel, its run, and its oracle `linear_ref`."""
+from __future__ import annotations
+
+import threading
+from dataclasses import dataclass, field
+from functools import cache
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from q8c.codegen import layout
+from q8c.codegen.q8_linear import emit_q8_linear
+from q8c.codegen.q8_spec import Q8LinearSpec
+from q8c.codegen.targets import Tier
+from q8c.ir import q8
+from tests.codegen.jit import Loaded, aligned, build, guarded
+
+
+@cache
+def kernel(tier: Tier, spec: Q8LinearSpec) -> tuple[Loaded, str]:
+    """The compiled kernel and its symbol."""
+    names: list[str] = []
+    loaded = build(tier, lambda module, tier: names.append(emit_q8_linear(module, tier, spec).name))
+    return loaded, names[0]
+
+
+@dataclass
+class Problem:
+    """Operands of one linear: R8 rows, a Q8 weight and what is fused."""
+
+    spec: Q8LinearSpec
+    a: NDArray[np.int8]
+    row_scale: NDArray[np.float32]
+    w: NDArray[np.uint8]
+    w_scale: NDArray[np.float32]
+    bias: NDArray[np.float32]
+    residual: NDArray[np.float32]
+    packed: dict[str, NDArray[Any]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.packed = {"w": aligned(layout.pack_q8(self.w)), "w_scale": aligned(layout.pad_cols(self.w_scale)),
+                       "bias": aligned(layout.pad_cols(self.bias))}
+
+    def rows(self, first: int, last: int) -> Problem:
+        """The same problem for some of the rows."""
+        part = slice(first, last)
+        return Problem(self.spec, self.a[part], self.row_scale[part], self.w, self.w_scale, self.bias,
+                       self.residual[part])
+
+
+def problem(spec: Q8LinearSpec, rows: int, seed: int = 0, plain: bool = False) -> Problem:
+    """Random operands over the full ranges; `plain` has all scales 1, so that results are the integers themselves."""
+    rng = np.random.default_rng(seed)
+    a = rng.integers(-127, 128, (rows, spec.depth)).astype(np.int8)
+    w = rng.integers(0, 255, (spec.depth, spec.cols)).astype(np.uint8)
+    row_scale = np.exp(rng.normal(-4, 1, rows)).astype(np.float32)
+    w_scale = np.exp(rng.normal(-6, 1, spec.cols)).astype(np.float32)
+    bias, residual = rng.normal(size=spec.cols), rng.normal(size=(rows, spec.cols))
+    if plain:
+        row_scale, w_scale = np.ones_like(row_scale), np.ones_like(w_scale)
+    return Problem(spec, a, row_scale, w, w_scale, bias.astype(np.float32), residual.astype(np.float32))
+
+
+def run(tier: Tier, p: Problem, threads: int = 1, ldy: int | None = None,
+        in_place: bool = False) -> NDArray[np.float32]:
+    """The kernel's y [rows, cols]; every operand ends at an unreadable page, gaps between rows of y are checked."""
+    loaded, name = kernel(tier, p.spec)
+    rows, cols = p.residual.shape
+    stride = ldy or cols
+    a = np.zeros((rows, p.spec.lda), np.int8)
+    a[:, :p.spec.depth] = p.a
+    y = guarded(np.full(max((rows - 1) * stride + cols, 0), -7, np.float32))
+    view = np.lib.stride_tricks.as_strided(y, (rows, cols), (4 * stride, 4))
+    residual = view if in_place else guarded(p.residual)
+    if in_place:
+        view[...] = p.residual
+    sums = p.a.sum(axis=1, dtype=np.int32)
+    values: dict[str, NDArray[Any] | int] = {
+        **p.packed, "a": guarded(a), "row_scale": guarded(p.row_scale), "row_sum": guarded(sums), "y": y, "ldy": stride,
+        "residual": residual, "ldr": stride if in_place else cols, "rows": rows, "threads": threads,
+        "counter": np.zeros(1, np.int64)}
+    args = [values[param] for param, _ in p.spec.params]
+    workers = [threading.Thread(target=loaded, args=(name, *args)) for _ in range(threads)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    gaps = np.concatenate([y, np.full(rows * stride - y.size, -7, np.float32)]).reshape(rows, stride)[:, cols:]
+    assert (gaps == -7).all(), "wrote outside its columns"
+    return np.array(view)
+
+
+def linear_ref(p: Problem) -> NDArray[np.float64]:
+    """y in float64 from the exact int32 sums, each factor rounded where the kernel rounds it."""
+    acc = q8.matmul_ref(p.a, p.w).astype(np.float32).astype(np.float64)
+    y = acc * (p.row_scale[:, None] * p.w_scale).astype(np.float64)
+    if p.spec.bias:
+        y = y + p.bias
+    if p.spec.activation == "relu":
+        y = np.where(y < 0, 0, y)
+    return y + p.residual if p.spec.residual else y

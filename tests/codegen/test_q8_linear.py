@@ -1,0 +1,103 @@
+"""The int8 linear kernel: exact integers, float results within one rounding, and the same bits everywhere."""
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from q8c.codegen.q8_spec import Q8LinearSpec
+from q8c.codegen.targets import Tier
+from q8c.errors import CompileError
+from q8c.ir import q8
+from tests.codegen.jit import all_tiers, runnable_tiers
+from tests.codegen.q8 import linear_ref, problem, run
+
+FUSED = Q8LinearSpec(70, 53, bias=True, activation="relu", residual=True)
+ROUNDINGS = 2
+"""Half-ulp roundings that `linear_ref` does not make: the fma's and the residual's."""
+
+
+@all_tiers
+@pytest.mark.parametrize(("depth", "cols"), [(1, 1), (33, 17), (67, 100), (64, 64)])
+def test_integers_are_exact(tier: Tier, depth: int, cols: int) -> None:
+    spec = Q8LinearSpec(depth, cols)
+    for rows in (*range(15), 25, 31):
+        p = problem(spec, rows, seed=rows, plain=True)
+        np.testing.assert_array_equal(run(tier, p), q8.matmul_ref(p.a, p.w))
+
+
+@all_tiers
+def test_extremes_do_not_saturate_or_overflow(tier: Tier) -> None:
+    spec = Q8LinearSpec(q8.MAX_DEPTH, 17)
+    p = problem(spec, 2, plain=True)
+    p.a[0], p.a[1], p.w[:] = 127, -127, 254
+    p.__post_init__()
+    np.testing.assert_array_equal(run(tier, p)[0], np.float32(127 * 127 * q8.MAX_DEPTH))
+    np.testing.assert_array_equal(run(tier, p)[1], np.float32(-127 * 127 * q8.MAX_DEPTH))
+
+
+@all_tiers
+@pytest.mark.parametrize("spec", [FUSED, Q8LinearSpec(40, 96, bias=True), Q8LinearSpec(40, 20, residual=True)])
+def test_fused_steps_are_within_their_roundings(tier: Tier, spec: Q8LinearSpec) -> None:
+    p = problem(spec, 29, seed=1)
+    y, expected = run(tier, p), linear_ref(p)
+    largest = np.maximum(np.abs(y), np.abs(y - p.residual) if spec.residual else 0)
+    assert (np.abs(y - expected) <= ROUNDINGS * 2.0**-24 * largest).all()
+
+
+@all_tiers
+def test_a_row_does_not_know_its_mates(tier: Tier) -> None:
+    p = problem(FUSED, 30, seed=2)
+    whole = run(tier, p)
+    for first, last in [(0, n) for n in range(1, 15)] + [(3, 4), (7, 12), (5, 30), (13, 26)]:
+        assert run(tier, p.rows(first, last)).tobytes() == whole[first:last].tobytes(), (first, last)
+
+
+def test_every_tier_gives_the_same_bits() -> None:
+    p = problem(FUSED, 30, seed=3)
+    assert len({run(tier, p).tobytes() for tier in runnable_tiers()}) == 1
+
+
+@all_tiers
+@pytest.mark.parametrize("rows", [3, 90])
+def test_threads_change_nothing(tier: Tier, rows: int) -> None:
+    p = problem(Q8LinearSpec(516, 270, bias=True), rows, seed=4)
+    alone = run(tier, p)
+    for threads in (2, 3, 5):
+        assert run(tier, p, threads=threads).tobytes() == alone.tobytes()
+
+
+@all_tiers
+def test_output_may_have_gaps_and_be_the_residual(tier: Tier) -> None:
+    p = problem(FUSED, 17, seed=5)
+    plain = run(tier, p)
+    assert run(tier, p, ldy=64).tobytes() == plain.tobytes()
+    assert run(tier, p, in_place=True).tobytes() == plain.tobytes()
+
+
+@all_tiers
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_a_nan_row_stays_one_row(tier: Tier, bad: float) -> None:
+    p = problem(FUSED, 14, seed=6)
+    good = run(tier, p)
+    p.row_scale[5] = bad
+    y = run(tier, p)
+    assert not np.isfinite(y[5]).all() and (np.isnan(y[5]).all() or bad == np.inf)
+    assert np.delete(y, 5, 0).tobytes() == np.delete(good, 5, 0).tobytes()
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.integers(0, 60), st.integers(0, 2**32 - 1), st.integers(1, 3))
+def test_any_row_count_and_data(rows: int, seed: int, threads: int) -> None:
+    p = problem(Q8LinearSpec(77, 49), rows, seed=seed, plain=True)
+    expected = q8.matmul_ref(p.a, p.w)
+    for tier in runnable_tiers():
+        np.testing.assert_array_equal(run(tier, p, threads=threads), expected)
+
+
+def test_impossible_specs_are_refused() -> None:
+    with pytest.raises(CompileError, match="expected depth 1 to 66000"):
+        Q8LinearSpec(66_001, 4)
+    with pytest.raises(CompileError, match="activation 'gelu', expected one of none, relu"):
+        Q8LinearSpec(4, 4, activation="gelu")
