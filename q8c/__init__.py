@@ -1,7 +1,70 @@
-"""q8c: compiles ONNX transformers into fused int8 kernels for x86 CPUs, and runs them."""
+"""q8c: compiles ONNX transformers into fused int8 kernels for x86 CPUs, and runs them.
+
+    path = q8c.compile("model.onnx")
+    session = q8c.load(path)
+    outputs = session.run(None, {"input_ids": ids, "attention_mask": mask})
+
+Running needs numpy alone; compiling needs the extra `q8c[compile]`.
+"""
 from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 from q8c.errors import ArtifactError, CompileError, Error, InputError, UnsupportedError
 
+if TYPE_CHECKING:
+    import onnx
+
+    from q8c.runtime.session import Session
+
 __version__ = "0.1.0"
-__all__ = ["ArtifactError", "CompileError", "Error", "InputError", "UnsupportedError", "__version__"]
+__all__ = ["ArtifactError", "CompileError", "Error", "InputError", "UnsupportedError", "__version__", "compile", "load"]
+
+
+def compile(model: str | os.PathLike[str] | bytes | onnx.ModelProto, output: str | os.PathLike[str] | None = None, *,
+            target: str = "native", weights: str = "q8-channel", quantize: bool = True, numerics: str = "fast",
+            keep: Sequence[str] = ()) -> Path:
+    """Compile an ONNX model into one file and return its path.
+
+    Args:
+        model: path, bytes or ModelProto.
+        output: the file to write; beside a model given by path, with the suffix .q8c, if not stated.
+        target: `native` (the best tier of this CPU), `all`, or names of tiers separated by commas.
+        weights: the weight format; `q8-channel` has one scale per output channel.
+        quantize: False keeps everything fp32.
+        numerics: `reproducible` gives the same bits on every CPU tier; `fast` may use what only some tiers have.
+        keep: names of nodes of the model to leave float.
+
+    Raises CompileError, and UnsupportedError that lists every node q8c has no kernel for; nothing is left under the
+    output's name then.
+    """
+    from q8c.compiler import compile_model
+    from q8c.passes.pipeline import Options
+    options = Options(quantize=quantize, weights=weights, numerics=numerics, keep=tuple(keep))
+    return compile_model(model, output, target=target, options=options).path
+
+
+def load(path: str | os.PathLike[str], *, threads: int | None = None, sha256: str | None = None,
+         rebuild: bool = False, tier: str | None = None) -> Session:
+    """Open a compiled file for running.
+
+    Args:
+        path: a compiled file; or an ONNX file, which is compiled into the cache first, by content.
+        threads: how many to use; the cores this process may use if not stated.
+        sha256: the file's SHA-256 in hexadecimal, to accept this very file only.
+        rebuild: ignore the code in the file and compile the graph in it afresh (needs the compiler).
+        tier: force a CPU tier instead of the best one.
+
+    Raises ArtifactError for a file that is damaged, altered or not for this CPU.
+    """
+    from q8c.runtime.session import load as load_compiled
+    if rebuild:
+        from q8c.cache import rebuilt
+        return load_compiled(rebuilt(path, sha256, tier), threads=threads, tier=tier)
+    if os.fspath(path).endswith(".onnx"):
+        from q8c.cache import compiled
+        path = compiled(path, tier)
+    return load_compiled(path, threads=threads, sha256=sha256, tier=tier)

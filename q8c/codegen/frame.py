@@ -10,26 +10,26 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from q8c.ir.dims import Dim, Expr, sym
+from q8c.ir.dims import Dim, Expr
 
 THREADS, STATUS, DETAIL, WEIGHTS, ARENA = range(5)
 ARGUMENTS = 24
-THREAD_COUNT = "q8c_threads"
-"""The symbol that stands for the number of threads, in the size of a scratch buffer."""
 
 
 @dataclass(frozen=True)
 class Frame:
     """The parts of a frame whose length depends on the model.
 
-    `sizes` are the run-time integers the code reads. `slots` are the bytes of each arena slot; a last slot, if any
-    node needs it, is scratch memory for one node at a time. `counters` are words that are 0 at the start of a run.
+    `sizes` are the run-time integers the code reads. `slots` are the bytes of each arena slot. `scratch` is how many
+    bytes each thread has for the node at hand; if not 0, they lie behind one more slot word, thread after thread.
+    `counters` are words that are 0 at the start of a run.
     """
 
     inputs: int
     outputs: int
     sizes: tuple[Expr, ...]
     slots: tuple[Dim, ...]
+    scratch: Dim
     counters: int
 
     def input(self, index: int) -> int:
@@ -50,14 +50,9 @@ class Frame:
 
     def counter(self, index: int) -> int:
         """The word of a counter."""
-        return self.slot(len(self.slots)) + index
+        return self.slot(len(self.slots) + (self.scratch != 0)) + index
 
 
 def distinct(sizes: Sequence[Dim]) -> tuple[Expr, ...]:
     """The symbolic ones among sizes, each once, in order."""
     return tuple(dict.fromkeys(s for s in sizes if isinstance(s, Expr)))
-
-
-def thread_count() -> Expr:
-    """The number of threads as a size."""
-    return sym(THREAD_COUNT)

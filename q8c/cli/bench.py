@@ -1,0 +1,98 @@
+"""Time a compiled model, beside ONNX Runtime fp32 where that is installed and the ONNX file is given.
+
+Both run in this process on the same inputs, in turn, so that the machine's moods hit both. Medians count.
+"""
+from __future__ import annotations
+
+import argparse
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import q8c
+from q8c.cli.common import (
+    Progress,
+    add_feed_arguments,
+    add_json_argument,
+    feeds_for,
+    positive,
+    print_json,
+    table,
+    threads_argument,
+)
+
+
+def configure(verb: argparse.ArgumentParser) -> None:
+    """The verb's arguments."""
+    verb.add_argument("model", type=Path, help="a compiled model, or an ONNX file (compiled into the cache first)")
+    verb.add_argument("-m", "--onnx", type=Path, help="the ONNX file, to time ONNX Runtime on it")
+    add_feed_arguments(verb)
+    threads_argument(verb)
+    verb.add_argument("-n", "--runs", type=positive, default=30, help="timed runs of each (default: 30)")
+    add_json_argument(verb)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Time, then print."""
+    session = q8c.load(args.model, threads=args.threads)
+    feeds = feeds_for(session, args)
+    engines: dict[str, Callable[[], object]] = {f"q8c {session.tier}": lambda: session.run(None, feeds)}
+    onnx = args.onnx or (args.model if args.model.suffix == ".onnx" else None)
+    if onnx is not None:
+        peer = onnxruntime_engine(onnx, feeds, session.threads)
+        if peer is not None:
+            engines["onnxruntime fp32"] = peer
+    progress = Progress()
+    try:
+        times = measure(engines, args.runs, progress)
+    finally:
+        progress.clear()
+    figures = {name: statistics_of(samples) for name, samples in times.items()}
+    if args.json:
+        print_json({"threads": session.threads, "tier": session.tier, "runs": args.runs, "seconds": figures})
+        return 0
+    shapes = ", ".join(f"{n}[{', '.join(map(str, a.shape))}]" for n, a in feeds.items())
+    print(f"{args.runs} runs in turn, {session.threads} thread{'s' * (session.threads > 1)}, {shapes}")
+    best = next(iter(figures.values()))["median"]
+    rows = [["", "median ms", "p10", "p90", "ratio"]]
+    rows += [[n, *(f"{f[k] * 1e3:.3f}" for k in ("median", "p10", "p90")), f"{f['median'] / best:.2f}"]
+             for n, f in figures.items()]
+    print(table(rows, right=[1, 2, 3, 4]))
+    return 0
+
+
+def onnxruntime_engine(model: Path, feeds: Mapping[str, Any], threads: int) -> Callable[[], object] | None:
+    """ONNX Runtime on the same inputs, or None where it is not installed."""
+    try:
+        import onnxruntime
+    except ModuleNotFoundError:
+        return None
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    try:
+        session = onnxruntime.InferenceSession(str(model), options, providers=["CPUExecutionProvider"])
+    except Exception as failure:  # ONNX Runtime's errors have no common base
+        raise q8c.Error(f"ONNX Runtime refuses {model}: {failure}") from failure
+    return lambda: session.run(None, dict(feeds))
+
+
+def measure(engines: Mapping[str, Callable[[], object]], runs: int, progress: Progress) -> dict[str, list[float]]:
+    """Seconds of each run, engines in turn, after three runs that do not count."""
+    times: dict[str, list[float]] = {name: [] for name in engines}
+    for turn in range(-3, runs):
+        progress(f"run {max(turn, 0)} of {runs}")
+        for name, call in engines.items():
+            start = time.perf_counter()
+            call()
+            if turn >= 0:
+                times[name].append(time.perf_counter() - start)
+    return times
+
+
+def statistics_of(samples: list[float]) -> dict[str, float]:
+    """Median and the 10th and 90th percentile."""
+    ordered = sorted(samples)
+    return {"median": statistics.median(ordered), "p10": ordered[len(ordered) // 10],
+            "p90": ordered[-1 - len(ordered) // 10]}

@@ -1,0 +1,57 @@
+"""Show what a compiled file holds: inputs, outputs, code, weights, options, and the final graph.
+"""
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from q8c.cli.common import add_json_argument, megabytes, print_json, table
+
+
+def configure(verb: argparse.ArgumentParser) -> None:
+    """The verb's arguments."""
+    verb.add_argument("model", type=Path, help="a compiled model")
+    verb.add_argument("--ir", action="store_true", help="print the final graph as text")
+    verb.add_argument("--constants", action="store_true", help="list the packed constants")
+    add_json_argument(verb)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Print what was asked for."""
+    from q8c.runtime.artifact import Artifact
+    artifact = Artifact(args.model)
+    if args.ir and not args.json:
+        print(artifact.ir, end="")
+    elif args.json:
+        print_json({"sha256": artifact.sha256, "bytes": artifact.size, **artifact.manifest.to_json(),
+                    **({"text": artifact.ir} if args.ir else {})})
+    else:
+        print(text(artifact, args.constants))
+    return 0
+
+
+def text(artifact: Any, constants: bool) -> str:
+    """The file for people."""
+    manifest = artifact.manifest
+    model = manifest.model
+    lines = [f"{artifact.path}: {megabytes(artifact.size)}, sha256 {artifact.sha256}"]
+    for title, tensors in (("input", model.inputs), ("output", model.outputs)):
+        lines += [f"  {title:7}{t.name}: {t.dtype}[{', '.join(t.text)}]" for t in tensors]
+    lines += [f"  needs  {c.text}" for c in model.constraints]
+    lines += [f"  code   {i.tier}: {megabytes(i.section.size)}" + "".join(f", {f}" for f in i.features)
+              for i in manifest.images]
+    lines.append(f"  weights {megabytes(manifest.weights.size)} in {len(manifest.constants)} constants")
+    lines.append(f"  nodes  {len(model.nodes)}: {_count([n.op for n in model.nodes])}")
+    lines.append("  options " + ", ".join(f"{k}={v}" for k, v in model.options.items()))
+    lines.append("  made by " + ", ".join(f"{k} {v}" for k, v in model.tools.items()))
+    if constants:
+        rows = [["constant", "dtype", "shape", "bytes"]]
+        rows += [[c.name, c.dtype, "x".join(map(str, c.shape)), str(c.nbytes)] for c in manifest.constants]
+        lines.append(table(rows, right=[3]))
+    return "\n".join(lines)
+
+
+def _count(names: list[str]) -> str:
+    counts = {name: names.count(name) for name in dict.fromkeys(names)}
+    return ", ".join(f"{n} {name}" for name, n in sorted(counts.items(), key=lambda item: -item[1]))

@@ -1,0 +1,39 @@
+"""A final graph to machine code: one position-independent image per CPU tier."""
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from q8c.codegen.frame import Frame
+from q8c.codegen.image import Image, link
+from q8c.codegen.kernels import kernel_for
+from q8c.codegen.lower import ENTRY, Entry, schedule
+from q8c.codegen.module import Compiled, compile_module, new_module
+from q8c.codegen.targets import Tier
+from q8c.codegen.threads import emit_pool
+from q8c.ir.graph import Graph
+from q8c.ir.memory import slot_sizes
+
+
+@dataclass(frozen=True)
+class Generated:
+    """One tier's code, the frame it expects, and what it was translated from (for `--dump-dir`)."""
+
+    tier: Tier
+    image: Image
+    frame: Frame
+    compiled: Compiled
+
+
+def generate(graph: Graph, tier: Tier, offsets: Mapping[str, int]) -> Generated:
+    """The code of a final graph (after plan-memory) for one tier.
+
+    `offsets` says where each packed constant lies in the weights section; the constants' elements are not looked at,
+    so a graph read from an artifact's text gives the same bytes. Raises CompileError naming a node no kernel is for.
+    """
+    module = new_module(graph.name)
+    plan = schedule(graph, module, tier, kernel_for, slot_sizes(graph))
+    Entry(module, tier, plan, offsets).emit()
+    emit_pool(module, module.get_global(ENTRY))
+    compiled = compile_module(module, tier)
+    return Generated(tier, link(compiled.object), plan.frame, compiled)

@@ -1,0 +1,91 @@
+"""Which kernel computes which op of a final graph."""
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import llvmlite.ir as ir
+
+from q8c.codegen.attention import attention_kernel
+from q8c.codegen.builder import I64, PTR, Builder, Value
+from q8c.codegen.f32_linear import F32LinearSpec, emit_f32_linear
+from q8c.codegen.kernel import Kernel
+from q8c.codegen.loop import loop_kernel
+from q8c.codegen.matmul import matmul_kernel
+from q8c.codegen.movement import MOVEMENT_OPS, movement_kernel
+from q8c.codegen.q8_linear import emit_q8_linear
+from q8c.codegen.q8_spec import Q8LinearSpec
+from q8c.codegen.targets import Tier
+from q8c.errors import CompileError
+from q8c.ir.dims import Dim, product
+from q8c.ir.graph import Node
+
+EmitKernel = Callable[[ir.Module, Tier, Node], Kernel]
+
+
+def kernel_for(node: Node) -> EmitKernel:
+    """The function that generates a node's kernel. Raises CompileError where there is none."""
+    found = _KERNELS.get(node.op)
+    if found is None:
+        raise CompileError(f"{node}: there is no kernel for {node.op}; expected one of {', '.join(sorted(_KERNELS))}")
+    return found
+
+
+def q8_linear_kernel(module: ir.Module, tier: Tier, node: Node) -> Kernel:
+    """The int8 linear layer: R8 rows (row stride a multiple of 4) times a packed Q8 weight."""
+    bias, residual = _present(node, 5), _present(node, 6)
+    depth, cols = map(_fixed, node.input(3).shape)
+    spec = Q8LinearSpec(depth, cols, bias=bias, residual=residual, activation=_activation(node))
+    return _adapt(module, tier, spec.name, node, spec.params, {"ldy": cols, "ldr": cols},
+                  lambda: emit_q8_linear(module, tier, spec))
+
+
+def linear_kernel(module: ir.Module, tier: Tier, node: Node) -> Kernel:
+    """The float linear layer: dense rows times a packed float weight."""
+    bias, residual = _present(node, 2), _present(node, 3)
+    depth, cols = map(_fixed, node.input(1).shape)
+    spec = F32LinearSpec(depth, cols, bias=bias, residual=residual, activation=_activation(node))
+    return _adapt(module, tier, spec.name, node, spec.params, {"lda": depth, "ldy": cols, "ldr": cols},
+                  lambda: emit_f32_linear(module, tier, spec))
+
+
+def _adapt(module: ir.Module, tier: Tier, name: str, node: Node, params: Sequence[tuple[str, ir.Type]],
+           fixed: dict[str, int], emit: Callable[[], ir.Function]) -> Kernel:
+    """A linear kernel behind a function with the parameters of a `Kernel`; strides are `fixed`, rows come last."""
+    rows: Dim = product(node.output.shape[:-1])
+    symbol = f"{name}_dense__{tier.name.replace('-', '')}"
+    function = module.globals.get(symbol)
+    if function is None:
+        inner = emit()
+        inner.linkage = "internal"
+        pointers = [n for n, t in params if t == PTR and n != "counter"]
+        b = Builder(module, tier, symbol, [*((n, PTR) for n in pointers), ("rows", I64), ("counter", PTR),
+                                           ("tid", I64), ("threads", I64)], internal=True)
+        args: list[Value] = [ir.Constant(I64, fixed[n]) if n in fixed else b.arg(n) for n, _ in params]
+        b.ir.call(inner, args)
+        b.ret()
+        function = b.function
+    return Kernel(function, (rows,), counter=True)
+
+
+def _activation(node: Node) -> str:
+    return str(node.attrs.get("activation", "none"))
+
+
+def _present(node: Node, operand: int) -> bool:
+    return len(node.inputs) > operand and node.inputs[operand] is not None
+
+
+def _fixed(size: Dim) -> int:
+    if not isinstance(size, int):
+        raise CompileError(f"a weight's size {size} is not fixed")
+    return size
+
+
+_KERNELS: dict[str, EmitKernel] = {
+    "q8_linear": q8_linear_kernel,
+    "linear": linear_kernel,
+    "attention": attention_kernel,
+    "loop": loop_kernel,
+    "matmul": matmul_kernel,
+    **dict.fromkeys(MOVEMENT_OPS, movement_kernel),
+}

@@ -1,0 +1,183 @@
+"""The driver: import a model, run the passes, generate code for each tier, write one file."""
+from __future__ import annotations
+
+import contextlib
+import os
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+from q8c.codegen.constants import Packed, packed_constants
+from q8c.codegen.generate import Generated, generate
+from q8c.codegen.targets import TIERS, Tier, tier
+from q8c.errors import CompileError
+from q8c.frontend import import_onnx
+from q8c.ir import Graph, print_graph
+from q8c.ir.dims import Dim, to_program
+from q8c.ir.graph import Value
+from q8c.passes.manager import Observer, Report, run_passes
+from q8c.passes.pipeline import Options, pipeline
+from q8c.runtime import cpu, dims
+from q8c.runtime.manifest import Constraint, Model, Node, Tensor, constant_layout
+from q8c.runtime.writer import Writer
+
+if TYPE_CHECKING:
+    import onnx
+
+Source: TypeAlias = "str | os.PathLike[str] | bytes | onnx.ModelProto"
+Progress: TypeAlias = Callable[[str], None]
+NUMERICS = ("fast", "reproducible")
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a compilation left: the file, what the passes did, how long each stage took, and sizes in bytes."""
+
+    path: Path
+    graph: Graph
+    report: Report
+    generated: tuple[Generated, ...]
+    seconds: dict[str, float]
+    weight_bytes: int
+    file_bytes: int
+
+
+@dataclass
+class _Stages:
+    """Times the stages of a compilation and tells whoever watches."""
+
+    progress: Progress
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    @contextlib.contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        self.progress(name)
+        start = time.perf_counter()
+        yield
+        self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start
+
+
+def compile_model(model: Source, output: str | os.PathLike[str] | None = None, *, target: str = "native",
+                  options: Options | None = None, observers: Sequence[Observer] = (),
+                  progress: Progress = lambda stage: None) -> Result:
+    """Compile an ONNX model (path, bytes or ModelProto) into one file.
+
+    `output` is the file to write; beside a model given by path, with the suffix .q8c, if not stated. `target` is
+    `native` (the best tier of this CPU), `all`, or names of tiers separated by commas. `observers` see the graph
+    between passes, `progress` hears what is going on.
+
+    Raises CompileError and UnsupportedError; nothing is left under the output's name then.
+    """
+    options = options or Options()
+    tiers = tiers_of(target)
+    path = output_path(model, output)
+    stages = _Stages(progress)
+    with stages.stage("import"):
+        graph = import_onnx(model)
+    with stages.stage("passes"):
+        report = run_passes(graph, pipeline(options), observers=observers)
+    packed = packed_constants(graph)
+    generated = []
+    for one in tiers:
+        with stages.stage(f"code for {one.name}"):
+            generated.append(generate(graph, one, offsets_of(packed)))
+    with stages.stage("write"):
+        _write(path, graph, packed, generated, options, report)
+    weight_bytes = sum(c.nbytes for c in _layout(packed))
+    return Result(path, graph, report, tuple(generated), stages.seconds, weight_bytes, path.stat().st_size)
+
+
+def tiers_of(target: str) -> tuple[Tier, ...]:
+    """The tiers a target names, oldest first. Raises CompileError for an unknown one, or a CPU that has none."""
+    if target == "all":
+        return tuple(TIERS.values())
+    if target == "native":
+        available = cpu.features()
+        able = [name for name, needs in cpu.TIERS.items() if available.issuperset(needs)]
+        if not able:
+            raise CompileError("this CPU has none of the tiers; name a target: " + ", ".join([*TIERS, "all"]))
+        return (tier(able[0]),)
+    names = [name.strip() for name in target.split(",")]
+    wanted = {tier(name).name for name in names}
+    return tuple(t for t in TIERS.values() if t.name in wanted)
+
+
+def output_path(model: Source, output: str | os.PathLike[str] | None) -> Path:
+    """The file to write. Raises CompileError if it cannot be told from the model, or would replace it."""
+    if output is not None:
+        path = Path(output)
+    elif isinstance(model, (str, os.PathLike)):
+        path = Path(model).with_suffix(".q8c")
+    else:
+        raise CompileError("a model given as bytes or ModelProto has no name; state the output file")
+    if path.is_dir():
+        raise CompileError(f"the output {path} is a folder; name a file in it")
+    if isinstance(model, (str, os.PathLike)) and path.exists() and Path(model).exists() and path.samefile(model):
+        raise CompileError(f"the output {path} is the model itself; name another file")
+    return path
+
+
+def offsets_of(packed: Sequence[Packed]) -> dict[str, int]:
+    """Where each packed constant lies in the weights section, in bytes."""
+    return {c.name: c.offset for c in _layout(packed)}
+
+
+def _layout(packed: Sequence[Packed]) -> list[Any]:
+    return constant_layout([(p.name, p.dtype.value, p.shape) for p in packed])
+
+
+def _write(path: Path, graph: Graph, packed: Sequence[Packed], generated: Sequence[Generated], options: Options,
+           report: Report) -> None:
+    with Writer(path) as writer:
+        for item in packed:
+            writer.constant(item.name, item.array())
+        for one in generated:
+            writer.image(one.tier.name, one.tier.extras, one.image.code, one.image.symbols)
+        writer.finish(describe(graph, generated, options, report), print_graph(graph))
+
+
+def describe(graph: Graph, generated: Sequence[Generated], options: Options, report: Report) -> Model:
+    """What the artifact's manifest says about the model and how its code is called.
+
+    Raises CompileError if the tiers do not agree on the frame, which they must since one file has one.
+    """
+    frame = generated[0].frame
+    for other in generated[1:]:
+        if other.frame != frame:
+            raise CompileError(f"{other.tier.name} and {generated[0].tier.name} want different frames")
+    symbols = graph.symbols()
+    index = {name: i for i, name in enumerate(symbols)}
+
+    def program(d: Dim) -> dims.Program:
+        return dims.freeze(to_program(d, index), len(symbols))
+
+    def tensor(value: Value, name: str) -> Tensor:
+        return Tensor(name, value.dtype.value, tuple(map(program, value.shape)), tuple(map(str, value.shape)))
+
+    return Model(
+        graph.name,
+        tuple(tensor(v, v.name) for v in graph.inputs),
+        tuple(tensor(v, name) for v, name in zip(graph.outputs, graph.output_names, strict=True)),
+        tuple(symbols),
+        dims=tuple(map(program, frame.sizes)),
+        slots=tuple(map(program, frame.slots)),
+        scratch=program(frame.scratch),
+        counters=frame.counters,
+        constraints=tuple(Constraint(program(a), program(b), f"{a} == {b}") for a, b in graph.assumptions),
+        nodes=tuple(Node(n.source[0] if n.source else f"%{n.output.name}", n.op, _failure(n.op)) for n in graph.nodes),
+        options=asdict(options), tools=_tools(),
+        notes={"rewrites": list(map(str, report.rewrites)), "declines": list(map(str, report.declines))})
+
+
+def _failure(op: str) -> str:
+    return "index {detail} is out of range" if op.startswith("gather") else "failed on {detail}"
+
+
+def _tools() -> dict[str, str]:
+    import llvmlite
+    import llvmlite.binding as llvm
+
+    from q8c import __version__
+    return {"q8c": __version__, "llvmlite": llvmlite.__version__, "llvm": ".".join(map(str, llvm.llvm_version_info))}
