@@ -26,12 +26,9 @@ def slot_sizes(graph: Graph) -> list[Dim]:
 
     A slot holds the largest of the values that share it.
     """
-    sizes: dict[int, list[Dim]] = {}
+    sizes: dict[int, Dim] = {}
     for node in graph.nodes:
         for value in node.outputs:
             if value.slot is not None:
-                found = sizes.setdefault(value.slot, [])
-                size = round_up(stored_bytes(value.type), CACHE_LINE)
-                if size not in found:
-                    found.append(size)
-    return [dim_max(0, *sizes.get(slot, ())) for slot in range(max(sizes, default=-1) + 1)]
+                sizes[value.slot] = dim_max(sizes.get(value.slot, 0), stored_bytes(value.type))
+    return [round_up(sizes.get(slot, 0), CACHE_LINE) for slot in range(max(sizes, default=-1) + 1)]
