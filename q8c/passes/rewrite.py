@@ -1,0 +1,37 @@
+"""What the passes that rewrite by hand share: readers, replacement, shapes of constants."""
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from q8c.ir.graph import Array, Graph, Node, Value
+
+
+def sources(nodes: Iterable[Node]) -> tuple[str, ...]:
+    """The names of the model's nodes that any of the nodes stand for, each once, in order."""
+    return tuple(dict.fromkeys(name for node in nodes for name in node.source))
+
+
+def sole_reader(graph: Graph, value: Value) -> Node | None:
+    """The one node that reads a value, None if there are more, or none, or the graph returns it."""
+    return value.users[0] if len(value.users) == 1 and not graph.is_output(value) else None
+
+
+def substitute(graph: Graph, old: Value, new: Value) -> None:
+    """Make every reader of `old` read `new`, which takes over its name."""
+    graph.replace_uses(old, new)
+    old.name, new.name = new.name, old.name
+
+
+def vector(value: Value, size: int) -> bool:
+    """Whether a value is a constant that broadcasts as f32[size] (or a scalar) along the last axis."""
+    if not value.is_constant or not value.dtype.is_float:
+        return False
+    return value.shape[-1:] in ((size,), (1,), ()) and all(d == 1 for d in value.shape[:-1])
+
+
+def is_uniform(data: Array) -> bool:
+    """Whether an array has elements and all of them are the same bits."""
+    flat = data.reshape(-1)
+    if flat.size == 0 or bool(flat[0] != flat[-1]):  # the usual case, without a pass over the data
+        return False
+    return flat[:1].tobytes() * flat.size == flat.tobytes()
