@@ -190,11 +190,6 @@ def fp32_encoder(model: bytes, threads: int) -> Encoder:
     return lambda feed: session.run(["last_hidden_state"], feed)[0]
 
 
-def int8_encoder(path: Path, threads: int) -> Encoder:
-    session = q8c.load(path, threads=threads)
-    return lambda feed: session.run(["last_hidden_state"], feed)[0]
-
-
 def print_hits(queries: list[str], corpus: Corpus, int8: Array, fp32: Array, top: int) -> None:
     """For each query its `top` sentences by the int8 score; both scores are [queries, sentences]."""
     bold, plain = ("\x1b[1m", "\x1b[0m") if sys.stdout.isatty() and "NO_COLOR" not in os.environ else ("", "")
@@ -242,7 +237,9 @@ def search(args: argparse.Namespace) -> None:
         path = q8c.compile(onnx_model, args.output)
         note.append(f"{path.name}, {path.stat().st_size / 1e6:.1f} MB")
     with step("load") as note:
-        encoders = {"int8": int8_encoder(path, args.threads), "fp32": fp32}
+        session = q8c.load(path, threads=args.threads)
+        note.append(f"code for {session.tier}, {session.threads} thread{'s' * (session.threads > 1)}")
+    encoders: dict[str, Encoder] = {"int8": lambda feed: session.run(["last_hidden_state"], feed)[0], "fp32": fp32}
     batches, asked = model.batches(corpus.sentences), model.batches(queries)
     with step("embed") as note:
         hidden = {name: states(encode, batches) for name, encode in encoders.items()}
