@@ -1,0 +1,316 @@
+"""The code of a loop kernel: rows split over threads, passes over columns in 16 lanes, reductions in a fixed order.
+
+Columns go in groups of 4 vectors; vector j of a row adds to accumulator j mod 4, and the 4 accumulators and their lanes
+are combined by a fixed tree. So a row's result depends on its own elements and length alone.
+"""
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import llvmlite.ir as ir
+import numpy as np
+
+from q8c.codegen import loop_ops
+from q8c.codegen.builder import I64, LANES, PTR, Builder, Operand, Value, constant
+from q8c.codegen.loop_memory import (
+    load_lanes,
+    load_scalar,
+    round_f16,
+    scalar_type,
+    store_lanes,
+    store_scalar,
+    vector_type,
+)
+from q8c.codegen.loop_plan import CHUNK, Plan, RowPass
+from q8c.codegen.loop_program import Instr
+from q8c.codegen.loop_space import share, walk
+from q8c.codegen.targets import Tier
+from q8c.ir.types import DType
+
+GROUP = 4
+"""Vectors of one step over the columns, and accumulators of a reduction."""
+HEAVY = 16
+"""An elementwise body of this weight or more goes in groups of 2: its own operations fill the machine."""
+
+
+def emit_loop(module: ir.Module, tier: Tier, plan: Plan, name: str) -> ir.Function:
+    """The kernel as a function of the module."""
+    pointers = [f"x{n}" for n in range(len(plan.operands))] + [f"y{n}" for n in range(len(plan.results))]
+    params = [(p, PTR) for p in pointers] + plan.sizes.params()
+    params += [("scratch", PTR)] * (plan.scratch != 0) + [("tid", I64), ("threads", I64)]
+    b = Builder(module, tier, name, params, internal=True)
+    _Kernel(b, plan, pointers).emit()
+    b.ret()
+    return b.function
+
+
+class _Kernel:
+    """Emits the walk over rows (or chunks)."""
+
+    def __init__(self, b: Builder, plan: Plan, pointers: Sequence[str]) -> None:
+        self.b = b
+        self.plan = plan
+        self.bases = [b.arg(p) for p in pointers]
+        self.itemsizes = [d.itemsize for d in plan.operands] + [r.dtype.itemsize for r in plan.results]
+        self.cols: Operand = plan.cols if isinstance(plan.cols, int) else plan.sizes.value(b, plan.cols)
+
+    def emit(self) -> None:
+        b, plan = self.b, self.plan
+        extents = [plan.sizes.value(b, e) for e in plan.space.extents]
+        strides = [[plan.sizes.value(b, s) for s in own] for own in plan.space.strides]
+        total: Operand = 1
+        for extent in extents:
+            total = b.mul(total, extent)
+        start, stop = share(b, total, b.arg("tid"), b.arg("threads"))
+        row = _Row(b, plan)
+        row.hoist(self.cols)
+        walk(b, extents, strides, start, stop, lambda _, offsets: self._item(row, offsets))
+
+    def _item(self, row: _Row, offsets: list[Value]) -> None:
+        b = self.b
+        cols: Operand = self.cols
+        if self.plan.chunked:
+            cols = b.imin(b.sub(cols, offsets.pop()), CHUNK)
+        addresses = [b.at(base, b.mul(offset, size))
+                     for base, offset, size in zip(self.bases, offsets, self.itemsizes, strict=True)]
+        row.emit(addresses, cols)
+
+
+class _Row:
+    """Emits what happens to one row."""
+
+    def __init__(self, b: Builder, plan: Plan) -> None:
+        self.b = b
+        self.plan = plan
+        self.instrs = plan.program.instrs
+        self.live = set(plan.live())
+        self.fixed: dict[int, Value] = {}
+
+    def hoist(self, cols: Operand) -> None:
+        """Compute before all rows what depends on no row."""
+        for n in sorted(self.live):
+            instr = self.instrs[n]
+            if instr.op in ("columns", "reciprocal_columns"):
+                self.fixed[n] = self._columns(instr, cols)
+
+    def _columns(self, instr: Instr, cols: Operand) -> Value:
+        typ = scalar_type(instr.dtype)
+        if isinstance(cols, int):
+            count = instr.dtype.numpy.type(cols)  # f32 arithmetic, as the code for a run-time size does
+            value = count if instr.op == "columns" else instr.dtype.numpy.type(1) / max(count, type(count)(1))
+            return loop_ops.number(value, instr.dtype, typ)
+        if instr.dtype.is_int:
+            return cols
+        value = self.b.ir.sitofp(cols, typ)
+        return value if instr.op == "columns" else self.b.ir.fdiv(constant(typ, 1.0), value)
+
+    def emit(self, addresses: list[Value], cols: Operand) -> None:
+        """One row: `addresses` of its operands and results, `cols` columns."""
+        self.addresses, self.cols = addresses, cols
+        self.rows = dict(self.fixed)
+        self.splats: dict[int, Value] = {}
+        for number, row_pass in enumerate(self.plan.passes):
+            for n in sorted(self.live):
+                if not self.instrs[n].vector and self.plan.avail[n] <= number:
+                    self.row_value(n)
+            self._pass(row_pass, number)
+        for k, result in enumerate(self.plan.results):
+            if not result.vector:
+                store_scalar(self.b, result.dtype, self.row_value(result.instr), self._result(k))
+
+    def _result(self, k: int) -> Value:
+        return self.addresses[len(self.plan.operands) + k]
+
+    def row_value(self, n: int) -> Value:
+        """A number of the row as a scalar."""
+        if n not in self.rows:
+            instr = self.instrs[n]
+            if instr.op == "input":
+                value = load_scalar(self.b, instr.dtype, self.addresses[instr.attr("index")])
+            elif instr.op == "constant":
+                value = _constant(instr, scalar_type(instr.dtype))
+            else:
+                types = [self.instrs[a].dtype for a in instr.args]
+                value = loop_ops.emit_op(self.b, instr, types, [self.row_value(a) for a in instr.args])
+            self.rows[n] = value
+        return self.rows[n]
+
+    def splat(self, n: int) -> Value:
+        """A number of the row in every lane."""
+        instr = self.instrs[n]
+        if instr.op == "constant":
+            return _constant(instr, vector_type(instr.dtype))
+        if n not in self.splats:
+            self.splats[n] = self.b.splat(self.row_value(n), vector_type(instr.dtype))
+        return self.splats[n]
+
+    def _pass(self, row_pass: RowPass, number: int) -> None:
+        for root in _operands_of_pass(self.plan, row_pass, number):
+            if not self.instrs[root].vector:
+                self.splat(root)  # before the loop over columns
+        neutral = [n for n in row_pass.reductions for _ in range(GROUP)]
+        start = [_neutral(self.instrs[n]) for n in neutral]
+        block = _Block(self, row_pass, number)
+        group = GROUP if row_pass.reductions or self.plan.weight() < HEAVY else 2
+        sums = _columns(self.b, self.cols, group, start, block.emit)
+        for index, n in enumerate(row_pass.reductions):
+            self.rows[n] = self._finish(self.instrs[n], sums[GROUP * index:GROUP * (index + 1)])
+
+    def _finish(self, instr: Instr, sums: Sequence[Value]) -> Value:
+        combine = _combiner(self.b, instr)
+        total = combine(combine(sums[0], sums[1]), combine(sums[2], sums[3]))
+        value = self.b.reduce(total, combine)
+        return round_f16(self.b, value) if instr.dtype is DType.f16 else value
+
+
+class _Block:
+    """Emits one vector of columns of a pass."""
+
+    def __init__(self, row: _Row, row_pass: RowPass, number: int) -> None:
+        self.row, self.row_pass, self.number = row, row_pass, number
+        self.b, self.plan = row.b, row.plan
+
+    def emit(self, col: Value, slot: int, count: Operand | None, sums: list[Value]) -> list[Value]:
+        """Columns col ... col + 15, or `count` of them; returns the sums with accumulators `slot` advanced."""
+        self.col, self.count = col, count
+        self.memo: dict[int, Value] = {}
+        b, row = self.b, self.row
+        mask = None if count is None else b.tail_mask(count)
+        results = [(k, self.vector(self.plan.results[k].instr)) for k in self.row_pass.results]
+        kept = [(n, self.vector(n)) for n in self.row_pass.kept]
+        sums = list(sums)
+        for index, n in enumerate(self.row_pass.reductions):
+            instr, at = row.instrs[n], GROUP * index + slot
+            value = self.vector(instr.args[0])
+            value = value if mask is None else b.select(mask, value, _neutral(instr))
+            sums[at] = _combiner(b, instr)(sums[at], value)
+        for n, value in kept:
+            store_lanes(b, row.instrs[n].dtype, value, self._kept_address(n), count)
+        for k, value in results:
+            self._store(k, value, mask)
+        return sums
+
+    def _store(self, k: int, value: Value, mask: Value | None) -> None:
+        b, result = self.b, self.plan.results[k]
+        address = b.at(self.row._result(k), b.mul(self.col, result.dtype.itemsize))
+        count = self.count
+        if result.r8 and count is not None and mask is not None:
+            value = b.select(mask, value, constant(value.type, 0))
+            count = (count + 3) // 4 * 4 if isinstance(count, int) else b.and_(b.add(count, 3), -4)
+        store_lanes(b, result.dtype, value, address, count)
+
+    def _kept_address(self, n: int) -> Value:
+        b, kept, size = self.b, self.plan.kept[n], self.row.instrs[n].dtype.itemsize
+        if kept.result is not None:
+            return b.at(self.row._result(kept.result), b.mul(self.col, size))
+        base = b.at(b.arg("scratch"), self.plan.sizes.value(b, kept.offset))
+        return b.at(base, b.mul(self.col, size))
+
+    def vector(self, n: int) -> Value:
+        """An instruction's 16 lanes."""
+        if n in self.memo:
+            return self.memo[n]
+        instr = self.row.instrs[n]
+        if not instr.vector:
+            return self.row.splat(n)
+        if instr.op == "input":
+            address = self.row.addresses[instr.attr("index")]
+            value = load_lanes(self.b, instr.dtype, self.b.at(address, self.b.mul(self.col, instr.dtype.itemsize)),
+                               self.count)
+        elif self.plan.avail[n] < self.number and n in self.plan.kept:
+            value = load_lanes(self.b, instr.dtype, self._kept_address(n), self.count)
+        else:
+            types = [self.row.instrs[a].dtype for a in instr.args]
+            value = loop_ops.emit_op(self.b, instr, types, [self.vector(a) for a in instr.args])
+        self.memo[n] = value
+        return value
+
+
+def _operands_of_pass(plan: Plan, row_pass: RowPass, number: int) -> set[int]:
+    """Every instruction a pass reads or computes, row values included."""
+    open_ = [plan.results[k].instr for k in row_pass.results] + list(row_pass.kept)
+    open_ += [a for n in row_pass.reductions for a in plan.program.instrs[n].args]
+    found: set[int] = set()
+    while open_:
+        n = open_.pop()
+        if n not in found:
+            found.add(n)
+            reloaded = n in plan.kept and plan.avail[n] < number
+            if plan.program.instrs[n].vector and not reloaded:
+                open_.extend(plan.program.instrs[n].args)
+    return found
+
+
+def _columns(b: Builder, cols: Operand, group: int, start: list[Value],
+             block: Callable[[Value, int, Operand | None, list[Value]], list[Value]]) -> list[Value]:
+    """`block(column, slot, count, carried)` for every vector of the columns; the last one may be partial."""
+    step = group * LANES
+
+    def groups(col: Value, carried: list[Value]) -> list[Value]:
+        for slot in range(group):
+            carried = block(b.add(col, slot * LANES), slot, None, carried)
+        return carried
+
+    if isinstance(cols, int):
+        whole = cols // step * step
+        carried = b.loop(0, whole, step, start, groups) if whole > step else start
+        if whole == step:
+            carried = groups(ir.Constant(I64, 0), carried)
+        for slot, col in enumerate(range(whole, cols, LANES)):
+            carried = block(ir.Constant(I64, col), slot, None if cols - col >= LANES else cols - col, carried)
+        return carried
+    whole = b.and_(cols, -step)
+    carried = b.loop(0, whole, step, start, groups)
+    return _rest(b, whole, cols, group, 0, carried, block)
+
+
+def _rest(b: Builder, col: Value, cols: Value, group: int, slot: int, carried: list[Value],
+          block: Callable[[Value, int, Operand | None, list[Value]], list[Value]]) -> list[Value]:
+    if slot == group:
+        return carried
+    rest = b.sub(cols, col)
+
+    def some() -> list[Value]:
+        after = block(col, slot, b.imin(rest, LANES), carried)
+        return _rest(b, b.add(col, LANES), cols, group, slot + 1, after, block)
+
+    if not carried:
+        with b.if_(b.icmp(">", rest, 0)):
+            some()
+        return carried
+    return b.if_else(b.icmp(">", rest, 0), some, lambda: carried)
+
+
+def _constant(instr: Instr, typ: ir.Type) -> Value:
+    value = np.frombuffer(instr.attr("bytes"), instr.dtype.numpy)[0]
+    return loop_ops.number(value, instr.dtype, typ)
+
+
+def _neutral(instr: Instr) -> Value:
+    typ, dtype = vector_type(instr.dtype), instr.dtype
+    if instr.op in ("row_sum", "row_umax"):
+        return loop_ops.number(0, dtype, typ)
+    if instr.op == "row_prod":
+        return loop_ops.number(1, dtype, typ)
+    low = instr.op in ("row_max", "row_any_max")
+    if dtype.is_float:
+        return constant(typ, float("-inf") if low else float("inf"))
+    bounds = np.iinfo(dtype.value)
+    return constant(typ, int(bounds.min if low else bounds.max))
+
+
+def _combiner(b: Builder, instr: Instr) -> Callable[[Value, Value], Value]:
+    """combine(total so far, next value)."""
+    dtype = instr.dtype
+    if instr.op == "row_sum":
+        return lambda x, y: loop_ops.add(b, x, y)
+    if instr.op == "row_prod":
+        return lambda x, y: loop_ops.mul(b, x, y)
+    if instr.op == "row_umax":
+        return b.umax
+    if instr.op == "row_any_max" and dtype.is_float:
+        return b.fmax
+    op = "<" if instr.op == "row_min" else ">"
+    return lambda x, y: loop_ops.extreme(b, op, dtype, x, y)
+
+

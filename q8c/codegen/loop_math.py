@@ -1,0 +1,69 @@
+"""Functions of loops beyond arithmetic: `vmath` for every operand kind, remainders and powers."""
+from __future__ import annotations
+
+import llvmlite.ir as ir
+
+from q8c.codegen.builder import F32, Builder, Value, constant, element
+from q8c.codegen.loop_memory import F64, like
+from q8c.codegen.simd import V16F
+
+UNARY = ("exp", "log", "erf", "tanh", "sigmoid", "sin", "cos", "silu", "softplus")
+"""Float functions of one operand."""
+
+
+def call(b: Builder, name: str, x: Value) -> Value:
+    """A function of `vmath` of a scalar or 16 lanes, f32 or (with single precision) f64."""
+    if element(x.type) == F64:
+        return b.ir.fpext(call(b, name, b.ir.fptrunc(x, like(x, F32))), x.type)
+    if not isinstance(x.type, ir.VectorType):
+        return b.lane(call(b, name, b.splat(x, V16F)), 0)
+    from q8c.codegen import vmath
+    function = getattr(vmath, name)
+    return function(b, x)
+
+
+def fmod(b: Builder, x: Value, y: Value) -> Value:
+    """x - trunc(x / y) * y, exact, with the sign of x (C's fmod) of floats up to f32's range; NaN for y = 0.
+
+    In double precision, as many multiples of y as 26 bits of the quotient hold are taken off at a time: their
+    product with y's 24 bits is exact, and so is the difference.
+    """
+    if element(x.type) == F32:
+        typ = like(x, F64)
+        return b.ir.fptrunc(fmod(b, b.ir.fpext(x, typ), b.ir.fpext(y, typ)), x.type)
+    size = b.abs(y)
+    bits = like(x, ir.IntType(64))
+    mask = constant(bits, -(1 << 26))
+
+    def step(state: list[Value]) -> list[Value]:
+        rest = state[0]
+        quotient = b.intrinsic("llvm.floor", [b.bitcast(b.and_(b.bitcast(b.ir.fdiv(rest, size), bits), mask), x.type)])
+        after = b.ir.fsub(rest, b.ir.fmul(quotient, size))
+        # a quotient rounded up to the next integer leaves a negative rest
+        after = b.select(b.fcmp("<", after, 0.0), b.ir.fadd(after, size), after)
+        return [b.select(b.fcmp(">=", rest, size), after, rest)]
+
+    start = b.abs(x)
+    defined = b.and_(b.fcmp("<", start, float("inf")), b.fcmp(">", size, 0.0))
+    rest, = b.while_([b.select(defined, start, constant(x.type, 0.0))],
+                     lambda s: any_lane(b, b.fcmp(">=", s[0], size)), step)
+    signed = b.intrinsic("llvm.copysign", [rest, x])
+    return b.select(defined, signed, constant(x.type, float("nan")))
+
+
+def any_lane(b: Builder, mask: Value) -> Value:
+    """Whether any lane of a mask (or the scalar) is True."""
+    if not isinstance(mask.type, ir.VectorType):
+        return mask
+    return b.icmp("!=", b.bitcast(mask, ir.IntType(mask.type.count)), 0)
+
+
+def integer_power(b: Builder, x: Value, y: Value) -> Value:
+    """x**y by squaring, wrapping; y is taken as unsigned."""
+    def step(state: list[Value]) -> list[Value]:
+        result, base, rest = state
+        odd = b.icmp("!=", b.and_(rest, 1), 0)
+        return [b.select(odd, b.ir.mul(result, base), result), b.ir.mul(base, base), b.lshr(rest, 1)]
+
+    result, _, _ = b.while_([constant(x.type, 1), x, y], lambda s: any_lane(b, b.ucmp("!=", s[2], 0)), step)
+    return result

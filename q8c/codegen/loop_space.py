@@ -1,0 +1,162 @@
+"""Strided N-d iteration: which extents a kernel walks, how far each operand moves along them, and the loops.
+
+A `Space` has extents and, per operand, one stride per extent in elements (0 where the operand is broadcast). Axes that
+all operands walk as one are merged, so most kernels have one or two. Extents and strides are symbolic; those that are
+not integers become i64 parameters of the kernel (`Sizes`).
+"""
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import llvmlite.ir as ir
+
+from q8c.codegen.builder import I64, Builder, Operand, Value
+from q8c.ir.dims import Dim, Expr, product
+
+Offsets = list[Value]
+
+
+@dataclass(frozen=True)
+class Space:
+    """Extents, and per operand its stride along each, in elements."""
+
+    extents: tuple[Dim, ...]
+    strides: tuple[tuple[Dim, ...], ...]
+
+    def merged(self) -> Space:
+        """The same walk with axes of extent 1 dropped and neighbours merged where every operand allows it."""
+        extents: list[Dim] = []
+        strides: list[list[Dim]] = [[] for _ in self.strides]
+        for axis, extent in enumerate(self.extents):
+            if extent == 1:
+                continue
+            here = [s[axis] for s in self.strides]
+            if extents and all(s[-1] == h * extent for s, h in zip(strides, here, strict=True)):
+                extents[-1] = extents[-1] * extent
+                for s, h in zip(strides, here, strict=True):
+                    s[-1] = h
+                continue
+            extents.append(extent)
+            for s, h in zip(strides, here, strict=True):
+                s.append(h)
+        return Space(tuple(extents), tuple(map(tuple, strides)))
+
+
+def dense_strides(shape: Sequence[Dim]) -> tuple[Dim, ...]:
+    """Elements from one index to the next along every axis of a dense array."""
+    return tuple(product(shape[axis + 1:]) for axis in range(len(shape)))
+
+
+def broadcast_strides(shape: Sequence[Dim], rank: int) -> tuple[Dim, ...]:
+    """Strides of a dense array seen in a space of `rank` axes: 0 on missing axes and those of extent 1."""
+    own = tuple(0 if d == 1 else s for d, s in zip(shape, dense_strides(shape), strict=True))
+    return (0,) * (rank - len(shape)) + own
+
+
+def broadcast_shape(shapes: Sequence[Sequence[Dim]]) -> tuple[Dim, ...]:
+    """The extents of the space that holds all shapes; they are known to fit."""
+    rank = max(map(len, shapes), default=0)
+    found: list[Dim] = [1] * rank
+    for shape in shapes:
+        for axis, d in enumerate(shape, rank - len(shape)):
+            if found[axis] == 1:
+                found[axis] = d
+    return tuple(found)
+
+
+@dataclass
+class Sizes:
+    """The run-time integers a kernel takes, in order; sums with negative terms are taken apart, as sizes are >= 0."""
+
+    dims: list[Expr] = field(default_factory=list)
+
+    def need(self, *dims: Dim) -> None:
+        """Make these available to `value`."""
+        for dim in dims:
+            for part in _signed(dim):
+                if isinstance(part, Expr) and part not in self.dims:
+                    self.dims.append(part)
+
+    def need_space(self, space: Space) -> None:
+        """Make a space's extents and strides available."""
+        self.need(*space.extents, *(s for own in space.strides for s in own))
+
+    def params(self) -> list[tuple[str, ir.Type]]:
+        """The kernel's parameters for them."""
+        return [(f"size{n}", I64) for n in range(len(self.dims))]
+
+    def value(self, b: Builder, dim: Dim) -> Value:
+        """The size as an i64."""
+        positive, negative = (self._part(b, p) for p in _signed(dim))
+        return positive if _signed(dim)[1] == 0 else b.sub(positive, negative)
+
+    def name(self, dim: Dim) -> str:
+        """The size as the kernel sees it, for keys of equal kernels: numbers of parameters in place of symbols."""
+        return "-".join(f"s{self.dims.index(p)}" if isinstance(p, Expr) else str(p) for p in _signed(dim))
+
+    def _part(self, b: Builder, dim: Dim) -> Value:
+        return b.arg(f"size{self.dims.index(dim)}") if isinstance(dim, Expr) else ir.Constant(I64, dim)
+
+
+def _signed(dim: Dim) -> tuple[Dim, Dim]:
+    """(a, b) with dim = a - b and no negative coefficient in either."""
+    if isinstance(dim, int):
+        return dim, 0
+    positive: Dim = 0
+    negative: Dim = 0
+    for monomial, coefficient in dim.terms:
+        if coefficient > 0:
+            positive = positive + Expr({monomial: coefficient}) if monomial else positive + coefficient
+        else:
+            negative = negative + Expr({monomial: -coefficient}) if monomial else negative - coefficient
+    return positive, negative
+
+
+def share(b: Builder, total: Operand, tid: Value, threads: Value) -> tuple[Value, Value]:
+    """The contiguous part [start, stop) of `total` items that thread `tid` takes."""
+    total, = b.coerce(total)
+    each = b.ir.udiv(b.sub(b.add(total, threads), 1), threads)
+    start = b.imin(b.mul(each, tid), total)
+    return start, b.imin(b.add(start, each), total)
+
+
+def walk(b: Builder, extents: Sequence[Value], strides: Sequence[Sequence[Value]], start: Value, stop: Value,
+         body: Callable[[Value, Offsets], None]) -> None:
+    """Call `body(item, offsets)` for items start ... stop - 1 of the extents' product in row-major order.
+
+    `strides[operand][axis]` are elements; offsets come back per operand. The last axis is a plain loop; where it
+    ends, the other indices are found by division.
+    """
+    if len(extents) <= 1:
+        with b.range(start, stop) as item:
+            body(item, [b.mul(item, s[0]) if s else ir.Constant(I64, 0) for s in strides])
+        return
+    last = extents[-1]
+
+    def run(state: list[Value]) -> list[Value]:
+        item = state[0]
+        outer = b.ir.udiv(item, last)
+        first = b.sub(item, b.mul(outer, last))
+        count = b.imin(b.sub(last, first), b.sub(stop, item))
+        bases = _bases(b, extents[:-1], strides, outer)
+        with b.range(0, count) as step:
+            along = b.add(first, step)
+            body(b.add(item, step), [b.add(base, b.mul(along, s[-1])) for base, s in zip(bases, strides, strict=True)])
+        return [b.add(item, count)]
+
+    b.while_([start], lambda state: b.icmp("<", state[0], stop), run)
+
+
+def _bases(b: Builder, extents: Sequence[Value], strides: Sequence[Sequence[Value]], index: Value) -> Offsets:
+    bases = [ir.Constant(I64, 0) for _ in strides]
+    rest = index
+    for axis in reversed(range(len(extents))):
+        if axis:
+            outer = b.ir.udiv(rest, extents[axis])
+            along = b.sub(rest, b.mul(outer, extents[axis]))
+            rest = outer
+        else:
+            along = rest
+        bases = [b.add(base, b.mul(along, s[axis])) for base, s in zip(bases, strides, strict=True)]
+    return bases
