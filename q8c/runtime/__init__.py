@@ -1,0 +1,14 @@
+"""Reading and running compiled files. Needs numpy and the standard library; `q8c.runtime.session.load` is the way in.
+
+    header        the file's frame: magic, version, where the manifest lies, hashes
+    manifest      what a file says about itself, as typed records; strict JSON in and out
+    writer        writes a file: constants one by one, code, text; all or nothing
+    artifact      reads a file: checks every byte, maps weights
+    code          puts an image of machine code into executable memory
+    dims          expression programs: sizes as functions of the input shapes
+    signature     checks a feed, solves for the symbolic sizes, plans memory
+    memory        frames and arenas, what memory is left
+    threads       worker threads parked inside the compiled code
+    session       `load` and `Session.run`
+    cpu, cgroup   what this machine can execute and what this process may use of it
+"""

@@ -1,0 +1,192 @@
+"""Loads a compiled file and runs it."""
+from __future__ import annotations
+
+import os
+import struct
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from q8c.errors import Error, InputError
+from q8c.runtime import cpu
+from q8c.runtime.arrays import Array
+from q8c.runtime.artifact import Artifact
+from q8c.runtime.code import Code
+from q8c.runtime.manifest import FRAME_ARGUMENTS, Model, Tensor
+from q8c.runtime.memory import Frame, address_of
+from q8c.runtime.signature import Signature
+from q8c.runtime.threads import MAX_THREADS, Workers
+
+_IDLE_FRAMES = 8  # kept for the next runs; more are made when more run at once
+_ONNX_TYPES = {"float32": "float", "float64": "double"}
+_FIXED = struct.Struct("=qqqQQ")
+
+
+@dataclass(frozen=True)
+class Argument:
+    """An input or output as ONNX Runtime describes one: free dimensions are text, `type` is such as "tensor(int64)"."""
+
+    name: str
+    shape: list[int | str]
+    type: str
+    dtype: np.dtype[Any]
+
+
+@dataclass(frozen=True)
+class _Loaded:
+    """What a session works with until it is closed; a run holds on to it, so closing takes no memory from under it."""
+
+    artifact: Artifact
+    model: Model
+    signature: Signature
+    code: Code
+    workers: Workers
+    frames: list[Frame]
+    arguments: struct.Struct
+    tail: slice
+
+
+class Session:
+    """A compiled model, ready to run. Safe to use from several threads at once, and after a fork.
+
+    `tier` is the CPU tier whose code runs, `threads` the most threads one run uses.
+    """
+
+    def __init__(self, artifact: Artifact, threads: int | None = None, tier: str | None = None) -> None:
+        """Map the code for `tier` (default: the best one this CPU can execute). See `load`."""
+        images = {image.tier: image.features for image in artifact.manifest.images}
+        self.tier = cpu.pick(images, tier)
+        self._asked = threads, tier
+        model = artifact.manifest.model
+        code = Code(artifact, self.tier)
+        count = cpu.count() if threads is None else _checked_threads(threads)
+        layout = model.frame
+        self._loaded: _Loaded | None = _Loaded(
+            artifact, model, Signature(model), code, Workers(code, count), [],
+            struct.Struct(f"={layout.dims - layout.inputs}Q"), slice(8 * layout.dims, 8 * layout.size))
+        self.path = artifact.path
+
+    @property
+    def threads(self) -> int:
+        """The most threads a run uses, the calling one included."""
+        return self._open().workers.threads
+
+    @property
+    def artifact(self) -> Artifact:
+        """The open file: its manifest, IR and constants."""
+        return self._open().artifact
+
+    def get_inputs(self) -> list[Argument]:
+        """The inputs in order."""
+        return [_argument(t) for t in self._open().model.inputs]
+
+    def get_outputs(self) -> list[Argument]:
+        """The outputs in order."""
+        return [_argument(t) for t in self._open().model.outputs]
+
+    def run(self, output_names: Sequence[str] | None, input_feed: Mapping[str, npt.ArrayLike]) -> list[Array]:
+        """The outputs of those names, in that order (all for None or none), as fresh arrays the caller owns.
+
+        Raises InputError, saying what was expected and what came, for a feed that does not fit the signature, or that
+        the model itself refuses (a token id outside of its table, say).
+        """
+        loaded = self._open()
+        wanted = loaded.signature.select(output_names) if output_names else None
+        inputs, plan = loaded.signature.collect(input_feed)
+        try:
+            frame = loaded.frames.pop()
+        except IndexError:
+            frame = Frame(loaded.model.frame.size)
+        frame.reserve(plan.arena + loaded.workers.threads * plan.scratch)
+        outputs = loaded.signature.allocate(plan)
+        memory = frame.memory
+        _FIXED.pack_into(memory, 0, 1, 0, 0, loaded.artifact.weights_address, frame.arena_address)
+        loaded.arguments.pack_into(memory, 8 * FRAME_ARGUMENTS, *map(address_of, inputs), *map(address_of, outputs))
+        memory[loaded.tail] = plan.tail
+        loaded.workers.run(frame)
+        status, detail = frame.words[1], frame.words[2]
+        frame.trim()
+        if len(loaded.frames) < _IDLE_FRAMES:
+            loaded.frames.append(frame)
+        if status:
+            raise _failure(loaded.model, status, detail)
+        return outputs if wanted is None else [outputs[i] for i in wanted]
+
+    def __call__(self, **feed: npt.ArrayLike) -> dict[str, Array]:
+        """All outputs by name. Raises InputError as `run` does."""
+        outputs = self.run(None, feed)
+        return {t.name: a for t, a in zip(self._open().model.outputs, outputs, strict=True)}
+
+    def close(self) -> None:
+        """End the worker threads and let go of the file. Runs under way finish; later ones raise Error."""
+        loaded, self._loaded = self._loaded, None
+        if loaded is not None:
+            loaded.workers.close()
+
+    def __enter__(self) -> Session:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None,
+                 traceback: TracebackType | None) -> None:
+        self.close()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickles as path and SHA-256: who unpickles needs the very same file in the same place."""
+        threads, tier = self._asked
+        return _reload, (self.path, self._open().artifact.sha256, threads, tier)
+
+    def __repr__(self) -> str:
+        state = "closed" if self._loaded is None else f"threads={self.threads}"
+        return f"<Session {self.path!r} tier={self.tier} {state}>"
+
+    def _open(self) -> _Loaded:
+        if self._loaded is None:
+            raise Error(f"the session of {self.path} is closed; load the file again")
+        return self._loaded
+
+
+def load(path: str | os.PathLike[str], *, threads: int | None = None, sha256: str | None = None,
+         tier: str | None = None) -> Session:
+    """Open a compiled file, check every byte of it, and make it ready to run.
+
+    Args:
+        path: The compiled file. It is mapped, not read into memory: replace it by renaming, never change it in place.
+        threads: The most threads a run uses; by default as many as this process may use cores.
+        sha256: What the whole file must hash to. The file holds machine code, and its own hashes show damage, not
+            malice: pin files that come from elsewhere.
+        tier: The CPU tier whose code to run; by default the best this CPU can execute.
+
+    Raises:
+        ArtifactError: The file is missing, not a compiled file, damaged, not the pinned one, or this machine cannot
+            run it.
+        InputError: `threads` is not a number from 1 to 256.
+    """
+    return Session(Artifact(path, sha256), threads, tier)
+
+
+def _reload(path: str, sha256: str, threads: int | None, tier: str | None) -> Session:
+    return load(path, threads=threads, sha256=sha256, tier=tier)
+
+
+def _checked_threads(threads: int) -> int:
+    if type(threads) is not int or not 1 <= threads <= MAX_THREADS:
+        raise InputError(f"threads must be an integer from 1 to {MAX_THREADS} or None, got {threads!r}")
+    return threads
+
+
+def _argument(tensor: Tensor) -> Argument:
+    shape: list[int | str] = [p if isinstance(p, int) else t for p, t in zip(tensor.shape, tensor.text, strict=True)]
+    element = _ONNX_TYPES.get(tensor.dtype, tensor.dtype)
+    return Argument(tensor.name, shape, f"tensor({element})", np.dtype(tensor.dtype))
+
+
+def _failure(model: Model, status: int, detail: int) -> InputError:
+    if not 1 <= status <= len(model.nodes):
+        return InputError(f"the model refused its input (status {status}, {detail})")
+    node = model.nodes[status - 1]
+    reason = node.failure.replace("{detail}", str(detail)) if node.failure else f"it refused its input ({detail})"
+    return InputError(f"node {node.name!r} ({node.op}): {reason}")

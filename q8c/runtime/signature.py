@@ -1,0 +1,84 @@
+"""What a model takes and gives: checks a feed and finds the plan of a run on it."""
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from q8c.errors import InputError
+from q8c.runtime import arrays
+from q8c.runtime.arrays import Array
+from q8c.runtime.manifest import Model
+from q8c.runtime.memory import is_dense, require_memory
+from q8c.runtime.planner import Plan, Planner, Shape
+
+_CACHED_PLANS = 64
+
+
+class Signature:
+    """A model's inputs and outputs. Plans are cached per set of input shapes; all methods are safe in threads."""
+
+    def __init__(self, model: Model) -> None:
+        """Raises ArtifactError if the input shapes do not determine every symbol."""
+        self._inputs = [(t.name, np.dtype(t.dtype)) for t in model.inputs]
+        self._output_dtypes = [np.dtype(t.dtype) for t in model.outputs]
+        self._output_indices = {t.name: i for i, t in enumerate(model.outputs)}
+        self._plans = functools.lru_cache(_CACHED_PLANS)(Planner(model))
+
+    def plan(self, *shapes: Shape) -> Plan:
+        """The plan for input shapes, in the order of the inputs. Raises InputError where they do not fit."""
+        return self._plans(shapes)
+
+    def collect(self, feed: Mapping[str, object]) -> tuple[list[Array], Plan]:
+        """The feed's arrays in order, dense and of the right types, and the plan of a run on them.
+
+        Raises InputError that says what was expected and what came.
+        """
+        inputs = self._inputs
+        try:
+            values = [feed[name] for name, _ in inputs]
+            complete = len(feed) == len(inputs)
+        except (KeyError, TypeError, IndexError):
+            complete = False
+        if not complete:
+            raise self._misfit(feed)
+        found: list[Array] = [
+            value if type(value) is np.ndarray and value.dtype == dtype else arrays.coerce(name, value, dtype)
+            for value, (name, dtype) in zip(values, inputs)]  # noqa: B905
+        plan = self._plans(tuple([array.shape for array in found]))
+        for i, array in enumerate(found):
+            if not is_dense(array):
+                found[i] = arrays.dense(inputs[i][0], array)
+        return found, plan
+
+    def allocate(self, plan: Plan) -> list[Array]:
+        """Fresh arrays for a run's outputs. Raises InputError where there is no memory for them."""
+        try:
+            require_memory(plan.output_bytes, "the outputs of this run")
+            return [np.empty(shape, dtype)
+                    for shape, dtype in zip(plan.outputs, self._output_dtypes)]  # noqa: B905
+        except (MemoryError, ValueError) as error:
+            raise InputError(f"no memory for outputs of {plan.output_bytes} bytes ({error}); "
+                             "use smaller inputs") from None
+
+    def select(self, names: Sequence[str]) -> list[int]:
+        """Indices of outputs by name. Raises InputError naming those that do not exist."""
+        known = self._output_indices
+        if isinstance(names, str) or not all(isinstance(name, str) for name in names):
+            raise InputError(f"output names must be a list of strings or None, got {names!r}")
+        unknown = [name for name in names if name not in known]
+        if unknown:
+            raise InputError(f"no outputs named {', '.join(map(repr, unknown))}; the outputs are {', '.join(known)}")
+        return [known[name] for name in names]
+
+    def _misfit(self, feed: object) -> InputError:
+        expected = [name for name, _ in self._inputs]
+        listed = f"the inputs are {', '.join(expected) or 'none'}"
+        if not isinstance(feed, Mapping):
+            return InputError(f"the feed must be a dict from names to arrays, got a {type(feed).__name__}; {listed}")
+        missing = [name for name in expected if name not in feed]
+        surplus = [name for name in feed if name not in expected]
+        parts = [f"{what} {', '.join(map(repr, names))}"
+                 for what, names in (("lacks", missing), ("has the unknown", surplus)) if names]
+        return InputError(f"the feed {' and '.join(parts)}; {listed}")

@@ -1,0 +1,151 @@
+"""Writes a compiled file: constants as they come, then code, then the IR's text, then the manifest."""
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterable, Mapping
+from contextlib import ExitStack
+from types import TracebackType
+from typing import BinaryIO
+
+import numpy as np
+import numpy.typing as npt
+
+from q8c.errors import ArtifactError
+from q8c.runtime import strict_json
+from q8c.runtime.atomic import replacing
+from q8c.runtime.header import PAGE, SIZE, Header
+from q8c.runtime.manifest import ALIGNMENT, CHUNK, Constant, Image, Manifest, Model, Section, constant_layout
+
+Bytes = bytes | memoryview
+
+
+class Writer:
+    """A compiled file in the making; used in a `with` block, which leaves a file only if `finish` was called in it.
+
+        with Writer("model.q8c") as writer:
+            for name, array in weights:
+                writer.constant(name, array)
+            writer.image("avx2", features, code, entries)
+            writer.finish(model, ir_text)
+
+    Constants come first, so that memory never holds more than one. The same calls write the same bytes.
+    """
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self._path = os.fspath(path)
+        self._stack = ExitStack()
+        self._constants: list[Constant] = []
+        self._images: list[Image] = []
+        self._weights: Section | None = None
+        self._finished = False
+
+    def __enter__(self) -> Writer:
+        try:
+            self._file: BinaryIO = self._stack.enter_context(replacing(self._path))
+        except OSError as error:
+            raise self._failure(error) from error
+        self._file.write(bytes(PAGE))
+        self._section = _Section(PAGE)
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None,
+                 traceback: TracebackType | None) -> None:
+        if error is None and not self._finished:
+            kind, error = _Abandoned, _Abandoned()
+        try:
+            self._stack.__exit__(kind, error, traceback)
+        except OSError as problem:
+            raise self._failure(problem) from problem
+
+    def constant(self, name: str, array: npt.NDArray[np.generic]) -> Constant:
+        """Append a tensor, little-endian and dense, and say where it lies (see `constant_layout`)."""
+        if self._weights is not None:
+            raise ArtifactError(f"constant {name!r} comes after code was written")
+        array = np.asarray(array, array.dtype.newbyteorder("<"), order="C")
+        placed = constant_layout([(name, array.dtype.name, array.shape)])[0]
+        start = -(-self._section.size // ALIGNMENT) * ALIGNMENT
+        self._write(bytes(start - self._section.size))
+        if array.nbytes:
+            self._write(array.reshape(-1).data.cast("B"))
+        constant = Constant(name, placed.dtype, placed.shape, start, placed.nbytes)
+        self._constants.append(constant)
+        return constant
+
+    def image(self, tier: str, features: Iterable[str], code: bytes, entries: Mapping[str, int]) -> None:
+        """Append one tier's code image; `features` are the CPU features it uses, in LLVM's names."""
+        self._close_weights()
+        self._write(code)
+        self._images.append(Image(tier, tuple(sorted(features)), dict(sorted(entries.items())), self._next_section()))
+
+    def finish(self, model: Model, ir: str) -> None:
+        """Write the IR's text and the manifest. Raises ArtifactError if the manifest is not one that can be read."""
+        weights = self._close_weights()
+        self._write(ir.encode("utf-8"))
+        manifest = Manifest(model, tuple(self._constants), weights, self._next_section(), tuple(self._images))
+        text = strict_json.dumps(manifest.to_json())
+        Manifest.from_json(strict_json.loads(text))
+        offset = self._section.offset
+        self._write(text)
+        header = Header(offset, len(text), offset + len(text), hashlib.sha256(text).digest())
+        try:
+            self._file.seek(0)
+            self._file.write(header.pack().ljust(SIZE, b"\0"))
+        except OSError as error:
+            raise self._failure(error) from error
+        self._finished = True
+
+    def _close_weights(self) -> Section:
+        if self._weights is None:
+            self._weights = self._next_section()
+        return self._weights
+
+    def _next_section(self) -> Section:
+        """End the section being written and start another at the next aligned offset."""
+        done = self._section.done()
+        end = done.offset + done.size
+        start = -(-end // ALIGNMENT) * ALIGNMENT
+        self._write(bytes(start - end))
+        self._section = _Section(start)
+        return done
+
+    def _write(self, data: Bytes) -> None:
+        view = memoryview(data)
+        self._section.update(view)
+        try:
+            self._file.write(view)
+        except OSError as error:
+            raise self._failure(error) from error
+
+    def _failure(self, error: OSError) -> ArtifactError:
+        return ArtifactError(f"cannot write {self._path!r}: {error.strerror or error}; nothing was left there")
+
+
+class _Abandoned(Exception):
+    """Makes the file vanish when its block ends without `finish`."""
+
+
+class _Section:
+    """A section being written: its place and the hashes of its chunks so far."""
+
+    def __init__(self, offset: int) -> None:
+        self.offset = offset
+        self.size = 0
+        self._digests: list[str] = []
+        self._hash = hashlib.sha256()
+
+    def update(self, view: memoryview) -> None:
+        """Take in the bytes that were appended."""
+        while view.nbytes:
+            part = view[:CHUNK - self.size % CHUNK]
+            self._hash.update(part)
+            self.size += part.nbytes
+            view = view[part.nbytes:]
+            if self.size % CHUNK == 0:
+                self._digests.append(self._hash.hexdigest())
+                self._hash = hashlib.sha256()
+
+    def done(self) -> Section:
+        """The finished section."""
+        rest = [self._hash.hexdigest()] if self.size % CHUNK else []
+        return Section(self.offset, self.size, (*self._digests, *rest))

@@ -1,0 +1,130 @@
+"""A small model in machine code, written by hand, for tests that need something real to load and run.
+
+    ids: int64[batch], x: float32[batch, n]  ->  y: float32[batch, n]
+    t = table[ids] * x                 rows dealt out by thread number, ids checked against the table
+    y[i, j] = 2 * t[batch-1-i, n-1-j]  rows dealt out by a counter, after a barrier; through per-thread scratch
+"""
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import llvmlite.ir as ir
+import numpy as np
+import numpy.typing as npt
+
+from q8c.codegen.builder import F32, I32, I64, PTR, Builder
+from q8c.codegen.image import Image, link
+from q8c.codegen.module import compile_module, new_module
+from q8c.codegen.targets import TIERS
+from q8c.codegen.threads import emit_barrier, emit_threads
+from q8c.runtime import dims
+from q8c.runtime.manifest import Constraint, Model, Node, Tensor
+from q8c.runtime.writer import Writer
+
+ROWS = 10
+BARRIERS = 3
+BATCH, N = ("$", 0), ("$", 1)
+TABLE = np.arange(1, ROWS + 1, dtype=np.float32) / 4
+
+
+def model(constraints: tuple[Constraint, ...] = ()) -> Model:
+    """What the compiler would say of it."""
+    return Model(
+        name="scale-and-turn",
+        inputs=(Tensor("ids", "int64", (BATCH,), ("batch",)), Tensor("x", "float32", (BATCH, N), ("batch", "n"))),
+        outputs=(Tensor("y", "float32", (BATCH, N), ("batch", "n")),),
+        symbols=("batch", "n"),
+        dims=(BATCH, N, dims.freeze(["*", ["//", ["+", ["*", 4, ["$", 1]], 63], 64], 64], 2)),
+        slots=(("*", 4, BATCH, N),),
+        scratch=dims.freeze(["*", ["//", ["+", ["*", 4, ["$", 1]], 63], 64], 64], 2),
+        counters=1,
+        constraints=constraints,
+        nodes=(Node("tok", "gather", f"token id {{detail}} is out of range [0, {ROWS})"),),
+        options={"target": "all"}, tools={"test": "1"}, notes={"error": 0.5},
+    )
+
+
+def image(tier: str = "avx2") -> Image:
+    """Its code for one tier."""
+    module = new_module("scale-and-turn")
+    target = TIERS[tier]
+    b = Builder(module, target, "q8c_run", [("frame", PTR), ("tid", I64)], I64, internal=False)
+    frame, tid = b.arg("frame"), b.arg("tid")
+    barrier = emit_barrier(module)
+
+    def word(index: int, typ: ir.Type = I64) -> Any:
+        return b.load(typ, b.at(frame, index, I64))
+
+    def wait() -> None:
+        for _ in range(BARRIERS):
+            b.ir.call(barrier, [frame, tid])
+
+    threads, weights, arena = word(0), word(3, PTR), word(4, PTR)
+    ids, x, y = word(24, PTR), word(25, PTR), word(26, PTR)
+    batch, n, stride = word(27), word(28), word(29)
+    turned = b.at(arena, word(30))
+    scratch = b.at(b.at(arena, word(31)), b.mul(tid, stride))
+    counter = b.at(frame, 32, I64)
+
+    def share(t: Any) -> Any:
+        return b.div(b.mul(batch, t), threads)
+
+    with b.range(share(tid), share(b.add(tid, 1))) as i:
+        token = b.load(I64, b.at(ids, i, I64))
+        with b.if_(b.ucmp(">=", token, ROWS)):
+            b.store(ir.Constant(I64, 1), b.at(frame, 1, I64))
+            b.store(token, b.at(frame, 2, I64))
+        row = b.select(b.ucmp("<", token, ROWS), token, 0)
+        factor = b.load(F32, b.at(weights, row, F32))
+        with b.range(0, n) as j:
+            at = b.add(b.mul(i, n), j)
+            b.store(b.mul(b.load(F32, b.at(x, at, F32)), factor), b.at(turned, at, F32))
+    wait()
+
+    def more(values: list[Any]) -> Any:
+        return b.icmp("<", values[0], batch)
+
+    def body(values: list[Any]) -> list[Any]:
+        i = values[0]
+        source = b.mul(b.sub(b.sub(batch, 1), i), n)
+        with b.range(0, n) as j:
+            at = b.add(source, b.sub(b.sub(n, 1), j))
+            value = b.load(F32, b.at(turned, at, F32))
+            b.store(b.add(value, value), b.at(scratch, j, F32))
+        with b.range(0, n) as j:
+            b.store(b.load(I32, b.at(scratch, j, F32)), b.at(y, b.add(b.mul(i, n), j), F32))
+        return [b.atomic_add(counter, ir.Constant(I64, 1))]
+
+    b.while_([b.atomic_add(counter, ir.Constant(I64, 1))], more, body)
+    wait()
+    b.ret(0)
+    emit_threads(module, module.get_global("q8c_run"))
+    return link(compile_module(module, target).object)
+
+
+def write(path: Path, tiers: Iterable[str] = ("avx2",), described: Model | None = None,
+          extra: Iterable[npt.NDArray[Any]] = ()) -> Path:
+    """Its file, with any further constants behind the table."""
+    with Writer(path) as writer:
+        writer.constant("table", TABLE)
+        for i, array in enumerate(extra):
+            writer.constant(f"extra{i}", array)
+        for tier in tiers:
+            made = image(tier)
+            writer.image(tier, TIERS[tier].features, made.code, made.symbols)
+        writer.finish(described or model(), "graph @g() {}\n")
+    return path
+
+
+def reference(ids: npt.NDArray[np.int64], x: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+    """What it must compute."""
+    result: npt.NDArray[np.float32] = 2 * (TABLE[ids][:, None] * x)[::-1, ::-1]
+    return result
+
+
+def feed(batch: int, n: int, seed: int = 0) -> dict[str, npt.NDArray[Any]]:
+    """Random inputs."""
+    rng = np.random.default_rng(seed)
+    return {"ids": rng.integers(0, ROWS, batch), "x": rng.standard_normal((batch, n), np.float32)}
