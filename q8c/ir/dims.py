@@ -136,8 +136,29 @@ def dim_min(*args: Dim) -> Dim:
 
 
 def nonnegative(d: Dim) -> bool:
-    """Whether d >= 0 for all sizes, as far as can be proved (all coefficients >= 0)."""
-    return d >= 0 if isinstance(d, int) else all(c >= 0 for _, c in d.terms)
+    """Whether d >= 0 for all sizes, as far as can be proved.
+
+    It is if all coefficients and all atoms are, and if it is with some max (min taken off) replaced by an argument.
+    """
+    if isinstance(d, int):
+        return d >= 0
+    if all(c >= 0 and all(map(_atom_nonnegative, m)) for m, c in d.terms):
+        return True
+    for monomial, coefficient in d.terms:
+        call = monomial[0] if len(monomial) == 1 else None
+        if isinstance(call, Call) and call.op == ("max" if coefficient > 0 else "min"):
+            rest = d - Expr({monomial: coefficient})
+            if any(nonnegative(rest + arg * coefficient) for arg in call.args):
+                return True
+    return False
+
+
+def _atom_nonnegative(atom: Atom) -> bool:
+    if isinstance(atom, str):
+        return True
+    if atom.op == "%":
+        return nonnegative(atom.args[1])
+    return (any if atom.op == "max" else all)(map(nonnegative, atom.args))
 
 
 def compare(a: Dim, b: Dim) -> int | None:
