@@ -27,6 +27,7 @@ def check(passes: Pass | Sequence[Pass], before: str, after: str | None, *,
     expected = reference if after is None else parse_graph(textwrap.dedent(after), constants)
     sources = after is not None and ' from "' in after
     assert normal_text(graph, sources) == normal_text(expected, sources), f"got:\n{print_graph(graph)}"
+    assert graph.output_names == reference.output_names, "the names of outputs are the user's"
     assert changed == (normal_text(graph) != normal_text(reference)), f"run returned {changed}"
     assert not any(item.run(graph, Report()) for item in ([passes] if isinstance(passes, Pass) else [])), \
         "a second run changes the graph again"
@@ -72,6 +73,7 @@ def _rename(graph: Graph, sources: bool) -> None:
     for i, value in enumerate(order):
         value.name = f"c{i}"
     graph.constants = {v.name: v for v in order}
+    graph.output_names = [f"o{i}" for i in range(len(graph.outputs))]
     for i, value in enumerate(v for node in graph.nodes for v in node.outputs):
         value.name = f"v{i}"
     for node in graph.nodes:

@@ -1,0 +1,1 @@
+"""The local rules of `canonicalize`, by what they are about."""

@@ -1,0 +1,154 @@
+"""Rules about ops that move elements."""
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import accumulate
+
+from q8c.ir import Node, Value
+from q8c.ir.dims import Dim
+from q8c.passes.rules import Rewriter, Rules, attr, producer
+
+REDUCTIONS = ("reduce_sum", "reduce_mean", "reduce_max", "reduce_min", "reduce_prod", "argmax", "argmin")
+
+
+def drop_same_shape(r: Rewriter, node: Node) -> Value | None:
+    """Reshape or broadcast to the shape x has -> x."""
+    x = node.input(0)
+    return x if r.same_shape(x.shape, node.output.shape) else None
+
+
+def merge_reshapes(r: Rewriter, node: Node) -> Value | None:
+    """reshape(reshape(x)) -> reshape(x)."""
+    inner = producer(node.input(0), "reshape")
+    return r.reshape(inner.input(0), node.output.shape) if inner else None
+
+
+def keep_reduced_axes(r: Rewriter, node: Node) -> Value | None:
+    """reshape(reduce(x)) that puts the reduced axes back -> reduce(x) that keeps them."""
+    inner = producer(node.input(0), *REDUCTIONS)
+    if inner is None or attr(inner, "keepdims"):
+        return None
+    x = inner.input(0)
+    axes = tuple(a % x.type.rank for a in attr(inner, "axes"))
+    kept = tuple(1 if i in axes else d for i, d in enumerate(x.shape))
+    return r.add(inner.op, x, axes=axes, keepdims=True) if r.same_shape(kept, node.output.shape) else None
+
+
+def transpose_through_groups(r: Rewriter, node: Node) -> Value | None:
+    """reshape(transpose(reshape(x))) that merges axes, permutes and splits them again -> transpose(x)."""
+    middle = producer(node.input(0), "transpose")
+    first = None if middle is None else producer(middle.input(0), "reshape")
+    if middle is None or first is None:
+        return None
+    x = first.input(0)
+    groups = group_axes(r, x.shape, first.output.shape)
+    if groups is None:
+        return None
+    perm = tuple(axis for p in attr(middle, "perm") for axis in groups[p])
+    if not r.same_shape([x.shape[p] for p in perm], node.output.shape):
+        return None
+    return r.add("transpose", x, perm=perm)
+
+
+def group_axes(r: Rewriter, fine: Sequence[Dim], coarse: Sequence[Dim]) -> list[list[int]] | None:
+    """For each axis of `coarse` the neighbouring axes of `fine` that it merges; None where a reshape does more."""
+    groups: list[list[int]] = []
+    at = 0
+    for size in coarse:
+        ends = list(accumulate(fine[at:], lambda a, b: a * b))
+        count = next((i for i, total in enumerate(ends, 1) if r.graph.known_equal(total, size)), None)
+        if count is None:
+            return None
+        groups.append(list(range(at, at + count)))
+        at += count
+    if any(d != 1 for d in fine[at:]):
+        return None
+    if groups:
+        groups[-1] += range(at, len(fine))
+    return groups
+
+
+def drop_identity_transpose(r: Rewriter, node: Node) -> Value | None:
+    """Transpose that leaves every axis in place -> x."""
+    perm = attr(node, "perm")
+    return node.input(0) if perm == tuple(range(len(perm))) else None
+
+
+def merge_transposes(r: Rewriter, node: Node) -> Value | None:
+    """transpose(transpose(x)) -> transpose(x)."""
+    inner = producer(node.input(0), "transpose")
+    if inner is None:
+        return None
+    first = attr(inner, "perm")
+    return r.add("transpose", inner.input(0), perm=tuple(first[p] for p in attr(node, "perm")))
+
+
+def merge_broadcasts(r: Rewriter, node: Node) -> Value | None:
+    """broadcast_to(broadcast_to(x)) -> broadcast_to(x)."""
+    inner = producer(node.input(0), "broadcast_to")
+    return r.broadcast(inner.input(0), node.output.shape) if inner else None
+
+
+def drop_whole_slice(r: Rewriter, node: Node) -> Value | None:
+    """Slice of everything in order -> x."""
+    x = node.input(0)
+    whole = r.same_shape(x.shape, node.output.shape) and all(
+        step == 1 or d == 1 for step, d in zip(attr(node, "steps"), x.shape, strict=True))
+    return x if whole else None
+
+
+def merge_slices(r: Rewriter, node: Node) -> Value | None:
+    """slice(slice(x)) -> slice(x)."""
+    inner = producer(node.input(0), "slice")
+    if inner is None:
+        return None
+    starts = tuple(a + b * step for a, b, step in zip(
+        attr(inner, "starts"), attr(node, "starts"), attr(inner, "steps"), strict=True))
+    steps = tuple(a * b for a, b in zip(attr(inner, "steps"), attr(node, "steps"), strict=True))
+    return r.add("slice", inner.input(0), starts=starts, sizes=attr(node, "sizes"), steps=steps)
+
+
+def merge_concats(r: Rewriter, node: Node) -> Value | None:
+    """concat(x) -> x; concat(concat(a, b), c) along one axis -> concat(a, b, c); empty operands go."""
+    axis = attr(node, "axis") % node.output.type.rank
+    flat: list[Value] = []
+    for value in node.operands:
+        inner = producer(value, "concat")
+        nested = inner is not None and attr(inner, "axis") % value.type.rank == axis
+        flat.extend(inner.operands if inner is not None and nested else [value])
+    kept = [v for v in flat if v.shape[axis] != 0] or flat[:1]
+    if kept == list(node.operands) and len(kept) > 1:
+        return None
+    return r.add("concat", *kept, axis=axis) if len(kept) > 1 else kept[0]
+
+
+def drop_zero_pad(r: Rewriter, node: Node) -> Value | None:
+    """Pad by nothing -> x."""
+    return node.input(0) if not any((*attr(node, "before"), *attr(node, "after"))) else None
+
+
+def matmul_of_broadcast(r: Rewriter, node: Node) -> Value | None:
+    """matmul(broadcast_to(a), b) whose result's batch does not need the broadcast -> matmul(a, b)."""
+    for index in (0, 1):
+        inner = producer(node.input(index), "broadcast_to")
+        if inner is None:
+            continue
+        small = inner.input(0)
+        wide, other = node.input(index).shape, node.input(1 - index).shape
+        if small.type.rank < 2 or not r.same_shape(small.shape[-2:], wide[-2:]):
+            continue
+        if r.same_shape(other[:-2], node.output.shape[:-2]):
+            operands = [small, node.input(1)] if index == 0 else [node.input(0), small]
+            return r.add("matmul", *operands, **node.attrs)
+    return None
+
+
+RULES: Rules = {
+    "reshape": (drop_same_shape, merge_reshapes, keep_reduced_axes, transpose_through_groups),
+    "transpose": (drop_identity_transpose, merge_transposes),
+    "broadcast_to": (drop_same_shape, merge_broadcasts),
+    "slice": (drop_whole_slice, merge_slices),
+    "concat": (merge_concats,),
+    "pad": (drop_zero_pad,),
+    "matmul": (matmul_of_broadcast,),
+}
