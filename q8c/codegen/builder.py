@@ -11,11 +11,11 @@ from __future__ import annotations
 
 import llvmlite.ir as ir
 
-from q8c.codegen.core import F32, I1, I8, I16, I32, I64, PTR, VOID, Core, Operand, Value, constant, element, sizeof
+from q8c.codegen.core import F32, F64, I1, I8, I16, I32, I64, PTR, VOID, Core, Operand, Value, constant, element, sizeof
 from q8c.codegen.simd import LANES, V16B, V16F, V16I, V16M, V16S, Simd
 
 __all__ = [
-    "F32", "I1", "I8", "I16", "I32", "I64", "LANES", "PTR", "V16B", "V16F", "V16I", "V16M", "V16S", "VOID",
+    "F32", "F64", "I1", "I8", "I16", "I32", "I64", "LANES", "PTR", "V16B", "V16F", "V16I", "V16M", "V16S", "VOID",
     "Builder", "Core", "Operand", "Simd", "Value", "constant", "element", "sizeof",
 ]
 
@@ -40,6 +40,17 @@ class Builder(Simd):
         for u16, s16 in zip(self.split_u8(u8), self.split_s8(s8), strict=True):
             acc = self.add(acc, self.dot_s16(u16, s16))
         return acc
+
+    def pick16(self, table: Value, index: Value) -> Value:
+        """table[index & 15] for every lane, both of 16 lanes: a table of floats held in registers."""
+        if self.tier.has("avx512f"):
+            return self.intrinsic("llvm.x86.avx512.permvar.sf.512", [table, index], table.type)
+        low, high = self.halves(table)
+        parts = []
+        for part in self.halves(index):
+            picks = [self.intrinsic("llvm.x86.avx2.permps", [half, part], half.type) for half in (low, high)]
+            parts.append(self.select(self.icmp("<", self.shl(part, 28), 0), picks[1], picks[0]))
+        return self.concat(*parts)
 
     def split_u8(self, x: Value) -> tuple[Value, Value]:
         """The even and the odd unsigned bytes of 32-bit lanes, each widened to 16 bits in place."""

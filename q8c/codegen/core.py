@@ -14,6 +14,7 @@ from q8c.codegen.targets import Tier, require
 
 I1, I8, I16, I32, I64 = (ir.IntType(bits) for bits in (1, 8, 16, 32, 64))
 F32 = ir.FloatType()
+F64 = ir.DoubleType()
 PTR = ir.PointerType()
 VOID = ir.VoidType()
 
@@ -21,12 +22,17 @@ Value: TypeAlias = Any
 """An llvmlite value (llvmlite has no types)."""
 Operand: TypeAlias = "Value | int | float"
 
-_SIZES = {I8: 1, I16: 2, I32: 4, I64: 8, F32: 4, PTR: 8}
+_SIZES = {I8: 1, I16: 2, I32: 4, I64: 8, F32: 4, F64: 8, PTR: 8}
 
 
 def element(typ: ir.Type) -> ir.Type:
     """The element type of a vector type, or the type itself."""
     return typ.element if isinstance(typ, ir.VectorType) else typ
+
+
+def is_float(typ: ir.Type) -> bool:
+    """Whether a scalar or vector type holds floats."""
+    return element(typ) in (F32, F64)
 
 
 def sizeof(typ: ir.Type) -> int:
@@ -91,22 +97,22 @@ class Core:
     def add(self, x: Operand, y: Operand) -> Value:
         """x + y"""
         x, y = self.coerce(x, y)
-        return self.ir.fadd(x, y) if element(x.type) == F32 else self.ir.add(x, y)
+        return self.ir.fadd(x, y) if is_float(x.type) else self.ir.add(x, y)
 
     def sub(self, x: Operand, y: Operand) -> Value:
         """x - y"""
         x, y = self.coerce(x, y)
-        return self.ir.fsub(x, y) if element(x.type) == F32 else self.ir.sub(x, y)
+        return self.ir.fsub(x, y) if is_float(x.type) else self.ir.sub(x, y)
 
     def mul(self, x: Operand, y: Operand) -> Value:
         """x * y"""
         x, y = self.coerce(x, y)
-        return self.ir.fmul(x, y) if element(x.type) == F32 else self.ir.mul(x, y)
+        return self.ir.fmul(x, y) if is_float(x.type) else self.ir.mul(x, y)
 
     def div(self, x: Operand, y: Operand) -> Value:
         """x / y; integers are signed and truncate towards zero."""
         x, y = self.coerce(x, y)
-        return self.ir.fdiv(x, y) if element(x.type) == F32 else self.ir.sdiv(x, y)
+        return self.ir.fdiv(x, y) if is_float(x.type) else self.ir.sdiv(x, y)
 
     def rem(self, x: Operand, y: Operand) -> Value:
         """The remainder of `div` on signed integers."""
@@ -320,6 +326,16 @@ class Core:
     def store(self, value: Value, address: Value, align: int | None = None) -> None:
         """Store a scalar or vector; aligned to its element unless told."""
         self.ir.store(value, address, align=align or sizeof(element(value.type)))
+
+    def constant_table(self, name: str, typ: ir.Type, values: Sequence[int | float]) -> Value:
+        """The address of a constant array of scalars in the module, shared by all that ask for `name`."""
+        table = self.module.globals.get(name)
+        if table is None:
+            array = ir.ArrayType(typ, len(values))
+            table = ir.GlobalVariable(self.module, array, name)
+            table.global_constant, table.linkage, table.align = True, "internal", 64
+            table.initializer = ir.Constant(array, [ir.Constant(typ, v) for v in values])
+        return self.ir.gep(table, [constant(I64, 0)], source_etype=I8)
 
     def scratch(self, size: int, align: int = 64) -> Value:
         """A buffer of `size` bytes on the stack that lives until the function returns."""

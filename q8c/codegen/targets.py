@@ -79,7 +79,9 @@ def tier(name: str) -> Tier:
 
 # One row per target intrinsic in use: any of the features makes it legal.
 _INTRINSIC_FEATURES: dict[str, tuple[str, ...]] = {
+    "llvm.x86.avx2.permps": ("avx2",),
     "llvm.x86.avx2.pmadd.wd": ("avx2",),
+    "llvm.x86.avx512.permvar.sf.512": ("avx512f",),
     "llvm.x86.avx512.vpdpbusd.256": ("avxvnni", "avx512vnni"),
     "llvm.x86.avx512.vpdpbusd.512": ("avx512vnni",),
     "llvm.x86.avx512bf16.dpbf16ps.512": ("avx512bf16",),
