@@ -7,11 +7,10 @@ from typing import ClassVar
 import numpy as np
 
 from q8c.ir.graph import Graph, Node, Value
-from q8c.ir.types import DType
 from q8c.passes.fold_weights import weight_array
 from q8c.passes.loopable import takes_rows
 from q8c.passes.manager import Pass, Report
-from q8c.passes.rewrite import sole_reader, sources, substitute, vector
+from q8c.passes.rewrite import is_product, other_operand, sole_reader, sources, substitute, vector
 
 # GELU inside the product's epilogue spilled registers and gained nothing, and whatever reads a linear's result next is
 # mostly a pass over rows that activates for free; relu is one instruction and saves that pass where there is none.
@@ -44,7 +43,7 @@ class FuseLinear(Pass):
         """Whether a kernel was made."""
         changed = False
         for node in list(graph.nodes):
-            if is_quantized(node) or is_float(node):
+            if is_quantized(node) or is_product(node):
                 fuse(graph, node, report)
                 changed = True
         graph.prune()
@@ -59,14 +58,6 @@ def is_quantized(node: Node) -> bool:
     rows = product.input(0).producer if product is not None and product.op == "q8_matmul" else None
     return (product is not None and rows is not None and rows.op == "dynamic_quantize"
             and product.input(1).is_constant and node.input(1) is rows.outputs[1])
-
-
-def is_float(node: Node) -> bool:
-    """Whether a node is a float product with one constant matrix."""
-    if node.op != "matmul" or node.input(0).dtype is not DType.f32:
-        return False
-    x, w = node.input(0), node.input(1)
-    return w.is_constant and x.type.rank >= w.type.rank and all(d == 1 for d in w.shape[:-2])
 
 
 def fuse(graph: Graph, product: Node, report: Report) -> None:
@@ -121,11 +112,6 @@ def find_epilogue(graph: Graph, product: Node) -> Epilogue:
     return found
 
 
-def other_operand(add: Node, value: Value) -> Value:
-    """What is added to a value."""
-    return add.input(1) if add.input(0) is value else add.input(0)
-
-
 def bias_vector(graph: Graph, bias: Value, result: Value) -> Value:
     """A bias as the constant f32[cols]."""
     if bias.shape == result.shape[-1:]:
@@ -171,4 +157,4 @@ def ends_product(value: Value) -> bool:
         if node.op == "add" and True not in constant:
             return False
         node = node.input(constant.index(False)).producer if False in constant else None
-    return node is not None and (node.op in ("linear", "q8_linear") or is_quantized(node) or is_float(node))
+    return node is not None and (node.op in ("linear", "q8_linear") or is_quantized(node) or is_product(node))

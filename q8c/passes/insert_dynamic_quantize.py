@@ -31,7 +31,7 @@ class InsertDynamicQuantize(Pass):
                 continue
             x = node.input(0)
             if x not in rows:
-                rows[x] = graph.add("dynamic_quantize", [x], name=f"{x.name}.q", source=node.source, before=node)
+                rows[x] = graph.add("dynamic_quantize", [x], name=f"{x.name}.q", before=node)
             q, row_scale, _ = rows[x].outputs
             acc = graph.add("q8_matmul", [q, weight.input(0)], name=f"{node.output.name}.acc", source=node.source,
                             before=node)

@@ -4,6 +4,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from q8c.ir.graph import Array, Graph, Node, Value
+from q8c.ir.types import DType
 
 
 def sources(nodes: Iterable[Node]) -> tuple[str, ...]:
@@ -35,3 +36,16 @@ def is_uniform(data: Array) -> bool:
     if flat.size == 0 or bool(flat[0] != flat[-1]):  # the usual case, without a pass over the data
         return False
     return flat[:1].tobytes() * flat.size == flat.tobytes()
+
+
+def is_product(node: Node) -> bool:
+    """Whether a node is a float product with one constant matrix."""
+    if node.op != "matmul" or node.input(0).dtype is not DType.f32:
+        return False
+    x, w = node.input(0), node.input(1)
+    return w.is_constant and x.type.rank >= w.type.rank and all(d == 1 for d in w.shape[:-2])
+
+
+def other_operand(add: Node, value: Value) -> Value:
+    """What is added to a value."""
+    return add.input(1) if add.input(0) is value else add.input(0)

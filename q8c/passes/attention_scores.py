@@ -1,0 +1,144 @@
+"""Finding the scores behind a softmax, and what was added to them or put in their place."""
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import TypeAlias
+
+from q8c.ir.graph import Graph, Node, Value
+from q8c.ir.ops import OPS
+from q8c.ir.types import DType, TensorType
+from q8c.passes.attention_heads import scaling
+from q8c.passes.loop_body import broadcast
+from q8c.passes.rules import uniform
+
+# From here on a float32 fill swallows any score added to it, so that adding it and putting it in place are the same.
+ABSORBS = -1e30
+
+
+@dataclass(frozen=True)
+class Added:
+    """A mask that is added to the scores."""
+
+    mask: Value
+
+
+@dataclass(frozen=True)
+class Filled:
+    """A condition, and the number put in place of a score where it is `where`."""
+
+    condition: Value
+    fill: Value
+    where: bool
+
+
+Step: TypeAlias = "Added | Filled"
+
+
+@dataclass(frozen=True)
+class Scores:
+    """scale * q k^T with masks applied in order, or why it is not of that form."""
+
+    product: Node
+    scale: float = 1.0
+    masks: tuple[Step, ...] = ()
+    problem: str = ""
+
+
+def find_scores(value: Value) -> Scores | None:
+    """What a value that goes into a softmax was made of; None if there is no product of two computed values in it."""
+    node = value.producer
+    if node is None:
+        return None
+    if node.op == "matmul":
+        return None if node.input(0).is_constant or node.input(1).is_constant else Scores(node)
+    scaled = scaling(node)
+    if scaled is not None:
+        found = find_scores(scaled[0])
+        if found is None:
+            return None
+        problem = found.problem or ("the scores are scaled after a mask was applied" if found.masks else "")
+        return replace(found, scale=found.scale * scaled[1], problem=problem)
+    if node.op == "reshape" and node.input(0).shape[-2:] == node.output.shape[-2:]:
+        return find_scores(node.input(0))
+    if node.op == "add":
+        return _masked(node, [(node.input(0), Added(node.input(1))), (node.input(1), Added(node.input(0)))])
+    if node.op == "where":
+        condition, a, b = node.input(0), node.input(1), node.input(2)
+        return _masked(node, [(a, Filled(condition, b, False)), (b, Filled(condition, a, True))])
+    return None
+
+
+def _masked(node: Node, choices: Sequence[tuple[Value, Step]]) -> Scores | None:
+    for scores, step in choices:
+        found = find_scores(scores)
+        if found is None:
+            continue
+        problem = found.problem
+        if scores.shape != node.output.shape:
+            problem = problem or "a mask is larger than the scores"
+        if any(v.type.rank == 3 and v.shape[0] != 1 for v in vars(step).values() if isinstance(v, Value)):
+            problem = problem or "a mask has batch and heads in one axis"
+        fill = uniform(step.fill) if isinstance(step, Filled) else ABSORBS
+        if fill is None or not fill <= ABSORBS:
+            problem = problem or f"masked scores become {fill}, which is not the same as adding it"
+        return replace(found, masks=(*found.masks, step), problem=problem)
+    return None
+
+
+@dataclass
+class Masks:
+    """Makes one additive f32 mask of rank 4 from the steps applied to scores; equal steps give the same mask."""
+
+    graph: Graph
+    before: Node
+    made: dict[object, Value]
+
+    def build(self, steps: Sequence[Step]) -> Value | None:
+        """The mask, new nodes put before `before`; None for no steps."""
+        total: Value | None = None
+        for step in steps:
+            key = (step, total)
+            if key not in self.made:
+                self.made[key] = self._apply(step, total)
+            total = self.made[key]
+        return total
+
+    def _apply(self, step: Step, total: Value | None) -> Value:
+        if isinstance(step, Added):
+            mask = self.four(self.narrow(step.mask))
+            return mask if total is None else self.add("add", total, mask)
+        condition = self.four(self.narrow(step.condition))
+        keep = self.scalar(0.0) if total is None else total
+        fill = self.scalar(float(uniform(step.fill)))
+        return self.add("where", condition, *((fill, keep) if step.where else (keep, fill)))
+
+    def add(self, op: str, *inputs: Value, **attrs: object) -> Value:
+        """The output of a new node."""
+        node = self.graph.add(op, inputs, attrs, name="mask", before=self.before)  # type: ignore[arg-type]
+        return node.output
+
+    def scalar(self, x: float) -> Value:
+        """A constant."""
+        return self.graph.constant(x, "mask_value", type=TensorType(DType.f32, ()))
+
+    def four(self, value: Value) -> Value:
+        """The value with axes of size 1 in front, to rank 4."""
+        shape = (1,) * (4 - value.type.rank) + value.shape
+        return value if value.shape == shape else self.add("reshape", value, shape=shape)
+
+    def narrow(self, value: Value) -> Value:
+        """A value that broadcasts to the same elements, computed without the broadcasts behind it where possible."""
+        node = value.producer
+        if node is None or value in self.made:
+            return self.made.get(value, value)
+        self.made[value] = value
+        if node.op == "broadcast_to":
+            found = self.narrow(node.input(0))
+            shape = (1,) * (value.type.rank - found.type.rank) + found.shape
+            self.made[value] = found if found.shape == shape else self.add("reshape", found, shape=shape)
+        elif OPS[node.op].elementwise:
+            operands = [self.narrow(v) for v in node.operands]
+            if broadcast([v.shape for v in operands]) != value.shape:
+                self.made[value] = self.add(node.op, *operands, **node.attrs)
+        return self.made[value]

@@ -1,0 +1,169 @@
+"""Attention as exporters write it, as one kernel."""
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from q8c.ir.graph import Attr, Graph, Node, Value
+from q8c.ir.types import DType
+from q8c.passes.attention_heads import Heads, find_heads
+from q8c.passes.attention_scores import Masks, Scores, find_scores
+from q8c.passes.axis_parts import Moved, move, run, whole
+from q8c.passes.manager import Pass, Report
+from q8c.passes.rewrite import sources, substitute
+from q8c.passes.rules import attr, nodes_between, producer, uniform
+
+
+@dataclass(frozen=True)
+class Found:
+    """The parts of one attention: `product` is weights times values."""
+
+    product: Node
+    q: Heads
+    k: Heads
+    v: Heads
+    scores: Scores
+    nan_to_zero: bool
+
+
+@dataclass(frozen=True)
+class FuseAttention(Pass):
+    """Replaces softmax(scale * q k^T + mask) v, with the heads split off and joined again, by attention(q, k, v, mask).
+
+    q, k and v become operands [batch, seq, channels], slices of a merged projection offsets. Masks given as
+    conditions become additive, computed once and outside.
+    """
+
+    name: ClassVar[str] = "fuse-attention"
+
+    def run(self, graph: Graph, report: Report) -> bool:
+        """Whether an attention was fused."""
+        masks: dict[object, Value] = {}
+        changed = False
+        for node in list(graph.nodes):
+            found = find_attention(graph, node) if node.op == "matmul" else None
+            if isinstance(found, str):
+                report.decline(node, found)
+            elif found is not None:
+                report.rewrote(fuse(graph, found, masks), f"{found.q.heads} heads of {found.q.size}")
+                changed = True
+        graph.prune()
+        return changed
+
+
+def find_attention(graph: Graph, product: Node) -> Found | str | None:
+    """The attention whose weights times values a matmul is, why it cannot be fused, or None if it is none."""
+    weights, nan_to_zero = find_weights(product.input(0))
+    scores = None if weights is None else find_scores(weights.input(0))
+    if weights is None or scores is None:
+        return None
+    if scores.problem:
+        return scores.problem
+    if product.output.dtype is not DType.f32:
+        return f"it computes in {product.output.dtype}, not f32"
+    if not only_read_by(graph, weights.output, product):
+        return "the weights are read elsewhere too"
+    transposed = attr(scores.product, "transpose_b")
+    parts = (find_heads(graph, scores.product.input(0), transposed=False),
+             find_heads(graph, scores.product.input(1), transposed=not transposed),
+             find_heads(graph, product.input(1), transposed=attr(product, "transpose_b")))
+    for name, part in zip(("queries", "keys", "values"), parts, strict=True):
+        if part is None:
+            return f"its {name} are not [batch, seq, channels] split into heads"
+    q, k, v = parts
+    assert q is not None and k is not None and v is not None
+    if v.scale != 1 or q.repeat != 1:
+        return "its values are scaled" if v.scale != 1 else "its queries are repeated"
+    if (k.heads, k.size) != (v.heads, v.size) or k.size != q.size:
+        return f"{q.heads} x {q.size} queries meet {k.heads} x {k.size} keys and {v.heads} x {v.size} values"
+    if q.heads != k.heads * k.repeat and k.heads != 1 or k.repeat != v.repeat:
+        return f"{k.heads} heads of keys, each repeated {k.repeat} times, do not make {q.heads}"
+    return Found(product, q, k, v, scores, nan_to_zero)
+
+
+def find_weights(value: Value) -> tuple[Node | None, bool]:
+    """The softmax that gives a product's weights, and whether NaN among them is turned into 0."""
+    node = value.producer
+    if node is not None and node.op == "reshape" and node.input(0).shape[-2:] == value.shape[-2:]:
+        return find_weights(node.input(0))
+    nan_to_zero = False
+    if node is not None and node.op == "where":
+        test, x = producer(node.input(0), "is_nan"), node.input(2)
+        if test is None or test.input(0) is not x or uniform(node.input(1)) != 0:
+            return None, False
+        node, nan_to_zero = x.producer, True
+    if node is None or node.op != "softmax" or attr(node, "axis") not in (-1, node.output.type.rank - 1):
+        return None, False
+    return node, nan_to_zero
+
+
+def only_read_by(graph: Graph, value: Value, last: Node) -> bool:
+    """Whether all that is computed from a value goes into `last`."""
+    if value.producer is last:
+        return True
+    return not graph.is_output(value) and all(
+        reader is last or (reader.op in ("is_nan", "where", "reshape") and only_read_by(graph, reader.output, last))
+        for reader in value.users)
+
+
+def fuse(graph: Graph, found: Found, made: dict[object, Value]) -> Node:
+    """Write the attention node and give its result to whoever read the product's."""
+    product, q, k, v = found.product, found.q, found.k, found.v
+    steps = found.scores.masks
+    mask = Masks(graph, product, made).build(steps)
+    operands = [channels(graph, heads, product) for heads in (q, k, v)]
+    leaves = [q.value, k.value, v.value]
+    for step in steps:
+        leaves += [x for x in vars(step).values() if isinstance(x, Value)]
+    attrs: dict[str, Attr] = {"heads": q.heads, "kv_heads": k.heads, "head_size": q.size,
+                              "scale": found.scores.scale * q.scale * k.scale}
+    if found.nan_to_zero:
+        attrs["nan_to_zero"] = True
+    if any(heads.offset for heads in (q, k, v)):
+        attrs["offsets"] = (q.offset, k.offset, v.offset)
+    node = graph.add("attention", operands if mask is None else [*operands, mask], attrs, name="attention",
+                     source=sources(nodes_between(product, leaves)), before=product)
+    give_result(graph, product, node.output, found)
+    return node
+
+
+def channels(graph: Graph, heads: Heads, before: Node) -> Value:
+    """An operand as [batch, seq, channels]."""
+    if heads.value.type.rank == 3:
+        return heads.value
+    shape = (heads.batch, heads.seq, heads.value.shape[-1])
+    return graph.add("reshape", [heads.value], {"shape": shape}, name=heads.value.name, before=before).output
+
+
+def give_result(graph: Graph, product: Node, result: Value, found: Found) -> None:
+    """Make readers of the heads' results read `result` [batch, seq, channels], joined heads without a move."""
+    batch, seq, _ = result.shape
+    q = found.q
+    axes = [run(0, 1, batch), run(2, q.size, q.heads), run(1, 1, seq), run(2, 1, q.size)]
+    if product.output.type.rank == 3:
+        axes[:2] = [axes[0] + axes[1]]
+    join_heads(graph, product.output, Moved(tuple(axes), (0, 0, 0)), result)
+    if product.output.users or graph.is_output(product.output):
+        split = graph.add("reshape", [result], {"shape": (batch, seq, q.heads, q.size)}, before=product)
+        heads = graph.add("transpose", [split.output], {"perm": (0, 2, 1, 3)}, before=product)
+        if product.output.type.rank == 3:
+            heads = graph.add("reshape", [heads.output], {"shape": product.output.shape}, before=product)
+        substitute(graph, product.output, heads.output)
+
+
+def join_heads(graph: Graph, value: Value, moved: Moved, result: Value) -> None:
+    """Replace what moves the heads' results into the order of `result` by `result`."""
+    for reader in list(dict.fromkeys(value.users)):
+        after = move(graph, moved, reader) if reader.op in ("reshape", "transpose") else None
+        if after is None:
+            continue
+        join_heads(graph, reader.output, after, result)
+        if after.parts != whole(result.shape).parts:
+            continue
+        if reader.output.shape == result.shape:
+            graph.replace_uses(reader.output, result)
+        elif reader.output.users or graph.is_output(reader.output):
+            shaped = graph.add("reshape", [result], {"shape": reader.output.shape}, before=reader)
+            substitute(graph, reader.output, shaped.output)
+        if not reader.output.users and not graph.is_output(reader.output):
+            graph.erase(reader)
