@@ -1,0 +1,83 @@
+"""What an attention kernel computes: the static half of its contract, its name, its sizes."""
+from __future__ import annotations
+
+import struct
+from dataclasses import dataclass
+
+from q8c.ir.dims import Dim
+from q8c.ir.graph import Node
+from q8c.ir.ops import attributes
+
+
+@dataclass(frozen=True)
+class AttentionSpec:
+    """softmax(scale * q k^T + mask) v per head, float32; batch and sequence lengths are run-time values.
+
+    Attributes:
+        heads, kv_heads, head_size: query heads, key and value heads (a divisor), channels of one.
+        strides, offsets: of q, k, v in elements: from one token to the next, and to the first head's channels.
+        mask: None, or which of its axes are there beside batch and heads: "", "q", "k" or "qk" (others have size 1).
+        causal: query i sees keys up to i + (keys - queries).
+        nan_to_zero: a query that sees no key, or whose weights are NaN, gets 0 instead of NaN.
+    """
+
+    heads: int
+    kv_heads: int
+    head_size: int
+    scale: float
+    strides: tuple[int, int, int]
+    offsets: tuple[int, int, int]
+    mask: str | None = None
+    causal: bool = False
+    nan_to_zero: bool = False
+
+    @property
+    def channels(self) -> int:
+        """Elements of one token of the result."""
+        return self.heads * self.head_size
+
+    @property
+    def mask_has_queries(self) -> bool:
+        """Whether the mask differs from query to query."""
+        return self.mask is not None and "q" in self.mask
+
+    @property
+    def mask_has_keys(self) -> bool:
+        """Whether the mask differs from key to key."""
+        return self.mask is not None and "k" in self.mask
+
+    @property
+    def name(self) -> str:
+        """The kernel's symbol without the tier: operation, format, heads x size, where q, k, v lie, scale (its
+        float32 bits), fused steps."""
+        places = [f"{n}{stride}at{offset}" for n, stride, offset in zip("qkv", self.strides, self.offsets, strict=True)]
+        heads = f"{self.heads}x{self.head_size}"
+        if self.kv_heads != self.heads:
+            heads += f"by{self.kv_heads}"
+        parts = ["q8c_attention_f32", heads, *places, f"scale{struct.pack('>f', self.scale).hex()}"]
+        parts += [f"mask{self.mask}"] if self.mask is not None else []
+        parts += ["causal"] if self.causal else []
+        parts += ["nan0"] if self.nan_to_zero else []
+        return "_".join(parts)
+
+
+def attention_spec(node: Node) -> AttentionSpec:
+    """The spec of an `attention` node."""
+    a = attributes(node)
+    q, k, v = (int(str(node.input(i).shape[2])) for i in range(3))  # type inference has refused symbolic ones
+    mask = node.inputs[3] if len(node.inputs) > 3 else None
+    axes = None if mask is None else "".join(n for n, size in zip("qk", mask.shape[2:], strict=True) if size != 1)
+    return AttentionSpec(a["heads"], a["kv_heads"], a["head_size"], a["scale"], (q, k, v), a["offsets"], axes,
+                         a["causal"], a["nan_to_zero"])
+
+
+def attention_sizes(node: Node) -> tuple[Dim, ...]:
+    """Batch, queries, keys; and with a mask, elements from one batch item, head and query to the next (0: shared)."""
+    q, k = node.input(0), node.input(1)
+    sizes: list[Dim] = [q.shape[0], q.shape[1], k.shape[1]]
+    mask = node.inputs[3] if len(node.inputs) > 3 else None
+    if mask is not None:
+        _, heads, queries, keys = mask.shape
+        steps: list[Dim] = [heads * queries * keys, queries * keys, keys]
+        sizes += [0 if size == 1 else step for size, step in zip(mask.shape, steps, strict=False)]
+    return tuple(sizes)

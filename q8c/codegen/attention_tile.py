@@ -1,0 +1,276 @@
+"""The innermost attention code: a tile of queries of one head against all its keys, in float32.
+
+A lane is a query. Scores stand transposed, [keys][queries], in scratch that stays in the caches: keys and values are
+read where they lie, softmax needs no sums across lanes, and every sum (over a head's channels, over keys) runs in
+ascending order in one accumulator. So a query's result depends on no other query, on no tile shape, on no tier, and
+keys of weight 0 behind the last real one change no bit of it.
+"""
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import llvmlite.ir as ir
+
+from q8c.codegen.attention_math import exp_nonpositive, transpose
+from q8c.codegen.attention_spec import AttentionSpec
+from q8c.codegen.builder import F32, I32, I64, LANES, PTR, V16F, V16I, Builder, Value
+from q8c.codegen.targets import Tier
+
+NEGATIVE_INFINITY = float("-inf")
+TAIL_KEYS = 4
+STATISTICS = 2  # rows of scratch: each query's greatest score, and what its sums are divided by
+
+
+@dataclass(frozen=True)
+class Tile:
+    """The static shape of the loops over one tile.
+
+    Attributes:
+        vectors: queries, in 16 lanes.
+        keys: keys whose scores are in registers at a time; with `vectors` it makes the accumulators.
+        rows, columns: queries, and 16-lane vectors of channels, whose weighted values are in registers at a time.
+        unroll: channels per iteration of the score loop.
+    """
+
+    vectors: int
+    keys: int
+    rows: int
+    columns: int
+    unroll: int = 4
+
+    @property
+    def queries(self) -> int:
+        """Queries of a tile."""
+        return LANES * self.vectors
+
+
+def tiles(tier: Tier) -> tuple[Tile, ...]:
+    """The tiles of a tier, the widest first; a narrower one takes the queries left over."""
+    if tier.registers >= 32:
+        return Tile(2, 12, 11, 2), Tile(1, 16, 8, 2)
+    return (Tile(1, 6, 6, 1),)
+
+
+class TileEmitter:
+    """Writes the function of one tile shape.
+
+    Its parameters: pointers to the tile's first query, the head's first key and value, the tile's first mask row, and
+    the tile's first result; how many queries and keys there are (1 or more); the last key the first query sees if
+    `causal`; elements from one mask row to the next; scratch.
+    """
+
+    def __init__(self, module: ir.Module, tier: Tier, spec: AttentionSpec, tile: Tile, name: str) -> None:
+        self.spec, self.tile = spec, tile
+        params = [("q", PTR), ("k", PTR), ("v", PTR), ("mask", PTR), ("out", PTR), ("queries", I64), ("keys", I64),
+                  ("visible", I64), ("mask_row", I64), ("scratch", PTR)]
+        self.b = b = Builder(module, tier, name, params, internal=True)
+        self.queries, self.keys = b.arg("queries"), b.arg("keys")
+        self.last_query, self.last_key = b.sub(self.queries, 1), b.sub(self.keys, 1)
+        self.greatest = b.arg("scratch")
+        self.factor = self._row(self.greatest, 1)
+        self.q = self._row(self.greatest, STATISTICS)
+        self.scores = self._row(self.q, spec.head_size)
+
+    def _row(self, base: Value, row: int | Value, lane: int | Value = 0) -> Value:
+        """The address of a lane of a row of a scratch array."""
+        b = self.b
+        return b.at(b.at(base, b.mul(row, self.tile.queries), F32), lane, F32)
+
+    def emit(self) -> ir.Function:
+        """The whole function."""
+        self._pack_queries()
+        if self.spec.mask_has_queries:
+            self._place_mask()
+        self._score_all()
+        for vector in range(self.tile.vectors):
+            self._softmax(vector * LANES)
+        self._weigh_values()
+        self.b.ret()
+        return self.b.function
+
+    # -- queries and mask, lane by lane
+
+    def _pack_queries(self) -> None:
+        """Scaled queries as [channels][queries]; lanes past the last query repeat it."""
+        b, spec = self.b, self.spec
+        whole = spec.head_size // LANES * LANES
+
+        def pack(channel: int | Value, count: int) -> None:
+            def load(row: Value) -> Value:
+                address = b.at(b.at(b.arg("q"), b.mul(row, spec.strides[0]), F32), channel, F32)
+                x = b.load(V16F, address) if count == LANES else b.load_tail(V16F, address, count)
+                return b.mul(x, spec.scale)
+            self._transpose_queries(load, lambda n, lane: self._row(self.q, b.add(channel, n), lane), count)
+
+        if whole:
+            with b.range(0, whole, LANES) as channel:
+                pack(channel, LANES)
+        if whole < spec.head_size:
+            pack(whole, spec.head_size - whole)
+
+    def _place_mask(self) -> None:
+        """The mask where the scores will stand; keys past the last one get -inf."""
+        b, spec = self.b, self.spec
+        with b.range(0, self.keys, LANES) as key:
+            def load(row: Value) -> Value:
+                address = b.at(b.arg("mask"), b.mul(row, b.arg("mask_row")), F32)
+                if not spec.mask_has_keys:
+                    return b.splat(b.load(F32, address))
+                return b.load_tail(V16F, b.at(address, key, F32), b.sub(self.keys, key), NEGATIVE_INFINITY)
+            self._transpose_queries(load, lambda n, lane: self._row(self.scores, b.add(key, n), lane), LANES)
+
+    def _transpose_queries(self, load: Callable[[Value], Value], address: Callable[[int, Value], Value],
+                           count: int) -> None:
+        b = self.b
+        with b.range(0, self.tile.queries, b.tier.lanes) as first:
+            rows = [load(b.imin(b.add(first, n), self.last_query)) for n in range(b.tier.lanes)]
+            for n, column in enumerate(transpose(b, rows)[:count]):
+                b.store(column, address(n, first))
+
+    # -- scores
+
+    def _score_all(self) -> None:
+        b, tile = self.b, self.tile
+        for vector in range(tile.vectors):
+            b.store(b.splat(NEGATIVE_INFINITY), self._row(self.greatest, 0, vector * LANES))
+        whole = b.sub(self.keys, b.rem(self.keys, tile.keys))
+        with b.range(0, whole, tile.keys) as key:
+            first = b.at(b.arg("k"), b.mul(key, self.spec.strides[1]), F32)
+            self._score([b.add(key, n) for n in range(tile.keys)],
+                        [b.at(first, n * self.spec.strides[1], F32) for n in range(tile.keys)])
+        with b.range(whole, self.keys, TAIL_KEYS) as key:
+            # The last key fills up the group: scored twice, it changes nothing.
+            keys = [b.imin(b.add(key, n), self.last_key) for n in range(TAIL_KEYS)]
+            self._score(keys, [b.at(b.arg("k"), b.mul(n, self.spec.strides[1]), F32) for n in keys])
+
+    def _score(self, keys: Sequence[Value], pointers: Sequence[Value]) -> None:
+        """Scores of some keys, which lie at `pointers`."""
+        b = self.b
+        lanes = range(0, self.tile.queries, LANES)
+        sums = [[self._masked(x, key, lane) for x, lane in zip(row, lanes, strict=True)]
+                for key, row in zip(keys, self._dot(pointers), strict=True)]
+        for key, row in zip(keys, sums, strict=True):
+            for x, lane in zip(row, lanes, strict=True):
+                b.store(x, self._row(self.scores, key, lane))
+        for column, lane in zip(map(list, zip(*sums, strict=True)), lanes, strict=True):
+            while len(column) > 1:
+                column = [b.fmax(*column[i:i + 2]) for i in range(0, len(column) - 1, 2)] + column[len(column) & ~1:]
+            address = self._row(self.greatest, 0, lane)
+            b.store(b.fmax(column[0], b.load(V16F, address)), address)
+
+    def _dot(self, pointers: Sequence[Value]) -> list[list[Value]]:
+        """Sums over channels, ascending: by key and by vector of queries."""
+        b, tile = self.b, self.tile
+        size, vectors = self.spec.head_size, tile.vectors
+        sums = [b.splat(0.0)] * (len(pointers) * vectors)
+
+        def steps(sums: list[Value], channel: int | Value, count: int) -> list[Value]:
+            sums = list(sums)
+            for u in range(count):
+                q = [b.load(V16F, self._row(self.q, b.add(channel, u), v * LANES)) for v in range(vectors)]
+                for n, pointer in enumerate(pointers):
+                    k = b.splat(b.load(F32, b.at(pointer, b.add(channel, u), F32)))
+                    for v in range(vectors):
+                        sums[n * vectors + v] = b.fma(q[v], k, sums[n * vectors + v])
+            return sums
+
+        whole = size - size % tile.unroll
+        if whole:
+            sums = b.loop(0, whole, tile.unroll, sums, lambda i, sums: steps(sums, i, tile.unroll))
+        sums = steps(sums, whole, size % tile.unroll)
+        return [sums[i:i + vectors] for i in range(0, len(sums), vectors)]
+
+    def _masked(self, score: Value, key: Value, lane: int) -> Value:
+        b, spec = self.b, self.spec
+        if spec.mask_has_queries:
+            score = b.add(score, b.load(V16F, self._row(self.scores, key, lane)))
+        elif spec.mask is not None:
+            element = b.at(b.arg("mask"), key if spec.mask_has_keys else 0, F32)
+            score = b.add(score, b.splat(b.load(F32, element)))
+        if spec.causal:
+            behind = b.trunc(b.sub(b.sub(key, b.arg("visible")), lane), I32)
+            score = b.select(b.icmp(">=", b.iota(), b.splat(behind, V16I)), score, NEGATIVE_INFINITY)
+        return score
+
+    # -- softmax
+
+    def _softmax(self, lane: int) -> None:
+        """Scores become exp(score - greatest); the factor is 1 / their sum, 0 if there are no keys."""
+        b = self.b
+        greatest = b.load(V16F, self._row(self.greatest, 0, lane))
+
+        def step(key: Value, total: list[Value]) -> list[Value]:
+            address = self._row(self.scores, key, lane)
+            weight = exp_nonpositive(b, b.sub(b.load(V16F, address), greatest))
+            b.store(weight, address)
+            return [b.add(total[0], weight)]
+
+        total, = b.loop(0, self.keys, 1, [b.splat(0.0)], step)
+        factor = b.div(1.0, total)
+        if self.spec.nan_to_zero:
+            factor = b.select(b.fcmp(">", total, 0.0), factor, 0.0)
+        else:
+            factor = b.select(b.fcmp("==", total, 0.0), 0.0, factor)
+        b.store(factor, self._row(self.factor, 0, lane))
+
+    # -- weighted values
+
+    def _weigh_values(self) -> None:
+        b, tile = self.b, self.tile
+        size = self.spec.head_size
+        block = tile.columns * LANES
+        whole = size - size % block
+        parts = _split(tile.queries, tile.rows)
+        for start, rows in zip((sum(parts[:n]) for n in range(len(parts))), parts, strict=True):
+            with b.if_(b.icmp("<", start, self.queries)):
+                if whole:
+                    with b.range(0, whole, block) as channel:
+                        self._weigh(start, rows, channel, block)
+                if whole < size:
+                    self._weigh(start, rows, whole, size - whole)
+
+    def _weigh(self, start: int, rows: int, channel: int | Value, count: int) -> None:
+        """Results of a block of queries and channels."""
+        b, spec = self.b, self.spec
+        widths = [min(LANES, count - c) for c in range(0, count, LANES)]
+        values = b.at(b.arg("v"), channel, F32)
+
+        def step(_: Value, carried: list[Value]) -> list[Value]:
+            *sums, value, weight = carried
+            vectors = [self._load(b.at(value, c * LANES, F32), width) for c, width in enumerate(widths)]
+            for r in range(rows):
+                w = b.splat(b.load(F32, b.at(weight, r, F32)))
+                for c, v in enumerate(vectors):
+                    at = r * len(widths) + c
+                    sums[at] = b.fma(w, v, sums[at])
+            return [*sums, b.at(value, spec.strides[2], F32), b.at(weight, self.tile.queries, F32)]
+
+        start_sums = [b.splat(0.0)] * (rows * len(widths))
+        *sums, _, _ = b.loop(0, self.keys, 1, [*start_sums, values, self._row(self.scores, 0, start)], step)
+        for r in range(rows):
+            with b.if_(b.icmp("<", start + r, self.queries)):
+                factor = b.splat(b.load(F32, self._row(self.factor, 0, start + r)))
+                row = b.at(b.at(b.arg("out"), (start + r) * spec.channels, F32), channel, F32)
+                for c, width in enumerate(widths):
+                    self._store(self._scaled(sums[r * len(widths) + c], factor), b.at(row, c * LANES, F32), width)
+
+    def _scaled(self, x: Value, factor: Value) -> Value:
+        b = self.b
+        y = b.mul(x, factor)
+        return b.select(b.fcmp(">", factor, 0.0), y, 0.0) if self.spec.nan_to_zero else y
+
+    def _load(self, address: Value, width: int) -> Value:
+        return self.b.load(V16F, address) if width == LANES else self.b.load_tail(V16F, address, width)
+
+    def _store(self, x: Value, address: Value, width: int) -> None:
+        if width == LANES:
+            self.b.store(x, address)
+        else:
+            self.b.store_tail(x, address, width)
+
+
+def _split(total: int, most: int) -> list[int]:
+    """`total` in the fewest parts of at most `most`, as equal as they can be."""
+    parts = -(-total // most)
+    return [total // parts + (n < total % parts) for n in range(parts)]
