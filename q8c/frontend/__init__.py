@@ -1,0 +1,38 @@
+"""ONNX import: protobuf to Graph, one file per op family under `ops`."""
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING
+
+from q8c.errors import CompileError, Error
+
+if TYPE_CHECKING:
+    import onnx
+
+    from q8c.ir import Graph
+
+__all__ = ["import_onnx"]
+
+
+def import_onnx(model: str | os.PathLike[str] | bytes | onnx.ModelProto) -> Graph:
+    """The graph of an ONNX model: a path (external data beside it), the file's bytes, or a ModelProto.
+
+    Shape arithmetic is resolved; sizes that vary are symbols named as in the model. float16 and bfloat16 are computed
+    in f32; the graph's inputs and outputs keep float16, and float32 stands in for bfloat16.
+
+    Raises UnsupportedError that lists every node q8c cannot compile, or CompileError for a model that is wrong.
+    """
+    from q8c.frontend.check import check
+    from q8c.frontend.importer import import_graph, scan
+    from q8c.frontend.load import load
+
+    try:
+        loaded = load(model)
+        scan(loaded)
+        check(loaded)
+        return import_graph(loaded)
+    except Error:
+        raise
+    except Exception as error:  # a hostile file may break what a valid one cannot
+        raise CompileError(f"the model cannot be imported: {type(error).__name__}: "
+                           f"{' '.join(str(error).split())}") from error

@@ -1,0 +1,49 @@
+"""Runs ONNX's checker on a model whose initializers were set aside."""
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from q8c.errors import CompileError
+from q8c.frontend.registry import MICROSOFT, domain_of, find_importer
+
+if TYPE_CHECKING:
+    import onnx
+
+    from q8c.frontend.load import Model
+
+
+def check(model: Model) -> None:
+    """Raise CompileError with the checker's first complaint; return nothing if it has none.
+
+    The checker sees initializers as inputs, so its time does not depend on the size of the weights.
+    """
+    import onnx
+
+    copy = onnx.ModelProto()
+    copy.CopyFrom(model.proto)
+    declared = {v.name for v in copy.graph.input}
+    for name, elem_type, shape in model.weights.signatures():
+        if name not in declared:
+            copy.graph.input.append(onnx.helper.make_tensor_value_info(name, elem_type, shape))
+    _set_aside_extensions(copy, model.opsets)
+    try:
+        onnx.checker.check_model(copy)
+    except Exception as error:  # the checker raises ValidationError, and others for what it cannot serialize
+        raise CompileError(f"not a valid ONNX model: {' '.join(str(error).split())[:600]}") from error
+
+
+def _set_aside_extensions(model: onnx.ModelProto, opsets: dict[str, int]) -> None:
+    """Nodes that ONNX Runtime puts in the default domain though ONNX does not define them, as its own domain's."""
+    import onnx
+
+    opset = opsets.get("", 1)
+    moved = False
+    for node in model.graph.node:
+        if domain_of(node) or find_importer("", node.op_type, opset) is None:
+            continue
+        try:
+            onnx.defs.get_schema(node.op_type, opset, "")
+        except onnx.defs.SchemaError:
+            node.domain, moved = MICROSOFT, True
+    if moved and MICROSOFT not in opsets:
+        model.opset_import.append(onnx.helper.make_opsetid(MICROSOFT, 1))

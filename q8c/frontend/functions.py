@@ -1,0 +1,179 @@
+"""Function bodies: model-local functions inlined, and ONNX's own definitions of ops by simpler ops."""
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+from q8c.errors import CompileError
+from q8c.frontend.registry import domain_of
+from q8c.frontend.tensor import Tensor
+from q8c.frontend.weights import onnx_type
+from q8c.ir.types import TensorType
+
+if TYPE_CHECKING:
+    import onnx
+
+NODE_LIMIT = 1_000_000  # nodes after inlining; functions that call functions can grow without bound
+_BODY_DOMAIN = "q8c.body"
+Key: TypeAlias = "tuple[str, str, str]"
+
+
+def function_key(item: onnx.NodeProto | onnx.FunctionProto) -> Key:
+    """What links a call to a function: domain, name, overload."""
+    import onnx
+
+    domain = "" if item.domain == "ai.onnx" else item.domain
+    return domain, item.op_type if isinstance(item, onnx.NodeProto) else item.name, item.overload
+
+
+def all_nodes(nodes: Iterable[onnx.NodeProto]) -> Iterator[onnx.NodeProto]:
+    """The nodes and all nodes in their subgraphs."""
+    stack = [iter(nodes)]
+    while stack:
+        node = next(stack[-1], None)
+        if node is None:
+            stack.pop()
+            continue
+        yield node
+        for attribute in node.attribute:
+            for graph in (attribute.g, *attribute.graphs):
+                if graph.node:
+                    stack.append(iter(graph.node))
+
+
+def inline_functions(model: onnx.ModelProto) -> onnx.ModelProto:
+    """The model with its functions inlined where their opsets agree with the model's.
+
+    Raises CompileError for functions that call themselves or that grow beyond `NODE_LIMIT` nodes.
+    """
+    if not model.functions:
+        return model
+    _check_growth(model)
+    from onnx import inliner
+
+    try:
+        return inliner.inline_local_functions(model)
+    except Exception as error:  # the inliner's C++ errors have no common type
+        raise CompileError(f"the model's functions cannot be inlined: {' '.join(str(error).split())}") from error
+
+
+def _check_growth(model: onnx.ModelProto) -> None:
+    bodies = {function_key(f): [function_key(n) for n in all_nodes(f.node)] for f in model.functions}
+    sizes: dict[Key, int] = {}
+    for key in _callees_first(bodies):
+        sizes[key] = sum(1 + sizes.get(callee, 0) for callee in bodies[key])
+    total = sum(1 + sizes.get(function_key(n), 0) for n in all_nodes(model.graph.node))
+    if total > NODE_LIMIT:
+        raise CompileError(f"the model's functions grow to {total} nodes when inlined; the limit is {NODE_LIMIT}")
+
+
+def _callees_first(bodies: dict[Key, list[Key]]) -> Iterator[Key]:
+    done: set[Key] = set()
+    for root in bodies:
+        path: list[Key] = []
+        open_keys: set[Key] = set()
+        stack = [] if root in done else [(root, iter(bodies[root]))]
+        while stack:
+            key, callees = stack[-1]
+            if key not in open_keys:
+                open_keys.add(key)
+                path.append(key)
+            callee = next((c for c in callees if c in bodies and c not in done), None)
+            if callee is None:
+                stack.pop()
+                done.add(key)
+                open_keys.discard(key)
+                yield key
+            elif callee in open_keys:
+                raise CompileError(f"the model's function {callee[1]!r} calls itself")
+            else:
+                stack.append((callee, iter(bodies[callee])))
+
+
+@dataclass
+class Body:
+    """The nodes an op stands for, over inputs `i0`, `i1`, … and outputs `o0`, …, in opsets of their own."""
+
+    nodes: Sequence[onnx.NodeProto]
+    opset_import: Sequence[onnx.OperatorSetIdProto]
+
+
+def expand(node: onnx.NodeProto, opset: int, inputs: Sequence[Tensor | None],
+           functions: dict[Key, onnx.FunctionProto]) -> Body | None:
+    """The body of a call to a model's function, or of an op that ONNX defines by others; None if there is none."""
+    function = functions.get(function_key(node))
+    if function is None:
+        if domain_of(node):
+            return None
+        node = _with_defaults(node, opset)
+        function = _schema_function(node, opset, [None if t is None else t.type for t in inputs])
+    return None if function is None else _inlined(node, function)
+
+
+def has_body(node: onnx.NodeProto, opset: int) -> bool:
+    """Whether ONNX defines this op by others."""
+    schema = None if domain_of(node) else _schema(node.op_type, opset)
+    return schema is not None and (schema.has_function or schema.has_context_dependent_function)
+
+
+def _schema(op: str, opset: int) -> Any:
+    """ONNX's schema of an op (its stubs lack what function bodies need), or None."""
+    import onnx
+
+    try:
+        return onnx.defs.get_schema(op, opset, "")
+    except onnx.defs.SchemaError:
+        return None
+
+
+def _with_defaults(node: onnx.NodeProto, opset: int) -> onnx.NodeProto:
+    """A copy whose attributes include the schema's defaults."""
+    import onnx
+
+    copy = onnx.NodeProto()
+    copy.CopyFrom(node)
+    given = {a.name for a in node.attribute}
+    schema = _schema(node.op_type, opset)
+    for name, attribute in (schema.attributes if schema else {}).items():
+        if name not in given and attribute.default_value.type:
+            copy.attribute.append(attribute.default_value)
+    return copy
+
+
+def _schema_function(node: onnx.NodeProto, opset: int,
+                     types: Sequence[TensorType | None]) -> onnx.FunctionProto | None:
+    import onnx
+
+    schema = _schema(node.op_type, opset)
+    if schema is None:
+        return None
+    if schema.has_function:
+        found: onnx.FunctionProto = schema.function_body
+        return found
+    if not schema.has_context_dependent_function:
+        return None
+    versions = schema.context_dependent_function_opset_versions
+    data = schema.get_context_dependent_function_with_opset_version(
+        max(versions), node.SerializeToString(), [onnx_type(t).SerializeToString() for t in types])
+    function = onnx.FunctionProto()
+    function.ParseFromString(data)
+    return function if function.node else None
+
+
+def _inlined(node: onnx.NodeProto, function: onnx.FunctionProto) -> Body:
+    import onnx
+    from onnx import helper, inliner
+
+    call = onnx.NodeProto()
+    call.CopyFrom(node)
+    del call.input[:], call.output[:]
+    call.input.extend(f"i{i}" if name else "" for i, name in enumerate(node.input))
+    call.output.extend(f"o{i}" if name else "" for i, name in enumerate(node.output))
+    call.domain, call.op_type, call.overload = _BODY_DOMAIN, "body", ""
+    body = onnx.FunctionProto()
+    body.CopyFrom(function)
+    body.domain, body.name, body.overload = _BODY_DOMAIN, "body", ""
+    imports = [*function.opset_import, helper.make_opsetid(_BODY_DOMAIN, 1)]
+    model = helper.make_model(helper.make_graph([call], "body", [], []), functions=[body], opset_imports=imports)
+    return Body(list(inliner.inline_local_functions(model).graph.node), list(function.opset_import))

@@ -1,0 +1,187 @@
+"""ONNX protobuf to Graph: the loop over nodes, scopes of names, and what cannot be compiled."""
+from __future__ import annotations
+
+import logging
+from collections.abc import Container, Iterable, Sequence
+from typing import TYPE_CHECKING
+
+from q8c.errors import CompileError, Error, UnsupportedError
+from q8c.frontend import ops  # noqa: F401  (registers the importers)
+from q8c.frontend.builder import Builder
+from q8c.frontend.functions import Key, expand, function_key, has_body
+from q8c.frontend.inputs import input_types, solve
+from q8c.frontend.load import Model, opsets
+from q8c.frontend.problems import Problems
+from q8c.frontend.registry import Call, describe, domain_of, find_importer, source_name
+from q8c.frontend.scope import Absent, Scope
+from q8c.frontend.tensor import Tensor
+from q8c.frontend.weights import border_type, compute_type, type_name
+from q8c.ir.dims import substitute
+from q8c.ir.graph import Graph
+from q8c.ir.types import TensorType
+
+if TYPE_CHECKING:
+    import onnx
+
+log = logging.getLogger("q8c.frontend")
+_UNEXPECTED = (ValueError, TypeError, IndexError, KeyError, AttributeError, ArithmeticError, AssertionError,
+               MemoryError, RecursionError)  # what a wrong model may cause in an importer that expects a right one
+
+
+class GraphImporter:
+    """Imports one model once, for given types of its inputs."""
+
+    def __init__(self, model: Model, types: Sequence[TensorType]) -> None:
+        self._model = model
+        self._types = types
+        self._graph = Graph(model.proto.graph.name or "model")
+        self._builder = Builder(self._graph)
+        self._functions = {function_key(f): f for f in model.proto.functions}
+        self._problems = Problems()
+
+    def run(self) -> Graph:
+        """The graph. Raises UnsupportedError that lists all that cannot be compiled, or CompileError."""
+        proto = self._model.proto.graph
+        scope = Scope(self._model.opsets, self._model.weights)
+        self._inputs(scope)
+        self._nodes(proto.node, scope)
+        for info in proto.output:
+            self._output(info, scope)
+        self._problems.check()
+        self._graph.prune()
+        return self._graph
+
+    def _inputs(self, scope: Scope) -> None:
+        for info, type in zip(self._model.inputs(), self._types, strict=True):
+            elem_type = info.type.tensor_type.elem_type
+            what = f"input {info.name!r}"
+            tensor = Tensor(type, value=self._graph.add_input(info.name, type))
+            scope.names[info.name] = self._builder.cast(tensor, compute_type(elem_type, what))
+            if type_name(elem_type) in ("FLOAT16", "BFLOAT16"):
+                log.info("%s is %s; the graph computes in f32", what, type_name(elem_type))
+
+    def _output(self, info: onnx.ValueInfoProto, scope: Scope) -> None:
+        found = scope.find(info.name)
+        if isinstance(found, Absent):
+            if found.what is not None:
+                raise UnsupportedError(f"the graph output {info.name!r} is {found.what}")
+            return
+        declared = info.type.tensor_type
+        if declared.elem_type:
+            what = f"output {info.name!r}"
+            if found.dtype is not compute_type(declared.elem_type, what):
+                raise CompileError(f"{what}: declared as {type_name(declared.elem_type)}, computed as {found.type}")
+            found = self._builder.cast(found, border_type(declared.elem_type, what))
+        if declared.HasField("shape") and len(declared.shape.dim) != found.rank:
+            log.warning("output %r: declared with rank %d, computed as %s", info.name, len(declared.shape.dim),
+                        found.type)
+        self._graph.add_output(self._builder.value(found), info.name)
+
+    def _nodes(self, nodes: Iterable[onnx.NodeProto], scope: Scope) -> None:
+        for node in nodes:
+            self._builder.source = scope.source or (source_name(node),)
+            results = self._node(node, scope)
+            for i, name in enumerate(node.output):
+                if name:
+                    found = results[i] if i < len(results) else None
+                    what = None if not results else f"output {i} of {describe(node)}, which q8c does not compute"
+                    scope.define(node, name, found or Absent(what))
+
+    def _node(self, node: onnx.NodeProto, scope: Scope) -> Sequence[Tensor | None]:
+        """The node's results; none if it cannot be compiled, which is noted, or if it reads what is not there."""
+        opset = scope.opset(node)
+        operands: list[Tensor | None] = []
+        for name in node.input:
+            found = scope.find(name) if name else None
+            if isinstance(found, Absent):
+                if found.what is not None:
+                    self._problems.add(node, opset, f"reads {found.what}")
+                return []
+            operands.append(found)
+        try:
+            return self._compile(node, opset, operands, scope)
+        except UnsupportedError as error:
+            self._problems.add(node, opset, str(error))
+            return []
+        except Error:
+            raise
+        except _UNEXPECTED as error:
+            raise CompileError(f"{describe(node)}: {type(error).__name__}: {' '.join(str(error).split())}") from error
+
+    def _compile(self, node: onnx.NodeProto, opset: int, operands: Sequence[Tensor | None],
+                 scope: Scope) -> Sequence[Tensor | None]:
+        if _is_if(node):
+            return self._branch(node, operands, scope)
+        importer = find_importer(domain_of(node), node.op_type, opset)
+        if importer is not None and function_key(node) not in self._functions:
+            results = importer(Call(node, opset, operands, self._builder, scope.weights))
+            return [results] if isinstance(results, Tensor) else results
+        body = expand(node, opset, operands, self._functions)
+        if body is None:
+            raise UnsupportedError("")
+        inner = scope.body(opsets(body.opset_import), self._builder.source)
+        inner.names.update({f"i{i}": t for i, t in enumerate(operands) if t is not None})
+        outer, self._problems = self._problems, Problems()
+        try:
+            results = self._inside(body.nodes, [f"o{i}" if name else "" for i, name in enumerate(node.output)], inner)
+            if self._problems:
+                raise UnsupportedError(f"its definition by other ops needs {self._problems}")
+        finally:
+            self._problems = outer
+        return results
+
+    def _branch(self, node: onnx.NodeProto, operands: Sequence[Tensor | None], scope: Scope) -> Sequence[Tensor | None]:
+        """The results of the branch of an If that its condition picks, known at compile time."""
+        condition = operands[0] if operands else None
+        if condition is None or condition.known is None or condition.is_symbolic or condition.known.size != 1:
+            raise UnsupportedError("its condition is computed from data; it must follow from shapes and constants")
+        wanted = "then_branch" if condition.known.reshape(-1)[0] else "else_branch"
+        graph = next((a.g for a in node.attribute if a.name == wanted), None)
+        if graph is None or len(graph.output) != len(node.output):
+            raise CompileError(f"{describe(node)}: {wanted} does not give its {len(node.output)} outputs")
+        return self._inside(graph.node, [v.name for v in graph.output], scope.branch(graph))
+
+    def _inside(self, nodes: Sequence[onnx.NodeProto], outputs: Sequence[str], scope: Scope) -> list[Tensor | None]:
+        """The named results of nodes in an inner scope."""
+        note_unknown(nodes, scope, self._functions, self._problems)
+        if self._problems:
+            return []
+        self._nodes(nodes, scope)
+        found = [scope.find(name) if name else None for name in outputs]
+        return [None if isinstance(t, Absent) else t for t in found]
+
+
+def note_unknown(nodes: Iterable[onnx.NodeProto], scope: Scope, functions: Container[Key], problems: Problems) -> None:
+    """Note every node of an op that nothing here imports; branches are looked into once they are taken."""
+    for node in nodes:
+        opset = scope.opset(node)
+        if find_importer(domain_of(node), node.op_type, opset) is None and not _is_if(node) \
+                and function_key(node) not in functions and not has_body(node, opset):
+            problems.add(node, opset)
+
+
+def scan(model: Model) -> None:
+    """Raise UnsupportedError that lists every node of an op that nothing here imports."""
+    problems = Problems()
+    functions = {function_key(f) for f in model.proto.functions}
+    note_unknown(model.proto.graph.node, Scope(model.opsets, model.weights), functions, problems)
+    problems.check()
+
+
+def _is_if(node: onnx.NodeProto) -> bool:
+    return node.op_type == "If" and not domain_of(node)
+
+
+def import_graph(model: Model) -> Graph:
+    """The model's graph.
+
+    Sizes that the model needs to be equal to a size of another input are stated so: where `mask` is declared as
+    `[batch, total]` and `total` turns out to be `past + seq`, the input becomes `[batch, past + seq]`.
+    """
+    types = input_types(model.inputs())
+    while True:
+        graph = GraphImporter(model, types).run()
+        solved = solve(graph)
+        if not solved:
+            return graph
+        types = [t.with_shape(substitute(d, solved) for d in t.shape) for t in types]

@@ -1,0 +1,194 @@
+"""Ops that move elements: Transpose, Concat, Split, Slice, Gather and their like, Pad."""
+from __future__ import annotations
+
+import numpy as np
+
+from q8c.frontend.extent import slice_extent
+from q8c.frontend.registry import Call, importer
+from q8c.frontend.tensor import Tensor
+from q8c.ir.dims import Dim, floordiv, nonnegative
+from q8c.ir.types import DType
+
+
+@importer("Transpose")
+def transpose(c: Call) -> Tensor:
+    """The axes in another order, reversed if none is given."""
+    x = c.input(0)
+    perm = c.attr_ints("perm")
+    return c.builder.transpose(x, list(reversed(range(x.rank))) if perm is None else perm)
+
+
+@importer("Concat")
+def concat(c: Call) -> Tensor:
+    """The operands one after the other along an axis."""
+    xs = c.every()
+    axis = c.axis(c.attr_int("axis"), xs[0].rank)
+    return xs[0] if len(xs) == 1 else c.emit("concat", *xs, axis=axis)
+
+
+@importer("Split")
+def split(c: Call) -> list[Tensor]:
+    """Parts of an axis, of given or equal sizes."""
+    x = c.input(0)
+    axis = c.axis(c.attr_int("axis", 0), x.rank)
+    sizes: list[Dim] | None = c.sizes(1, "the split") if c.has(1) else None
+    attribute = c.attr_ints("split")
+    if sizes is None and attribute is not None:
+        sizes = list(attribute)
+    if sizes is None:
+        sizes = _equal_parts(c, x.shape[axis], c.attr_int("num_outputs", c.outputs))
+    if len(sizes) != c.outputs:
+        c.fail(f"{len(sizes)} parts for {c.outputs} outputs")
+    total: Dim = 0
+    parts = []
+    for size in sizes:
+        parts.append(c.builder.slice_axis(x, axis, total, size))
+        total = total + size
+    c.builder.same(total, x.shape[axis])
+    return parts
+
+
+def _equal_parts(c: Call, size: Dim, count: int) -> list[Dim]:
+    if isinstance(size, int):
+        if c.opset < 18 and size % count:
+            c.fail(f"{size} does not split into {count} equal parts")
+        each = -(-size // count)
+        return [max(0, min(each, size - each * i)) for i in range(count)]
+    part = floordiv(size, count)
+    c.builder.same(part * count, size)
+    return [part] * count
+
+
+@importer("Slice")
+def old_slice(c: Call) -> Tensor:
+    """Slice of opset 1, with attributes."""
+    starts, ends = c.attr_ints("starts"), c.attr_ints("ends")
+    if starts is None or ends is None:
+        c.fail("starts or ends are missing")
+    return _slice(c, list(starts), list(ends), c.attr_ints("axes"), [1] * len(starts))
+
+
+@importer("Slice", since=10)
+def new_slice(c: Call) -> Tensor:
+    """start:end:step on some axes, as numpy slices, ends beyond the axis cut off."""
+    starts, ends = c.sizes(1, "starts"), c.sizes(2, "ends")
+    axes = c.numbers(3, "axes") if c.has(3) else None
+    steps = c.numbers(4, "steps") if c.has(4) else [1] * len(starts)
+    return _slice(c, starts, ends, axes, steps)
+
+
+def _slice(c: Call, starts: list[Dim], ends: list[Dim], given: list[int] | None, steps: list[int]) -> Tensor:
+    x = c.input(0)
+    axes = [c.axis(a, x.rank) for a in (range(len(starts)) if given is None else given)]
+    if not len(starts) == len(ends) == len(axes) == len(steps) or len(set(axes)) < len(axes) or 0 in steps:
+        c.fail(f"starts, ends, axes {axes} and steps {steps} do not fit together")
+    firsts: list[Dim] = [0] * x.rank
+    sizes, strides = list(x.shape), [1] * x.rank
+    for axis, start, end, step in zip(axes, starts, ends, steps, strict=True):
+        firsts[axis], sizes[axis] = slice_extent(x.shape[axis], start, end, step)
+        strides[axis] = step
+        if sizes[axis] == 0:
+            firsts[axis] = 0
+    return c.builder.slice(x, firsts, sizes, strides)
+
+
+@importer("Gather")
+def gather(c: Call) -> Tensor:
+    """Whole slices along an axis by index."""
+    x = c.input(0)
+    return c.emit("gather", x, _index(c, c.input(1)), axis=c.axis(c.attr_int("axis", 0), x.rank))
+
+
+def _index(c: Call, x: Tensor) -> Tensor:
+    if x.dtype not in (DType.i32, DType.i64):
+        c.fail(f"expected i32 or i64 indices, got {x.type}")
+    return x
+
+
+@importer("GatherElements")
+def gather_elements(c: Call) -> Tensor:
+    """One element along an axis for each index."""
+    x = c.input(0)
+    return c.emit("gather_elements", x, _index(c, c.input(1)), axis=c.axis(c.attr_int("axis", 0), x.rank))
+
+
+@importer("GatherND")
+def gather_nd(c: Call) -> Tensor:
+    """Elements or slices by index tuples."""
+    return c.emit("gather_nd", c.input(0), _index(c, c.input(1)), batch_dims=c.attr_int("batch_dims", 0))
+
+
+@importer("ScatterND")
+def scatter_nd(c: Call) -> Tensor:
+    """Elements replaced by index tuples, where all of it is known at compile time."""
+    data, indices, updates = (c.input(i) for i in range(3))
+    if c.opset >= 16 and c.attr_str("reduction", "none") != "none":
+        c.unsupported(f"reduction {c.attr_str('reduction')}")
+    if data.known is None or updates.known is None or indices.known is None or indices.is_symbolic:
+        c.unsupported("operands computed at run time; only shape arithmetic may use it")
+    from q8c.frontend.tensor import from_elements
+
+    found = data.known.astype(object)
+    try:
+        for place in np.ndindex(indices.known.shape[:-1]):
+            found[tuple(indices.known[place])] = updates.known.astype(object)[place]
+    except (IndexError, ValueError) as error:
+        c.fail(str(error))
+    return from_elements(found, data.dtype)
+
+
+@importer("Pad")
+def pad(c: Call) -> Tensor:
+    """Constant elements around the operand; negative amounts cut."""
+    x = c.input(0)
+    if c.attr_str("mode", "constant") != "constant":
+        c.unsupported(f"mode {c.attr_str('mode')}; expected constant")
+    amounts: list[Dim] = c.sizes(1, "the pads") if c.opset >= 11 else list(c.attr_ints("pads") or [])
+    axes = c.numbers(3, "axes") if c.has(3) else list(range(x.rank))
+    axes = [c.axis(a, x.rank) for a in axes]
+    if len(amounts) != 2 * len(axes) or len(set(axes)) < len(axes):
+        c.fail(f"{len(amounts)} pads for {len(axes)} axes")
+    before: list[Dim] = [0] * x.rank
+    after: list[Dim] = [0] * x.rank
+    for i, axis in enumerate(axes):
+        before[axis], after[axis] = amounts[i], amounts[i + len(axes)]
+    x = _crop(c, x, before, after)
+    value = _pad_value(c)
+    before, after = ([0 if isinstance(p, int) and p < 0 else p for p in ps] for ps in (before, after))
+    if all(p == 0 for p in [*before, *after]):
+        return x
+    return c.emit("pad", x, before=tuple(before), after=tuple(after), value=value)
+
+
+def _crop(c: Call, x: Tensor, before: list[Dim], after: list[Dim]) -> Tensor:
+    starts: list[Dim] = []
+    sizes: list[Dim] = []
+    for d, b, a in zip(x.shape, before, after, strict=True):
+        if not all(isinstance(p, int) or nonnegative(p) for p in (b, a)):
+            c.unsupported(f"pads {b} and {a}, which may be negative or not")
+        start = -b if isinstance(b, int) and b < 0 else 0
+        starts.append(start)
+        sizes.append(d - start + (a if isinstance(a, int) and a < 0 else 0))
+    return c.builder.slice(x, starts, sizes, [1] * x.rank)
+
+
+def _pad_value(c: Call) -> float:
+    if c.opset < 11:
+        return c.attr_float("value", 0.0)
+    value = c.optional(2)
+    if value is None:
+        return 0.0
+    if value.known is None or value.is_symbolic or value.known.size != 1:
+        c.unsupported("a padding value computed at run time")
+    return float(value.known.reshape(-1)[0])
+
+
+@importer("CumSum")
+def cumsum(c: Call) -> Tensor:
+    """Running sums along an axis."""
+    x = c.input(0)
+    axes = c.numbers(1, "the axis")
+    if len(axes) != 1:
+        c.fail(f"{len(axes)} axes, expected 1")
+    return c.emit("cumsum", x, axis=c.axis(axes[0], x.rank), exclusive=bool(c.attr_int("exclusive", 0)),
+                  reverse=bool(c.attr_int("reverse", 0)))

@@ -1,0 +1,146 @@
+"""ONNX tensors to numpy arrays, external data mapped from files beside the model."""
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from q8c.errors import CompileError, UnsupportedError
+from q8c.ir.graph import Array
+from q8c.ir.types import DType, TensorType
+
+if TYPE_CHECKING:
+    import onnx
+
+# Element types the IR computes in f32: the model's values, their type only at inputs and outputs.
+WIDENED = {"FLOAT16": DType.f32, "BFLOAT16": DType.f32}
+_NAMES = {"FLOAT": DType.f32, "DOUBLE": DType.f64, "INT8": DType.i8, "INT16": DType.i16, "INT32": DType.i32,
+          "INT64": DType.i64, "UINT8": DType.u8, "UINT16": DType.u16, "UINT32": DType.u32, "UINT64": DType.u64,
+          "BOOL": DType.bool, **WIDENED}
+_SPARSE_LIMIT = 2**24  # elements of a sparse tensor written out
+
+
+def type_name(elem_type: int) -> str:
+    """ONNX's name of an element type."""
+    import onnx
+
+    try:
+        return str(onnx.TensorProto.DataType.Name(elem_type))
+    except ValueError:
+        return f"element type {elem_type}"
+
+
+def compute_type(elem_type: int, what: str) -> DType:
+    """The element type q8c computes with for ONNX's. Raises UnsupportedError if there is none."""
+    name = type_name(elem_type)
+    if name not in _NAMES:
+        raise UnsupportedError(f"{what}: element type {name} is not supported; expected one of {', '.join(_NAMES)}")
+    return _NAMES[name]
+
+
+def border_type(elem_type: int, what: str) -> DType:
+    """The element type of a graph input or output; float32 stands in for bfloat16, which numpy does not have."""
+    return DType.f16 if type_name(elem_type) == "FLOAT16" else compute_type(elem_type, what)
+
+
+def to_array(tensor: onnx.TensorProto, folder: Path | None) -> Array:
+    """A tensor's elements in the type q8c computes with; external data is mapped, not read.
+
+    Raises CompileError where size and data do not agree or the data is not in the model's folder.
+    """
+    from onnx import TensorProto, numpy_helper
+
+    what = f"tensor {tensor.name!r}"
+    dtype = compute_type(tensor.data_type, what)
+    if any(d < 0 for d in tensor.dims):
+        raise CompileError(f"{what}: the shape {list(tensor.dims)} has a negative size")
+    if tensor.data_location == TensorProto.EXTERNAL:
+        return _external(tensor, folder, dtype)
+    try:
+        array = numpy_helper.to_array(tensor)
+    except (ValueError, TypeError, OverflowError, MemoryError) as error:
+        raise CompileError(f"{what}: its data does not fit {type_name(tensor.data_type)}{list(tensor.dims)}: "
+                           f"{_one_line(error)}") from error
+    return _widen(np.asarray(array), tensor.data_type, dtype)
+
+
+def sparse_to_array(sparse: onnx.SparseTensorProto, folder: Path | None) -> Array:
+    """A sparse tensor written out. Raises CompileError where its parts do not agree."""
+    values, indices = to_array(sparse.values, folder), to_array(sparse.indices, folder)
+    shape = tuple(sparse.dims)
+    size = int(np.prod(shape, dtype=object)) if shape else 1
+    if size > _SPARSE_LIMIT or min(shape, default=1) < 0:
+        raise CompileError(f"sparse tensor {sparse.values.name!r}: the shape {list(shape)} is too large to write out")
+    flat = np.zeros(size, dtype=values.dtype)
+    try:
+        where = indices if indices.ndim == 1 else np.ravel_multi_index(tuple(indices.T), shape)
+        flat[where] = values
+    except (ValueError, IndexError) as error:
+        raise CompileError(f"sparse tensor {sparse.values.name!r}: {_one_line(error)}") from error
+    return flat.reshape(shape)
+
+
+def _external(tensor: onnx.TensorProto, folder: Path | None, dtype: DType) -> Array:
+    what = f"tensor {tensor.name!r}"
+    entries = {e.key: e.value for e in tensor.external_data}
+    location = entries.get("location", "")
+    if folder is None:
+        raise CompileError(f"{what}: its data is in the file {location!r}; give the model as a path, not as bytes")
+    path = _inside(folder, location, what)
+    stored = np.dtype({"FLOAT16": np.float16, "BFLOAT16": np.uint16}.get(type_name(tensor.data_type), dtype.numpy))
+    stored = stored.newbyteorder("<")
+    count = 1
+    for d in tensor.dims:
+        count *= d
+    try:
+        offset, length = int(entries.get("offset", 0)), int(entries.get("length", count * stored.itemsize))
+    except ValueError as error:
+        raise CompileError(f"{what}: offset and length of its external data are not integers") from error
+    available = path.stat().st_size
+    if length != count * stored.itemsize or offset < 0 or offset + length > available:
+        raise CompileError(f"{what}: expected {count * stored.itemsize} bytes, its entry names {length} at {offset} of "
+                           f"{location!r} ({available} bytes); is the data file complete and of this model?")
+    if not count:
+        return np.zeros(tuple(tensor.dims), dtype=dtype.numpy)
+    flat = np.memmap(path, dtype=stored, mode="r", offset=offset, shape=(count,)).view(np.ndarray)
+    return _widen(flat.reshape(tuple(tensor.dims)), tensor.data_type, dtype)
+
+
+def _inside(folder: Path, location: str, what: str) -> Path:
+    """The data file, which must be a regular file under the model's folder, links followed."""
+    root = folder.resolve()
+    if not location or "\0" in location or os.path.isabs(location):
+        raise CompileError(f"{what}: external data at {location!r}; expected a path relative to the model's folder")
+    path = (root / location).resolve()
+    if not path.is_relative_to(root):
+        raise CompileError(f"{what}: external data at {location!r} is outside the model's folder")
+    if not path.is_file():
+        raise CompileError(f"{what}: the file of its external data, {location!r}, is not beside the model")
+    return path
+
+
+def _widen(array: Array, elem_type: int, dtype: DType) -> Array:
+    if type_name(elem_type) == "BFLOAT16":
+        bits = array.view(np.uint16) if array.dtype.itemsize == 2 else array.astype(np.float32).view(np.uint32) >> 16
+        return np.asarray(bits.astype(np.uint32) << 16).view(np.float32)
+    return np.asarray(array, dtype=dtype.numpy)
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())
+
+
+def onnx_type(type: TensorType | None) -> onnx.TypeProto:
+    """A tensor type as ONNX states it, sizes that vary left open."""
+    import onnx
+
+    proto = onnx.TypeProto()
+    if type is not None:
+        proto.tensor_type.elem_type = onnx.helper.np_dtype_to_tensor_dtype(type.dtype.numpy)
+        for d in type.shape:
+            dim = proto.tensor_type.shape.dim.add()
+            if isinstance(d, int):
+                dim.dim_value = d
+    return proto
