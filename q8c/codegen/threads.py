@@ -72,7 +72,7 @@ def emit_barrier(module: ir.Module) -> ir.Function:
     return function
 
 
-def emit_threads(module: ir.Module, run: ir.Function) -> None:
+def emit_pool(module: ir.Module, run: ir.Function) -> None:
     """Define `void q8c_worker(pool, tid)` and `i64 q8c_launch(pool, frame)` around `run(frame, tid)`.
 
     A launch runs `run` on the calling thread as 0 and on `frame[0] - 1` workers, which must be as many as there are,

@@ -29,7 +29,7 @@ def coerce(name: str, value: object, dtype: np.dtype[Any]) -> Array:
             raise InputError(f"input {name!r} must be {dtype}, got {_kind(value, array)}; "
                              f"convert it with .astype(np.{_numpy_name(dtype)})")
         require_memory(array.nbytes, f"a native copy of input {name!r}")
-        return array.astype(dtype)
+        return np.array(array, dtype)
     return array
 
 
@@ -37,7 +37,7 @@ def dense(name: str, array: Array) -> Array:
     """A copy of a strided or misaligned array that compiled code can read. Raises InputError if there is no room."""
     require_memory(array.nbytes, f"a dense copy of input {name!r}")
     try:
-        return array.copy(order="C")
+        return np.array(array, order="C")
     except MemoryError as error:
         raise InputError(f"no memory for a dense copy of input {name!r} ({array.nbytes} bytes)") from error
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from typing import Any
 
 from q8c.errors import ArtifactError
@@ -14,6 +15,7 @@ from q8c.errors import ArtifactError
 MAX_BYTES = 16 << 20
 """The longest JSON text read; parsed, it stays below half a gigabyte whatever it holds."""
 _INTEGER_DIGITS = 20
+_UNFIT = re.compile("[\\x00-\\x1f\\x7f-\\x9f\\u2028\\u2029\\ud800-\\udfff]")
 
 
 def dumps(value: object) -> bytes:
@@ -55,9 +57,9 @@ def items(value: object, where: str, limit: int = 1 << 20) -> list[tuple[str, An
 
 
 def string(value: object, where: str, limit: int = 4096) -> str:
-    """A string of at most `limit` characters, without characters that would break a one-line message."""
-    if not isinstance(value, str) or len(value) > limit or not value.isprintable():
-        raise bad(where, f"a printable string of at most {limit} characters", value)
+    """A string of at most `limit` characters, without any that break a line or cannot be printed."""
+    if not isinstance(value, str) or len(value) > limit or _UNFIT.search(value):
+        raise bad(where, f"a string of at most {limit} characters without control characters", value)
     return value
 
 

@@ -16,6 +16,7 @@ from q8c.runtime import strict_json
 from q8c.runtime.atomic import replacing
 from q8c.runtime.header import PAGE, SIZE, Header
 from q8c.runtime.manifest import ALIGNMENT, CHUNK, Constant, Image, Manifest, Model, Section, constant_layout
+from q8c.runtime.planner import Planner
 
 Bytes = bytes | memoryview
 
@@ -79,12 +80,12 @@ class Writer:
         self._images.append(Image(tier, tuple(sorted(features)), dict(sorted(entries.items())), self._next_section()))
 
     def finish(self, model: Model, ir: str) -> None:
-        """Write the IR's text and the manifest. Raises ArtifactError if the manifest is not one that can be read."""
+        """Write the IR's text and the manifest. Raises ArtifactError if no session could be made of them."""
         weights = self._close_weights()
         self._write(ir.encode("utf-8"))
         manifest = Manifest(model, tuple(self._constants), weights, self._next_section(), tuple(self._images))
         text = strict_json.dumps(manifest.to_json())
-        Manifest.from_json(strict_json.loads(text))
+        Planner(Manifest.from_json(strict_json.loads(text)).model)
         offset = self._section.offset
         self._write(text)
         header = Header(offset, len(text), offset + len(text), hashlib.sha256(text).digest())

@@ -11,7 +11,7 @@ from q8c.errors import ArtifactError
 from q8c.runtime import cgroup, cpu
 
 V3, V4 = frozenset(cpu.TIERS["avx2"]), frozenset(cpu.TIERS["avx512-vnni"])
-ALL: dict[str, tuple[str, ...]] = {tier: () for tier in cpu.TIERS}
+ALL: dict[str, tuple[str, ...]] = dict.fromkeys(cpu.TIERS, ())
 
 
 def test_the_fastest_tier_the_cpu_has_is_picked() -> None:

@@ -27,14 +27,13 @@ def python(program: Any, values: list[int]) -> int:
         return program
     op, *operands = program
     if op == "$":
-        return values[operands[0]]
+        return values[int(operands[0])]
     numbers = [python(p, values) for p in operands]
     if op in ("max", "min"):
-        return (max if op == "max" else min)(numbers)
+        return max(numbers) if op == "max" else min(numbers)
     result = numbers[0]
     for n in numbers[1:]:
-        result = {"+": lambda a, b: a + b, "*": lambda a, b: a * b, "//": lambda a, b: a // b,
-                  "%": lambda a, b: a % b}[op](result, n)
+        result = result + n if op == "+" else result * n if op == "*" else result // n if op == "//" else result % n
     return result
 
 
