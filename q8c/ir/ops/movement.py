@@ -99,6 +99,25 @@ def gather_nd(args: Sequence[Any], attrs: Mapping[str, Any]) -> Sequence[Array]:
     return [x[lead + tuple(np.moveaxis(indices, -1, 0))]]
 
 
+def _gather_elements(o: Operands) -> Sequence[TensorType]:
+    x, indices = o.type(0), o.type(1)
+    o.expect(indices.dtype in (DType.i32, DType.i64), "expected i32 or i64 indices")
+    o.expect(x.rank == indices.rank, "expected indices of the operand's rank")
+    normalize_axis(o, o.attrs["axis"], x.rank)
+    return [x.with_shape(indices.shape)]
+
+
+def gather_elements(args: Sequence[Any], attrs: Mapping[str, Any]) -> Sequence[Array]:
+    """y[i, j, …] = x[indices[i, j, …], j, …] for axis 0; raises InputError for an index out of range."""
+    x, indices = args
+    axis = attrs["axis"] % x.ndim
+    size = x.shape[axis]
+    if ((indices < -size) | (indices >= size)).any():
+        raise InputError(f"gather_elements: an index is out of range [0, {size})")
+    near = tuple(slice(None) if i == axis else slice(n) for i, n in enumerate(indices.shape))
+    return [np.take_along_axis(x[near], indices, axis=axis)]
+
+
 def take_slice(args: Sequence[Any], attrs: Mapping[str, Any]) -> Sequence[Array]:
     """x[start : start + size * step : step] on every axis."""
     index = []
@@ -139,6 +158,8 @@ register(OpDef("broadcast_to", "x", _broadcast_to,
 register(OpDef("slice", "x", _slice, take_slice, {"starts": _DIMS, "sizes": _DIMS, "steps": _INTS}))
 register(OpDef("concat", "x *xs", _concat, lambda a, k: [np.concatenate(a, axis=k["axis"])], {"axis": _AXIS}))
 register(OpDef("gather", "x indices", _gather, gather, {"axis": AttrSpec("int", 0)}))
+register(OpDef("gather_elements", "x indices", _gather_elements, gather_elements, {"axis": AttrSpec("int", 0)},
+               doc="One element along an axis for each index; other axes of the indices are no longer than x's."))
 register(OpDef("gather_nd", "x indices", _gather_nd, gather_nd, {"batch_dims": AttrSpec("int", 0)}))
 register(OpDef("pad", "x", _pad, lambda a, k: [
     np.pad(a[0], list(zip(k["before"], k["after"], strict=True)), constant_values=k["value"])],
