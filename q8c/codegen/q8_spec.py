@@ -1,78 +1,29 @@
-"""What an int8 linear kernel computes: the static half of its contract, its name and its parameters."""
+"""The int8 linear layer's contract."""
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
-import llvmlite.ir as ir
-
-from q8c.codegen.builder import I64, PTR
-from q8c.codegen.layout import GROUP, PANEL, groups, panels
+from q8c.codegen.layout import groups
+from q8c.codegen.linear_spec import LinearSpec
 from q8c.errors import CompileError
 from q8c.ir.q8 import MAX_DEPTH
 
-ACTIVATIONS = ("none", "relu")
-
 
 @dataclass(frozen=True)
-class Q8LinearSpec:
-    """y = act(scale_a * scale_w * sum_k a * (w - 127) + bias) + residual for R8 rows a and a Q8 weight w.
+class Q8LinearSpec(LinearSpec):
+    """y = act(row_scale * w_scale * sum_k a * (w - 127) + bias) + residual for R8 rows a and a Q8 weight w."""
 
-    Attributes:
-        depth, cols: the weight's shape; rows are known at run time.
-        bias, residual: whether these operands exist. The residual is added last.
-        activation: one of ACTIVATIONS.
-    """
-
-    depth: int
-    cols: int
-    bias: bool = False
-    activation: str = "none"
-    residual: bool = False
+    FORMATS: ClassVar[str] = "r8_q8c_f32"
+    ROW_VALUES: ClassVar[tuple[str, ...]] = ("row_scale", "row_sum")
+    COL_VALUES: ClassVar[tuple[str, ...]] = ("w_scale",)
 
     def __post_init__(self) -> None:
-        if not 1 <= self.depth <= MAX_DEPTH or self.cols < 1:
-            raise CompileError(f"int8 linear of {self.depth} x {self.cols}: expected depth 1 to {MAX_DEPTH}, cols >= 1")
-        if self.activation not in ACTIVATIONS:
-            raise CompileError(f"int8 linear: activation {self.activation!r}, expected one of {', '.join(ACTIVATIONS)}")
+        super().__post_init__()
+        if self.depth > MAX_DEPTH:
+            raise CompileError(f"int8 linear of depth {self.depth}: expected at most {MAX_DEPTH}")
 
     @property
     def steps(self) -> int:
-        """4-byte steps along depth."""
+        """4-byte groups along depth."""
         return groups(self.depth)
-
-    @property
-    def lda(self) -> int:
-        """Bytes from one R8 row to the next."""
-        return GROUP * self.steps
-
-    @property
-    def panel_bytes(self) -> int:
-        """Bytes of one packed panel of 16 columns."""
-        return PANEL * GROUP * self.steps
-
-    @property
-    def panels(self) -> int:
-        """Panels of the packed weight."""
-        return panels(self.cols)
-
-    @property
-    def name(self) -> str:
-        """The kernel's symbol, without the tile and tier: operation, formats, fused steps, shape."""
-        fused = [part for part, used in (("bias", self.bias), (self.activation, self.activation != "none"),
-                                         ("add", self.residual)) if used]
-        return "_".join(["q8c_linear_r8_q8c_f32", *fused, f"k{self.depth}", f"n{self.cols}"])
-
-    @property
-    def operands(self) -> list[tuple[str, ir.Type]]:
-        """What a strip of rows needs: pointers and strides, in order."""
-        names = ["a", "row_scale", "row_sum", "w", "w_scale"]
-        names += ["bias"] if self.bias else []
-        operands = [(name, PTR) for name in names]
-        if self.residual:
-            operands += [("residual", PTR), ("ldr", I64)]
-        return [*operands, ("y", PTR), ("ldy", I64)]
-
-    @property
-    def params(self) -> list[tuple[str, ir.Type]]:
-        """The kernel's parameters, in order. Strides `ldy`, `ldr` are in elements."""
-        return [*self.operands, ("rows", I64), ("threads", I64), ("counter", PTR)]

@@ -97,7 +97,7 @@ def test_any_row_count_and_data(rows: int, seed: int, threads: int) -> None:
 
 
 def test_impossible_specs_are_refused() -> None:
-    with pytest.raises(CompileError, match="expected depth 1 to 66000"):
+    with pytest.raises(CompileError, match="depth 66001: expected at most 66000"):
         Q8LinearSpec(66_001, 4)
     with pytest.raises(CompileError, match="activation 'gelu', expected one of none, relu"):
         Q8LinearSpec(4, 4, activation="gelu")

@@ -1,0 +1,114 @@
+"""The innermost code of linear kernels: a tile of rows x panels of columns whose sums stay in registers."""
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TypeAlias
+
+from q8c.codegen.builder import F32, V16F, Builder, Value
+from q8c.codegen.layout import PANEL
+from q8c.codegen.linear_spec import STEP_BYTES, LinearSpec
+
+Step: TypeAlias = Callable[[list[Value], list[Value]], list[Value]]
+
+
+@dataclass(frozen=True)
+class Tile:
+    """The static shape of a tile: rows x panels of 16 columns, of which the last panel has `tail`.
+
+    `unroll` steps of depth make the loop body; `prefetch` asks for the weights of the tile to the right.
+    """
+
+    rows: int
+    panels: int
+    tail: int = PANEL
+    unroll: int = 4
+    prefetch: bool = False
+
+    @property
+    def cols(self) -> int:
+        """Columns that exist."""
+        return PANEL * (self.panels - 1) + self.tail
+
+
+class TileEmitter(ABC):
+    """Emits one tile into an open function; `values` are the spec's operands by name."""
+
+    def __init__(self, b: Builder, spec: LinearSpec, tile: Tile, values: dict[str, Value]) -> None:
+        self.b = b
+        self.spec = spec
+        self.tile = tile
+        self.values = values
+
+    @abstractmethod
+    def sums(self) -> list[list[Value]]:
+        """The 16-lane sum of every row and panel."""
+
+    @abstractmethod
+    def scaled(self, total: Value, row: int, panel: int) -> Value:
+        """A sum as a float, with the bias."""
+
+    def emit(self) -> None:
+        """The whole tile: sums, then scale, bias, activation and residual in registers."""
+        b, values = self.b, self.values
+        sums = self.sums()
+        row_y, row_r = values["y"], values.get("residual")
+        for r in range(self.tile.rows):
+            for p in range(self.tile.panels):
+                y = self.scaled(sums[r][p], r, p)
+                if self.spec.activation == "relu":
+                    y = b.fmax(0.0, y)
+                if row_r is not None:
+                    y = b.add(y, self._load(b.at(row_r, p * PANEL, F32), p))
+                self._store(y, b.at(row_y, p * PANEL, F32), p)
+            row_y = b.at(row_y, values["ldy"], F32)
+            row_r = b.at(row_r, values["ldr"], F32) if row_r is not None else None
+
+    def column_values(self, name: str, panel: int) -> Value:
+        """16 per-column floats of a panel."""
+        return self.b.load(V16F, self.b.at(self.values[name], panel * PANEL, F32), align=STEP_BYTES)
+
+    def _is_tail(self, panel: int) -> bool:
+        return panel == self.tile.panels - 1 and self.tile.tail < PANEL
+
+    def _load(self, address: Value, panel: int) -> Value:
+        if self._is_tail(panel):
+            return self.b.load_tail(V16F, address, self.tile.tail)
+        return self.b.load(V16F, address)
+
+    def _store(self, y: Value, address: Value, panel: int) -> None:
+        if self._is_tail(panel):
+            self.b.store_tail(y, address, self.tile.tail)
+        else:
+            self.b.store(y, address)
+
+    def along_depth(self, accs: Sequence[Value], pointers: Sequence[Value], step: Step) -> list[Value]:
+        """Run `step` for every step of depth, `tile.unroll` in a loop body.
+
+        `pointers` are to a row (4 bytes a step) and to a panel; step(accs, pointers) gives the next accs.
+        """
+        b, unroll, count = self.b, self.tile.unroll, len(accs)
+        strides = (4, STEP_BYTES)
+
+        def steps(carried: Sequence[Value], number: int) -> list[Value]:
+            accs, pointers = list(carried[:count]), carried[count:]
+            for u in range(number):
+                accs = step(accs, [b.at(p, u * s) for p, s in zip(pointers, strides, strict=True)])
+            return accs
+
+        def body(_: Value, carried: list[Value]) -> list[Value]:
+            moved = [b.at(p, unroll * s) for p, s in zip(carried[count:], strides, strict=True)]
+            return [*steps(carried, unroll), *moved]
+
+        carried = [*accs, *pointers]
+        if self.spec.steps >= unroll:
+            carried = b.loop(0, self.spec.steps // unroll, 1, carried, body)
+        return steps(carried, self.spec.steps % unroll)
+
+    def panel_addresses(self, w: Value) -> list[Value]:
+        """Where each panel's weights of this step are; asks for those of the tile to the right."""
+        addresses = [self.b.at(w, p * self.spec.panel_bytes) for p in range(self.tile.panels)]
+        for p in range(self.tile.panels if self.tile.prefetch else 0):
+            self.b.prefetch(self.b.at(w, (self.tile.panels + p) * self.spec.panel_bytes), 2)
+        return addresses
