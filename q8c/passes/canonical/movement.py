@@ -34,6 +34,18 @@ def keep_reduced_axes(r: Rewriter, node: Node) -> Value | None:
     return r.add(inner.op, x, axes=axes, keepdims=True) if r.same_shape(kept, node.output.shape) else None
 
 
+def reduce_before_broadcast(r: Rewriter, node: Node) -> Value | None:
+    """reduce(broadcast_to(x)) over axes that the broadcast leaves alone -> broadcast_to(reduce(x))."""
+    inner = producer(node.input(0), "broadcast_to")
+    if inner is None:
+        return None
+    x, wide = inner.input(0), inner.output.shape
+    axes = [a % len(wide) for a in attr(node, "axes")]
+    if x.type.rank != len(wide) or not r.same_shape([x.shape[a] for a in axes], [wide[a] for a in axes]):
+        return None
+    return r.broadcast(r.add(node.op, x, **node.attrs), node.output.shape)
+
+
 def transpose_through_groups(r: Rewriter, node: Node) -> Value | None:
     """reshape(transpose(reshape(x))) that merges axes, permutes and splits them again -> transpose(x)."""
     middle = producer(node.input(0), "transpose")
@@ -151,4 +163,5 @@ RULES: Rules = {
     "concat": (merge_concats,),
     "pad": (drop_zero_pad,),
     "matmul": (matmul_of_broadcast,),
+    **dict.fromkeys(REDUCTIONS, (reduce_before_broadcast,)),
 }

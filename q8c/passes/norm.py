@@ -1,0 +1,136 @@
+"""What fuse-layer-norm and fuse-rms-norm share: x over the root of its mean square, scales and biases."""
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from q8c.ir import Node, Value
+from q8c.passes.rewrite import sole_reader
+from q8c.passes.rules import Declined, Rewriter, attr, is_close, orders, producer, uniform, with_constant
+
+
+@dataclass(frozen=True, slots=True)
+class Normalized:
+    """x / sqrt(mean(x^2, last axis) + epsilon) * scale."""
+
+    x: Value
+    epsilon: float
+    scale: Value | None
+
+
+def match_normalized(node: Node) -> Normalized | Declined | None:
+    """x / sqrt(m), x * rsqrt(m), x * m^-0.5, with a scale between or not, for m = mean(x^2) + epsilon."""
+    for root, square in _roots(node):
+        found = mean_square(square)
+        if found is None:
+            continue
+        x, mean, epsilon = found
+        others = [v for v in _factors(node, x) if v is not root]
+        if x not in others:
+            continue
+        others.remove(x)
+        if len(others) > 1 or (others and others[0].shape != x.shape[-1:]):
+            continue
+        reason = not_last_axis(mean)
+        if epsilon < 0:
+            reason = f"epsilon is {epsilon:g}, expected a number >= 0"
+        elif not others and not isinstance(x.shape[-1], int):
+            reason = reason or f"the last axis of {x.type} has no fixed size to make a scale of ones for"
+        return Declined(reason) if reason else Normalized(x, epsilon, others[0] if others else None)
+    return None
+
+
+def _roots(node: Node) -> Iterator[tuple[Value, Value]]:
+    """(a factor of the node that is 1 / sqrt(m), or the divisor sqrt(m); m)."""
+    if node.op == "div":
+        root = producer(node.input(1), "sqrt", "pow")
+        if root is not None and _is_power(root, 0.5):
+            yield node.input(1), root.input(0)
+        return
+    for factor in _factors(node, None):
+        square = inverse_root(factor)
+        if square is not None:
+            yield factor, square
+
+
+def inverse_root(value: Value) -> Value | None:
+    """The m of 1 / sqrt(m), written as rsqrt or as a power."""
+    root = producer(value, "rsqrt", "pow")
+    return root.input(0) if root is not None and _is_power(root, -0.5) else None
+
+
+def _is_power(node: Node, exponent: float) -> bool:
+    return node.op != "pow" or is_close(uniform(node.input(1)), exponent, node.output.dtype)
+
+
+def _factors(node: Node, whole: Value | None) -> list[Value]:
+    """The factors of a product (of the dividend, and the divisor) at most two levels down; `whole` is not split."""
+    found: list[Value] = []
+    for value in node.operands:
+        inner = producer(value, "mul")
+        split = inner is not None and value is not whole and not (node.op == "div" and value is node.input(1))
+        found.extend(inner.operands if inner is not None and split else [value])
+    return found
+
+
+def mean_square(value: Value) -> tuple[Value, Node, float] | None:
+    """(x, the mean's node, epsilon) if a value is mean(x * x) + epsilon."""
+    epsilon, mean = 0.0, producer(value, "reduce_mean")
+    if mean is None:
+        with_epsilon = with_constant(producer(value, "add"))
+        if with_epsilon is None:
+            return None
+        epsilon = float(str(value.dtype.numpy.type(with_epsilon[1])))  # 1e-12 rather than what f32 makes of it
+        mean = producer(with_epsilon[0], "reduce_mean")
+    square = None if mean is None else producer(mean.input(0), "mul")
+    if mean is None or square is None or square.input(0) is not square.input(1):
+        return None
+    return square.input(0), mean, epsilon
+
+
+def not_last_axis(mean: Node) -> str | None:
+    """Why a mean is not the one of a norm, None if it is over the last axis, which it keeps."""
+    axes = attr(mean, "axes")
+    rank = mean.input(0).type.rank
+    if [a % rank for a in axes] != [rank - 1]:
+        return f"the mean is over axes {axes} of {mean.input(0).type}, expected the last"
+    return None if attr(mean, "keepdims") else "the mean drops its axis"
+
+
+def ones(r: Rewriter, x: Value) -> Value:
+    """The scale that changes nothing; x's last axis has a fixed size."""
+    return r.graph.constant(np.ones(int(str(x.shape[-1])), dtype=x.dtype.numpy), "ones")
+
+
+def merge_scale(r: Rewriter, node: Node) -> Value | Declined | None:
+    """norm(x) * scale -> norm(x, scale), for a norm without one that nobody else reads."""
+    for value, scale in orders(node):
+        norm = producer(value, "layer_norm", "rms_norm")
+        if norm is None or len(norm.inputs) > 2 or uniform(norm.input(1)) != 1 or scale.type.rank != 1:
+            continue
+        reason = _not_mergeable(r, norm, scale)
+        if reason:
+            return Declined(reason)
+        return r.from_nodes([norm, node]).add(norm.op, norm.input(0), scale, **norm.attrs)
+    return None
+
+
+def merge_bias(r: Rewriter, node: Node) -> Value | Declined | None:
+    """layer_norm(x, scale) + bias -> layer_norm(x, scale, bias), for a norm that nobody else reads."""
+    for value, bias in orders(node):
+        norm = producer(value, "layer_norm")
+        if norm is None or len(norm.inputs) > 2 or bias.type.rank != 1:
+            continue
+        reason = _not_mergeable(r, norm, bias)
+        if reason:
+            return Declined(reason)
+        return r.from_nodes([norm, node]).add("layer_norm", norm.input(0), norm.input(1), bias, **norm.attrs)
+    return None
+
+
+def _not_mergeable(r: Rewriter, norm: Node, vector: Value) -> str | None:
+    if vector.shape != norm.input(0).shape[-1:]:
+        return f"%{vector.name} is {vector.type}, expected one element per column of {norm.output.type}"
+    return None if sole_reader(r.graph, norm.output) else f"%{norm.output.name} is read by others as well"

@@ -1,0 +1,69 @@
+"""THE list of passes, in order."""
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from q8c.passes.canonicalize import Canonicalize
+from q8c.passes.eliminate_dead_code import EliminateDeadCode
+from q8c.passes.fold_constants import FoldConstants
+from q8c.passes.fold_weights import FoldWeights, Names
+from q8c.passes.fuse_attention import FuseAttention
+from q8c.passes.fuse_gelu import FuseGelu
+from q8c.passes.fuse_layer_norm import FuseLayerNorm
+from q8c.passes.fuse_linear import FuseLinear
+from q8c.passes.fuse_loops import FuseLoops
+from q8c.passes.fuse_rms_norm import FuseRmsNorm
+from q8c.passes.fuse_softmax import FuseSoftmax
+from q8c.passes.insert_dynamic_quantize import InsertDynamicQuantize
+from q8c.passes.manager import Pass
+from q8c.passes.merge_matmuls import MergeMatmuls
+from q8c.passes.own_outputs import OwnOutputs
+from q8c.passes.plan_memory import PlanMemory
+from q8c.passes.share_common import ShareCommon
+
+
+@dataclass(frozen=True)
+class Options:
+    """What a compilation can be told: int8 products or not, the weight format, and the nodes that stay float."""
+
+    quantize: bool = True
+    weights: str = "q8-channel"
+    numerics: str = "fast"
+    keep: tuple[str, ...] = ()
+
+
+def pipeline(options: Options) -> tuple[Pass, ...]:
+    """The passes of one compilation, in order."""
+    return (
+        Canonicalize(),           # one spelling for one meaning, so that every later pattern has few
+        FoldConstants(),          # transposed weights and constant arithmetic, which patterns want as constants
+        Canonicalize(),           # folded conditions and shapes open more rules
+        ShareCommon(),            # exporters repeat themselves; patterns compare by identity
+        FuseSoftmax(),            # attention looks for softmax
+        FuseGelu(),               # before anything splits or merges the products it is made of
+        FuseLayerNorm(),          # before RMS norm: a layer norm is an RMS norm of the deviation
+        FuseRmsNorm(),
+        FuseAttention(),          # while heads still show as reshape, transpose and matmul
+        MergeMatmuls(),           # q, k and v as one product, now that attention reads parts of a wider tensor
+        EliminateDeadCode(),      # so that the passes that ask who reads a value see only what is needed
+        *_linear(options),
+        FuseLoops(),              # whatever elementwise and row work is left, one pass over rows each
+        OwnOutputs(),             # kernels write outputs into the caller's arrays
+        PlanMemory(),             # last: slots are for the values that are left
+    )
+
+
+def _linear(options: Options) -> tuple[Pass, ...]:
+    if not options.quantize:
+        return (FuseLinear(),)
+    return (
+        FoldWeights(options.weights, Names(options.keep)),  # weights become Q8 offline
+        InsertDynamicQuantize(),  # products with Q8 weights become exact integer products
+        FuseLinear(),             # product, dequantize, bias, activation and residual in registers
+    )
+
+
+PASSES: dict[str, type[Pass]] = {kind.name: kind for kind in (
+    Canonicalize, EliminateDeadCode, FoldConstants, FoldWeights, FuseAttention, FuseGelu, FuseLayerNorm, FuseLinear,
+    FuseLoops, FuseRmsNorm, FuseSoftmax, InsertDynamicQuantize, MergeMatmuls,
+    OwnOutputs, PlanMemory, ShareCommon)}
