@@ -5,13 +5,14 @@ are combined by a fixed tree. So a row's result depends on its own elements and 
 """
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import llvmlite.ir as ir
 import numpy as np
 
 from q8c.codegen import loop_ops
-from q8c.codegen.builder import I64, LANES, PTR, Builder, Operand, Value, constant
+from q8c.codegen.builder import I64, PTR, Builder, Operand, Value, constant
+from q8c.codegen.loop_fold import combiner, neutral, total
 from q8c.codegen.loop_memory import (
     load_lanes,
     load_scalar,
@@ -21,9 +22,9 @@ from q8c.codegen.loop_memory import (
     store_scalar,
     vector_type,
 )
-from q8c.codegen.loop_plan import CHUNK, Plan, RowPass
+from q8c.codegen.loop_plan import Plan, RowPass
 from q8c.codegen.loop_program import Instr
-from q8c.codegen.loop_space import share, walk
+from q8c.codegen.loop_space import columns, each_row
 from q8c.codegen.targets import Tier
 from q8c.ir.types import DType
 
@@ -52,25 +53,14 @@ class _Kernel:
         self.plan = plan
         self.bases = [b.arg(p) for p in pointers]
         self.itemsizes = [d.itemsize for d in plan.operands] + [r.dtype.itemsize for r in plan.results]
-        self.cols: Operand = plan.cols if isinstance(plan.cols, int) else plan.sizes.value(b, plan.cols)
 
     def emit(self) -> None:
-        b, plan = self.b, self.plan
-        extents = [plan.sizes.value(b, e) for e in plan.space.extents]
-        strides = [[plan.sizes.value(b, s) for s in own] for own in plan.space.strides]
-        total: Operand = 1
-        for extent in extents:
-            total = b.mul(total, extent)
-        start, stop = share(b, total, b.arg("tid"), b.arg("threads"))
-        row = _Row(b, plan)
-        row.hoist(self.cols)
-        walk(b, extents, strides, start, stop, lambda _, offsets: self._item(row, offsets))
+        row = _Row(self.b, self.plan)
+        row.hoist()
+        each_row(self.b, self.plan.sizes, self.plan.rows, lambda offsets, cols: self._row(row, offsets, cols))
 
-    def _item(self, row: _Row, offsets: list[Value]) -> None:
+    def _row(self, row: _Row, offsets: list[Value], cols: Operand) -> None:
         b = self.b
-        cols: Operand = self.cols
-        if self.plan.chunked:
-            cols = b.imin(b.sub(cols, offsets.pop()), CHUNK)
         addresses = [b.at(base, b.mul(offset, size))
                      for base, offset, size in zip(self.bases, offsets, self.itemsizes, strict=True)]
         row.emit(addresses, cols)
@@ -86,8 +76,10 @@ class _Row:
         self.live = set(plan.live())
         self.fixed: dict[int, Value] = {}
 
-    def hoist(self, cols: Operand) -> None:
+    def hoist(self) -> None:
         """Compute before all rows what depends on no row."""
+        size = self.plan.rows.cols
+        cols: Operand = size if isinstance(size, int) else self.plan.sizes.value(self.b, size)
         for n in sorted(self.live):
             instr = self.instrs[n]
             if instr.op in ("columns", "reciprocal_columns"):
@@ -148,18 +140,15 @@ class _Row:
         for root in _operands_of_pass(self.plan, row_pass, number):
             if not self.instrs[root].vector:
                 self.splat(root)  # before the loop over columns
-        neutral = [n for n in row_pass.reductions for _ in range(GROUP)]
-        start = [_neutral(self.instrs[n]) for n in neutral]
+        start = [neutral(self.instrs[n].op, self.instrs[n].dtype) for n in row_pass.reductions for _ in range(GROUP)]
         block = _Block(self, row_pass, number)
         group = GROUP if row_pass.reductions or self.plan.weight() < HEAVY else 2
-        sums = _columns(self.b, self.cols, group, start, block.emit)
+        sums = columns(self.b, self.cols, group, start, block.emit)
         for index, n in enumerate(row_pass.reductions):
             self.rows[n] = self._finish(self.instrs[n], sums[GROUP * index:GROUP * (index + 1)])
 
     def _finish(self, instr: Instr, sums: Sequence[Value]) -> Value:
-        combine = _combiner(self.b, instr)
-        total = combine(combine(sums[0], sums[1]), combine(sums[2], sums[3]))
-        value = self.b.reduce(total, combine)
+        value = total(self.b, instr.op, instr.dtype, sums)
         return round_f16(self.b, value) if instr.dtype is DType.f16 else value
 
 
@@ -182,8 +171,8 @@ class _Block:
         for index, n in enumerate(self.row_pass.reductions):
             instr, at = row.instrs[n], GROUP * index + slot
             value = self.vector(instr.args[0])
-            value = value if mask is None else b.select(mask, value, _neutral(instr))
-            sums[at] = _combiner(b, instr)(sums[at], value)
+            value = value if mask is None else b.select(mask, value, neutral(instr.op, instr.dtype))
+            sums[at] = combiner(b, instr.op, instr.dtype)(sums[at], value)
         for n, value in kept:
             store_lanes(b, row.instrs[n].dtype, value, self._kept_address(n), count)
         for k, value in results:
@@ -241,76 +230,6 @@ def _operands_of_pass(plan: Plan, row_pass: RowPass, number: int) -> set[int]:
     return found
 
 
-def _columns(b: Builder, cols: Operand, group: int, start: list[Value],
-             block: Callable[[Value, int, Operand | None, list[Value]], list[Value]]) -> list[Value]:
-    """`block(column, slot, count, carried)` for every vector of the columns; the last one may be partial."""
-    step = group * LANES
-
-    def groups(col: Value, carried: list[Value]) -> list[Value]:
-        for slot in range(group):
-            carried = block(b.add(col, slot * LANES), slot, None, carried)
-        return carried
-
-    if isinstance(cols, int):
-        whole = cols // step * step
-        carried = b.loop(0, whole, step, start, groups) if whole > step else start
-        if whole == step:
-            carried = groups(ir.Constant(I64, 0), carried)
-        for slot, col in enumerate(range(whole, cols, LANES)):
-            carried = block(ir.Constant(I64, col), slot, None if cols - col >= LANES else cols - col, carried)
-        return carried
-    whole = b.and_(cols, -step)
-    carried = b.loop(0, whole, step, start, groups)
-    return _rest(b, whole, cols, group, 0, carried, block)
-
-
-def _rest(b: Builder, col: Value, cols: Value, group: int, slot: int, carried: list[Value],
-          block: Callable[[Value, int, Operand | None, list[Value]], list[Value]]) -> list[Value]:
-    if slot == group:
-        return carried
-    rest = b.sub(cols, col)
-
-    def some() -> list[Value]:
-        after = block(col, slot, b.imin(rest, LANES), carried)
-        return _rest(b, b.add(col, LANES), cols, group, slot + 1, after, block)
-
-    if not carried:
-        with b.if_(b.icmp(">", rest, 0)):
-            some()
-        return carried
-    return b.if_else(b.icmp(">", rest, 0), some, lambda: carried)
-
-
 def _constant(instr: Instr, typ: ir.Type) -> Value:
     value = np.frombuffer(instr.attr("bytes"), instr.dtype.numpy)[0]
     return loop_ops.number(value, instr.dtype, typ)
-
-
-def _neutral(instr: Instr) -> Value:
-    typ, dtype = vector_type(instr.dtype), instr.dtype
-    if instr.op in ("row_sum", "row_umax"):
-        return loop_ops.number(0, dtype, typ)
-    if instr.op == "row_prod":
-        return loop_ops.number(1, dtype, typ)
-    low = instr.op in ("row_max", "row_any_max")
-    if dtype.is_float:
-        return constant(typ, float("-inf") if low else float("inf"))
-    bounds = np.iinfo(dtype.value)
-    return constant(typ, int(bounds.min if low else bounds.max))
-
-
-def _combiner(b: Builder, instr: Instr) -> Callable[[Value, Value], Value]:
-    """combine(total so far, next value)."""
-    dtype = instr.dtype
-    if instr.op == "row_sum":
-        return lambda x, y: loop_ops.add(b, x, y)
-    if instr.op == "row_prod":
-        return lambda x, y: loop_ops.mul(b, x, y)
-    if instr.op == "row_umax":
-        return b.umax
-    if instr.op == "row_any_max" and dtype.is_float:
-        return b.fmax
-    op = "<" if instr.op == "row_min" else ">"
-    return lambda x, y: loop_ops.extreme(b, op, dtype, x, y)
-
-

@@ -1,25 +1,45 @@
 """Functions of loops beyond arithmetic: `vmath` for every operand kind, remainders and powers."""
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import llvmlite.ir as ir
 
-from q8c.codegen.builder import F32, Builder, Value, constant, element
-from q8c.codegen.loop_memory import F64, like
+from q8c.codegen import vmath
+from q8c.codegen.builder import F32, F64, Builder, Value, constant, element
+from q8c.codegen.loop_memory import like
 from q8c.codegen.simd import V16F
 
-UNARY = ("exp", "log", "erf", "tanh", "sigmoid", "sin", "cos", "silu", "softplus")
+_FUNCTIONS: dict[str, Callable[..., Value]] = {
+    "exp": vmath.exp, "log": vmath.log, "erf": vmath.erf, "tanh": vmath.tanh, "sigmoid": vmath.sigmoid,
+    "sin": vmath.sin, "cos": vmath.cos, "silu": vmath.silu, "softplus": vmath.softplus}
+UNARY = tuple(_FUNCTIONS)
 """Float functions of one operand."""
 
 
 def call(b: Builder, name: str, x: Value) -> Value:
-    """A function of `vmath` of a scalar or 16 lanes, f32 or (with single precision) f64."""
-    if element(x.type) == F64:
-        return b.ir.fpext(call(b, name, b.ir.fptrunc(x, like(x, F32))), x.type)
-    if not isinstance(x.type, ir.VectorType):
-        return b.lane(call(b, name, b.splat(x, V16F)), 0)
-    from q8c.codegen import vmath
-    function = getattr(vmath, name)
-    return function(b, x)
+    """A function of UNARY."""
+    return apply(b, _FUNCTIONS[name], x)
+
+
+def gelu(b: Builder, x: Value, tanh: bool) -> Value:
+    """GELU, or its tanh approximation."""
+    return apply(b, vmath.gelu_tanh if tanh else vmath.gelu, x)
+
+
+def power(b: Builder, x: Value, y: Value) -> Value:
+    """x**y of floats."""
+    return apply(b, vmath.pow, x, y)
+
+
+def apply(b: Builder, function: Callable[..., Value], *xs: Value) -> Value:
+    """A function of 16 f32 lanes applied to scalars or 16 lanes, f32 or (with single precision) f64."""
+    typ = xs[0].type
+    if element(typ) == F64:
+        return b.ir.fpext(apply(b, function, *(b.ir.fptrunc(x, like(x, F32)) for x in xs)), typ)
+    if not isinstance(typ, ir.VectorType):
+        return b.lane(function(b, *(b.splat(x, V16F) for x in xs)), 0)
+    return function(b, *xs)
 
 
 def fmod(b: Builder, x: Value, y: Value) -> Value:

@@ -7,11 +7,10 @@ from __future__ import annotations
 
 import llvmlite.ir as ir
 
-from q8c.codegen.builder import F32, I1, I8, I16, I32, I64, LANES, Builder, Operand, Value
+from q8c.codegen.builder import F32, F64, I1, I8, I16, I32, I64, LANES, Builder, Operand, Value
 from q8c.ir.types import DType
 
 F16 = ir.HalfType()
-F64 = ir.DoubleType()
 
 _REGISTER = {DType.bool: I1, DType.i8: I8, DType.u8: I8, DType.i16: I16, DType.u16: I16, DType.i32: I32,
              DType.u32: I32, DType.i64: I64, DType.u64: I64, DType.f16: F32, DType.f32: F32, DType.f64: F64}

@@ -13,7 +13,8 @@ import numpy as np
 
 from q8c.codegen import loop_math
 from q8c.codegen.builder import F32, I8, I32, Builder, Value, constant, element
-from q8c.codegen.loop_memory import F64, like, round_f16, scalar_type
+from q8c.codegen.core import is_float
+from q8c.codegen.loop_memory import like, round_f16, scalar_type
 from q8c.codegen.loop_program import Instr
 from q8c.errors import CompileError
 from q8c.ir.types import DType
@@ -46,28 +47,6 @@ def number(value: Any, dtype: DType, typ: ir.Type) -> Value:
 def is_unsigned(dtype: DType) -> bool:
     """Whether comparisons and division are unsigned."""
     return dtype is DType.bool or dtype.name.startswith("u")
-
-
-# -- arithmetic that knows all float types
-
-def is_float(x: Value) -> bool:
-    """Whether a value holds f32 or f64."""
-    return element(x.type) in (F32, F64)
-
-
-def add(b: Builder, x: Value, y: Value) -> Value:
-    """x + y of any type."""
-    return b.ir.fadd(x, y) if is_float(x) else b.ir.add(x, y)
-
-
-def sub(b: Builder, x: Value, y: Value) -> Value:
-    """x - y of any type."""
-    return b.ir.fsub(x, y) if is_float(x) else b.ir.sub(x, y)
-
-
-def mul(b: Builder, x: Value, y: Value) -> Value:
-    """x * y of any type."""
-    return b.ir.fmul(x, y) if is_float(x) else b.ir.mul(x, y)
 
 
 def divide(b: Builder, dtype: DType, x: Value, y: Value) -> Value:
@@ -103,7 +82,7 @@ def _remainder(b: Builder, instr: Instr, types: Sequence[DType], args: Sequence[
         value = loop_math.fmod(b, x, y)
         if not truncate:
             wrong = b.and_(b.fcmp("!=", value, 0.0), b.xor(b.fcmp("<", value, 0.0), b.fcmp("<", y, 0.0)))
-            value = b.select(wrong, add(b, value, y), value)
+            value = b.select(wrong, b.add(value, y), value)
         return round_f16(b, value) if dtype is DType.f16 else value
     zero = b.ucmp("==", y, 0)
     if is_unsigned(dtype):
@@ -149,7 +128,7 @@ def _saturate(b: Builder, x: Value, to: DType, typ: ir.Type) -> Value:
 
 
 def _negate(b: Builder, x: Value) -> Value:
-    return b.ir.fneg(x) if is_float(x) else b.ir.neg(x)
+    return b.ir.fneg(x) if is_float(x.type) else b.ir.neg(x)
 
 
 def _absolute(b: Builder, dtype: DType, x: Value) -> Value:
@@ -186,7 +165,7 @@ def _math(name: str) -> Emit:
 
 
 _OPS: dict[str, Emit] = {
-    "add": lambda b, t, a: add(b, *a), "sub": lambda b, t, a: sub(b, *a), "mul": lambda b, t, a: mul(b, *a),
+    "add": lambda b, t, a: b.add(*a), "sub": lambda b, t, a: b.sub(*a), "mul": lambda b, t, a: b.mul(*a),
     "div": lambda b, t, a: divide(b, t, *a), "fma": lambda b, t, a: b.intrinsic("llvm.fma", a),
     "min": lambda b, t, a: extreme(b, "<", t, *a), "max": lambda b, t, a: extreme(b, ">", t, *a),
     "neg": lambda b, t, a: _negate(b, *a), "abs": lambda b, t, a: _absolute(b, t, *a),
@@ -208,7 +187,7 @@ _EXACT = frozenset({"where", "neg", "abs", "sign", "relu", "min", "max", "floor"
 
 
 def _gelu(b: Builder, instr: Instr, types: Sequence[DType], args: Sequence[Value]) -> Value:
-    value = loop_math.call(b, "gelu_tanh" if instr.attr("approximate") == "tanh" else "gelu", args[0])
+    value = loop_math.gelu(b, args[0], tanh=instr.attr("approximate") == "tanh")
     return round_f16(b, value) if instr.dtype is DType.f16 else value
 
 

@@ -11,7 +11,7 @@ import hashlib
 from dataclasses import dataclass, field
 
 from q8c.codegen.loop_program import REDUCTIONS, Program, build_program
-from q8c.codegen.loop_space import Sizes, Space, broadcast_shape, broadcast_strides
+from q8c.codegen.loop_space import Rows, Sizes, Space, broadcast_shape, broadcast_strides, rows_of
 from q8c.ir.dims import Dim, floordiv
 from q8c.ir.graph import Graph, Value
 from q8c.ir.ops import definition_of
@@ -55,16 +55,12 @@ class RowPass:
 
 @dataclass
 class Plan:
-    """Everything the emitter needs. `space` covers the axes outside the columns: operands, then results, then (where
-    `chunked`) the column a chunk starts at.
-    """
+    """Everything the emitter needs. The operands of `rows` are the kernel's operands, then its results."""
 
     program: Program
     operands: list[DType]
     results: list[Result]
-    space: Space
-    cols: Dim
-    chunked: bool
+    rows: Rows
     passes: list[RowPass] = field(default_factory=list)
     avail: list[int] = field(default_factory=list)
     kept: dict[int, Kept] = field(default_factory=dict)
@@ -86,17 +82,15 @@ class Plan:
     def key(self) -> str:
         """Text that is equal exactly for kernels with the same code."""
         size = self.sizes.name
-        parts = [str(self.program.instrs), str(self.operands), str(self.results), size(self.cols), str(self.chunked),
-                 " ".join(map(size, self.space.extents)),
-                 " | ".join(" ".join(map(size, own)) for own in self.space.strides), str(self.passes),
-                 str([(n, k.result, size(k.offset)) for n, k in self.kept.items()])]
+        parts = [str(self.program.instrs), str(self.operands), str(self.results), self.sizes.rows_name(self.rows),
+                 str(self.passes), str([(n, k.result, size(k.offset)) for n, k in self.kept.items()])]
         return "\n".join(parts)
 
     def symbol(self) -> str:
         """The kernel's name without the tier: the main ops, the columns, a hash of all the rest."""
         ops = dict.fromkeys(_SHORT.get(self.program.instrs[n].op, self.program.instrs[n].op) for n in self.live())
         shown = "_".join(op for op in ops if op)[:60].strip("_") or "copy"
-        cols = self.cols if isinstance(self.cols, int) else "n"
+        cols = self.rows.cols if isinstance(self.rows.cols, int) else "n"
         return f"q8c_loop_{shown}_{cols}_{hashlib.sha256(self.key().encode()).hexdigest()[:10]}"
 
 
@@ -115,8 +109,8 @@ def make_plan(body: Graph) -> Plan:
     plan = _by_rows(body, shape, r8) if by_rows else _elementwise(body, shape)
     _schedule(plan)
     _keep(plan)
-    plan.sizes.need(plan.cols, *(k.offset for k in plan.kept.values()))
-    plan.sizes.need_space(plan.space)
+    plan.sizes.need_rows(plan.rows)
+    plan.sizes.need(*(k.offset for k in plan.kept.values()))
     return plan
 
 
@@ -130,8 +124,9 @@ def _by_rows(body: Graph, shape: tuple[Dim, ...], r8: set[Value]) -> Plan:
     for value, result in zip(body.outputs, results, strict=True):
         stored = (*value.shape[:-1], floordiv(cols + 3, 4) * 4) if result.r8 else value.shape
         strides.append(broadcast_strides(stored, rank)[:-1])
-    space = Space(shape[:-1], tuple(strides)).merged()
-    return Plan(program, [v.dtype for v in body.inputs], results, space, cols, chunked=False)
+    along = [1] * len(strides)
+    rows = Rows(Space(shape[:-1], tuple(strides)).merged(), cols, tuple(along))
+    return Plan(program, [v.dtype for v in body.inputs], results, rows)
 
 
 def _spans(value: Value, cols: Dim) -> bool:
@@ -140,20 +135,12 @@ def _spans(value: Value, cols: Dim) -> bool:
 
 def _elementwise(body: Graph, shape: tuple[Dim, ...]) -> Plan:
     rank = len(shape)
-    full = Space(shape, tuple(broadcast_strides(v.shape, rank) for v in (*body.inputs, *body.outputs))).merged()
-    inner = [s[-1] != 0 if s else False for s in full.strides]
-    cols: Dim = full.extents[-1] if full.extents else 1
-    program = build_program(body, inner[:len(body.inputs)], one_column=True)
+    strides = tuple(broadcast_strides(v.shape, rank) for v in (*body.inputs, *body.outputs))
+    rows = rows_of(Space(shape, strides), CHUNK)
+    program = build_program(body, [a != 0 for a in rows.along[:len(body.inputs)]], one_column=True)
     results = [Result(n, v.dtype, program.instrs[n].vector)
                for v, n in zip(body.outputs, program.outputs, strict=True)]
-    lead = Space(full.extents[:-1], tuple(s[:-1] for s in full.strides))
-    chunked = not isinstance(cols, int) or cols > 2 * CHUNK
-    if chunked:
-        starts = [CHUNK * spans for spans in inner]
-        strides = [(start, *own) for start, own in zip(starts, lead.strides, strict=True)]
-        strides.append((CHUNK, *[0] * len(lead.extents)))
-        lead = Space((floordiv(cols + (CHUNK - 1), CHUNK), *lead.extents), tuple(strides))
-    return Plan(program, [v.dtype for v in body.inputs], results, lead, cols, chunked)
+    return Plan(program, [v.dtype for v in body.inputs], results, rows)
 
 
 def _schedule(plan: Plan) -> None:
@@ -235,11 +222,11 @@ def _place(plan: Plan, n: int, last_use: int) -> None:
     size = plan.program.instrs[n].dtype.itemsize
     taken = {k.result for k in plan.kept.values()}
     for k, result in enumerate(plan.results):
-        own_rows = all(s != 0 for s in plan.space.strides[len(plan.operands) + k])
+        own_rows = all(s != 0 for s in plan.rows.outer.strides[len(plan.operands) + k])
         if (result.vector and not result.r8 and own_rows and result.dtype.itemsize == size and k not in taken
                 and plan.avail[result.instr] >= last_use):
             plan.kept[n] = Kept(k)
             return
     plan.kept[n] = Kept(None, plan.scratch)
-    plan.scratch = plan.scratch + floordiv(plan.cols + 63, 64) * (64 * size)
+    plan.scratch = plan.scratch + floordiv(plan.rows.cols + 63, 64) * (64 * size)
 

@@ -11,8 +11,8 @@ from dataclasses import dataclass, field
 
 import llvmlite.ir as ir
 
-from q8c.codegen.builder import I64, Builder, Operand, Value
-from q8c.ir.dims import Dim, Expr, product
+from q8c.codegen.builder import I64, LANES, Builder, Operand, Value
+from q8c.ir.dims import Dim, Expr, floordiv, product
 
 Offsets = list[Value]
 
@@ -41,6 +41,35 @@ class Space:
             for s, h in zip(strides, here, strict=True):
                 s.append(h)
         return Space(tuple(extents), tuple(map(tuple, strides)))
+
+
+@dataclass(frozen=True)
+class Rows:
+    """A space seen as rows along its last axis: `cols` columns, `along` the strides of the operands on it.
+
+    Rows longer than `chunk` (if not 0) are cut; `outer` then has the chunks as its first axis and one more operand,
+    the column a chunk starts at.
+    """
+
+    outer: Space
+    cols: Dim
+    along: tuple[Dim, ...]
+    chunk: int = 0
+
+
+def rows_of(space: Space, chunk: int) -> Rows:
+    """The merged space as rows; columns are cut into chunks where they are many or unknown."""
+    merged = space.merged()
+    if not merged.extents:
+        return Rows(merged, 1, (0,) * len(space.strides))
+    cols = merged.extents[-1]
+    along = tuple(s[-1] for s in merged.strides)
+    extents, strides = merged.extents[:-1], tuple(s[:-1] for s in merged.strides)
+    if isinstance(cols, int) and cols <= 2 * chunk:
+        return Rows(Space(extents, strides), cols, along)
+    cut = tuple((chunk * step, *own) for step, own in zip(along, strides, strict=True))
+    outer = Space((floordiv(cols + (chunk - 1), chunk), *extents), (*cut, (chunk, *[0] * len(extents))))
+    return Rows(outer, cols, along, chunk)
 
 
 def dense_strides(shape: Sequence[Dim]) -> tuple[Dim, ...]:
@@ -82,6 +111,11 @@ class Sizes:
         """Make a space's extents and strides available."""
         self.need(*space.extents, *(s for own in space.strides for s in own))
 
+    def need_rows(self, rows: Rows) -> None:
+        """Make available what `each_row` needs."""
+        self.need_space(rows.outer)
+        self.need(rows.cols, *rows.along)
+
     def params(self) -> list[tuple[str, ir.Type]]:
         """The kernel's parameters for them."""
         return [(f"size{n}", I64) for n in range(len(self.dims))]
@@ -90,6 +124,14 @@ class Sizes:
         """The size as an i64."""
         positive, negative = (self._part(b, p) for p in _signed(dim))
         return positive if _signed(dim)[1] == 0 else b.sub(positive, negative)
+
+    def space_name(self, space: Space) -> str:
+        """A space as the kernel sees it."""
+        return " | ".join(" ".join(map(self.name, own)) for own in (space.extents, *space.strides))
+
+    def rows_name(self, rows: Rows) -> str:
+        """Rows as the kernel sees them."""
+        return f"{self.space_name(rows.outer)} by {' '.join(map(self.name, (rows.cols, *rows.along)))} / {rows.chunk}"
 
     def name(self, dim: Dim) -> str:
         """The size as the kernel sees it, for keys of equal kernels: numbers of parameters in place of symbols."""
@@ -122,15 +164,15 @@ def share(b: Builder, total: Operand, tid: Value, threads: Value) -> tuple[Value
 
 
 def walk(b: Builder, extents: Sequence[Value], strides: Sequence[Sequence[Value]], start: Value, stop: Value,
-         body: Callable[[Value, Offsets], None]) -> None:
-    """Call `body(item, offsets)` for items start ... stop - 1 of the extents' product in row-major order.
+         body: Callable[[Offsets], None]) -> None:
+    """Call `body(offsets)` for items start ... stop - 1 of the extents' product in row-major order.
 
     `strides[operand][axis]` are elements; offsets come back per operand. The last axis is a plain loop; where it
     ends, the other indices are found by division.
     """
     if len(extents) <= 1:
         with b.range(start, stop) as item:
-            body(item, [b.mul(item, s[0]) if s else ir.Constant(I64, 0) for s in strides])
+            body([b.mul(item, s[0]) if s else ir.Constant(I64, 0) for s in strides])
         return
     last = extents[-1]
 
@@ -142,7 +184,7 @@ def walk(b: Builder, extents: Sequence[Value], strides: Sequence[Sequence[Value]
         bases = _bases(b, extents[:-1], strides, outer)
         with b.range(0, count) as step:
             along = b.add(first, step)
-            body(b.add(item, step), [b.add(base, b.mul(along, s[-1])) for base, s in zip(bases, strides, strict=True)])
+            body([b.add(base, b.mul(along, s[-1])) for base, s in zip(bases, strides, strict=True)])
         return [b.add(item, count)]
 
     b.while_([start], lambda state: b.icmp("<", state[0], stop), run)
@@ -160,3 +202,67 @@ def _bases(b: Builder, extents: Sequence[Value], strides: Sequence[Sequence[Valu
             along = rest
         bases = [b.add(base, b.mul(along, s[axis])) for base, s in zip(bases, strides, strict=True)]
     return bases
+
+
+def each_item(b: Builder, sizes: Sizes, space: Space, body: Callable[[Offsets], None]) -> None:
+    """Call `body(offsets)` for this thread's share (parameters `tid`, `threads`) of a space's items."""
+    extents = [sizes.value(b, e) for e in space.extents]
+    strides = [[sizes.value(b, s) for s in own] for own in space.strides]
+    total: Operand = 1
+    for extent in extents:
+        total = b.mul(total, extent)
+    start, stop = share(b, total, b.arg("tid"), b.arg("threads"))
+    walk(b, extents, strides, start, stop, body)
+
+
+def each_row(b: Builder, sizes: Sizes, rows: Rows, body: Callable[[Offsets, Operand], None]) -> None:
+    """Call `body(offsets, columns)` for this thread's share of rows, or of chunks of rows."""
+    cols: Operand = rows.cols if isinstance(rows.cols, int) else sizes.value(b, rows.cols)
+
+    def row(offsets: Offsets) -> None:
+        if rows.chunk:
+            body(offsets[:-1], b.imin(b.sub(cols, offsets[-1]), rows.chunk))
+        else:
+            body(offsets, cols)
+
+    each_item(b, sizes, rows.outer, row)
+
+
+def columns(b: Builder, cols: Operand, group: int, start: list[Value],
+             block: Callable[[Value, int, Operand | None, list[Value]], list[Value]]) -> list[Value]:
+    """`block(column, slot, count, carried)` for every vector of the columns; the last one may be partial."""
+    step = group * LANES
+
+    def groups(col: Value, carried: list[Value]) -> list[Value]:
+        for slot in range(group):
+            carried = block(b.add(col, slot * LANES), slot, None, carried)
+        return carried
+
+    if isinstance(cols, int):
+        whole = cols // step * step
+        carried = b.loop(0, whole, step, start, groups) if whole > step else start
+        if whole == step:
+            carried = groups(ir.Constant(I64, 0), carried)
+        for slot, col in enumerate(range(whole, cols, LANES)):
+            carried = block(ir.Constant(I64, col), slot, None if cols - col >= LANES else cols - col, carried)
+        return carried
+    whole = b.and_(cols, -step)
+    carried = b.loop(0, whole, step, start, groups)
+    return _rest(b, whole, cols, group, 0, carried, block)
+
+
+def _rest(b: Builder, col: Value, cols: Value, group: int, slot: int, carried: list[Value],
+          block: Callable[[Value, int, Operand | None, list[Value]], list[Value]]) -> list[Value]:
+    if slot == group:
+        return carried
+    rest = b.sub(cols, col)
+
+    def some() -> list[Value]:
+        after = block(col, slot, b.imin(rest, LANES), carried)
+        return _rest(b, b.add(col, LANES), cols, group, slot + 1, after, block)
+
+    if not carried:
+        with b.if_(b.icmp(">", rest, 0)):
+            some()
+        return carried
+    return b.if_else(b.icmp(">", rest, 0), some, lambda: carried)

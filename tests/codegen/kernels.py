@@ -1,0 +1,103 @@
+"""Runs one node's kernel as the compiled model does, and compares it with the reference interpreter."""
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import llvmlite.ir as ir
+import numpy as np
+from numpy.typing import NDArray
+
+from q8c.codegen.builder import Builder
+from q8c.codegen.kernel import Kernel
+from q8c.codegen.loop import loop_kernel
+from q8c.codegen.movement import MOVEMENT_OPS, movement_kernel
+from q8c.codegen.targets import Tier
+from q8c.ir import Graph, interpret, parse_graph
+from q8c.ir.dims import evaluate
+from q8c.ir.interpret import bind_sizes
+from tests.codegen.jit import Loaded, build, guarded
+
+Arrays = list[NDArray[Any]]
+NODE = 5
+"""The number the tests give their node."""
+
+
+@dataclass
+class Compiled:
+    """A graph of one node, its kernel and the loaded code."""
+
+    graph: Graph
+    kernel: Kernel
+    loaded: Loaded
+
+    def __call__(self, threads: int = 1, frame: NDArray[np.int64] | None = None, **feeds: NDArray[Any]) -> Arrays:
+        """The node's outputs for the graph's inputs, all threads one after the other. Every buffer ends at a page that
+        must not be touched; R8 outputs come without their padding, which must be 0.
+        """
+        node = self.graph.nodes[0]
+        sizes = bind_sizes(self.graph, feeds)
+        operands = [guarded(feeds[v.name] if v.name in feeds else v.array()) for v in node.operands]
+        outputs = []
+        for value in node.outputs:
+            shape = tuple(evaluate(d, sizes) for d in value.shape)
+            if is_r8(self.graph, value.name):
+                shape = (*shape[:-1], -(-shape[-1] // 4) * 4)
+            outputs.append(guarded(np.full(shape, 77, value.dtype.numpy)))
+        args: list[NDArray[Any] | int] = [*operands, *outputs, *(evaluate(d, sizes) for d in self.kernel.sizes)]
+        if self.kernel.scratch is not None:
+            args.append(np.full(evaluate(self.kernel.scratch, sizes) + 64, 77, np.uint8))
+        if self.kernel.reports:
+            args += [np.zeros(8, np.int64) if frame is None else frame, NODE]
+        for tid in range(threads):
+            self.loaded("run", *args, tid, threads)
+        return [self._plain(value.name, y, sizes) for value, y in zip(node.outputs, outputs, strict=True)]
+
+    def _plain(self, name: str, y: NDArray[Any], sizes: Mapping[str, int]) -> NDArray[Any]:
+        value = next(v for v in self.graph.nodes[0].outputs if v.name == name)
+        if not is_r8(self.graph, name):
+            return y
+        cols = evaluate(value.shape[-1], sizes)
+        assert not y[..., cols:].any(), "the padding of R8 rows is not 0"
+        return y[..., :cols]
+
+    def expected(self, **feeds: NDArray[Any]) -> Arrays:
+        """What the reference interpreter gives."""
+        with np.errstate(all="ignore"):
+            return interpret(self.graph, feeds)
+
+
+def is_r8(graph: Graph, name: str) -> bool:
+    """Whether an output of the graph's node holds R8 rows."""
+    node = graph.nodes[0]
+    index = [v.name for v in node.outputs].index(name)
+    if node.body is None:
+        return False
+    producer = node.body.outputs[index].producer
+    return producer is not None and producer.op == "dynamic_quantize" and producer.outputs[0] is node.body.outputs[index]
+
+
+_cache: dict[tuple[str, str], Compiled] = {}
+
+
+def compiled(tier: Tier, text: str) -> Compiled:
+    """The kernel of the one node of a graph in text."""
+    key = (tier.name, text)
+    if key not in _cache:
+        graph = parse_graph(text)
+        node, = graph.nodes
+        kernels: list[Kernel] = []
+        make: Callable[..., Kernel] = movement_kernel if node.op in MOVEMENT_OPS else loop_kernel
+
+        def emit(module: ir.Module, tier: Tier) -> None:
+            kernel = make(module, tier, node)
+            kernels.append(kernel)
+            params = [(f"a{n}", a.type) for n, a in enumerate(kernel.function.args)]
+            b = Builder(module, tier, "run", params)
+            b.ir.call(kernel.function, [b.arg(name) for name, _ in params])
+            b.ret()
+
+        loaded = build(tier, emit)
+        _cache[key] = Compiled(graph, kernels[0], loaded)
+    return _cache[key]
