@@ -17,14 +17,18 @@ Step: TypeAlias = Callable[[list[Value], list[Value]], list[Value]]
 class Tile:
     """The static shape of a tile: rows x panels of 16 columns, of which the last panel has `tail`.
 
-    `unroll` steps of depth make the loop body; `prefetch` asks for the weights of the tile to the right.
+    `prefetch` asks for the weights of the tile to the right.
     """
 
     rows: int
     panels: int
     tail: int = PANEL
-    unroll: int = 4
     prefetch: bool = False
+
+    @property
+    def unroll(self) -> int:
+        """Steps of depth in the loop body: enough work to drown the loop's own."""
+        return 2 if self.rows * self.panels >= 8 else 4
 
     @property
     def cols(self) -> int:

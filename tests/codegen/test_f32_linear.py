@@ -27,7 +27,8 @@ def kernel(tier: Tier, spec: F32LinearSpec) -> tuple[Loaded, str]:
 
 def operands(spec: F32LinearSpec, rows: int, seed: int = 0) -> dict[str, Floats]:
     rng = np.random.default_rng(seed)
-    shapes = {"a": (rows, spec.depth), "w": (spec.depth, spec.cols), "bias": (spec.cols,), "residual": (rows, spec.cols)}
+    depth, cols = spec.depth, spec.cols
+    shapes = {"a": (rows, depth), "w": (depth, cols), "bias": (cols,), "residual": (rows, cols)}
     return {name: rng.standard_normal(shape).astype(np.float32) for name, shape in shapes.items()}
 
 
@@ -46,7 +47,7 @@ def run(tier: Tier, spec: F32LinearSpec, x: dict[str, Floats], threads: int = 1)
         worker.start()
     for worker in workers:
         worker.join()
-    return y.copy()
+    return np.array(y)
 
 
 def linear_ref(spec: F32LinearSpec, x: dict[str, Floats]) -> NDArray[np.float64]:
