@@ -1,14 +1,20 @@
-"""The Q8 weight format and the R8 activation format, their bounds and their oracle.
+"""The Q8 weight formats and the R8 activation formats, their bounds and their oracle.
 
-Q8 (weights, offline): uint8 with zero point 127; column n of a [depth, cols] weight has one scale,
+Q8 (weights, offline): uint8 with zero point 127. A weight [depth, cols] has one scale per column (`q8-channel`), or one
+per column and block of 32, 64 or 128 steps of depth (`q8-block32` ...), the last block being what is left:
     scale = max(absmax / 127, SCALE_FLOOR),  u = clip(round_half_even(w / scale), -127, 127) + 127,
     w ~ scale * (u - 127).
-R8 (activations, on the fly): int8 in [-127, 127], one scale per row,
+R8 (activations, on the fly): int8 in [-127, 127], blocks of a row as in the weight it meets, symmetric
     scale = max(absmax / 127, SCALE_FLOOR),  q = clip(round_half_even(x * (1 / scale)), -127, 127),
     x ~ scale * q,
-with the row's sum of q beside it: sum q * (u - 127) = sum q * u - 127 * sum q, so the kernel multiplies u8 by s8.
-A row that holds NaN or Inf has the scale NaN, so all its results are NaN and no other row's change. The scheme is
-symmetric as in ggml's Q8_0; the number 127 appears nowhere else.
+or with a zero point, where all of [min(x, 0), max(x, 0)] is used:
+    scale = max(max / 254 - min / 254, SCALE_FLOOR),  zero = clip(round_half_even(-127 - min * (1 / scale)), -127, 127),
+    q = clip(round_half_even(x * (1 / scale)) + zero, -127, 127),  x ~ scale * (q - zero).
+The sum of each block's q stands beside it, and the sums of a weight's columns beside the weight: the kernel multiplies
+u8 by s8, and
+    sum (q - zero) * (u - 127) = sum q * u - 127 * sum q - zero * sum (u - 127).
+A block that holds NaN or Inf has the scale NaN, so all results of its row are NaN and no other row's change. Blocks
+and the symmetric scheme are those of ggml's Q8_0; the number 127 appears nowhere else.
 """
 from __future__ import annotations
 
@@ -21,11 +27,26 @@ from q8c.ir.graph import Array
 QMAX = 127
 ZERO_POINT = 127
 SCALE_FLOOR = 2.0**-100  # keeps 1 / scale finite for rows of zeros and denormals, and scale products normal
-MAX_DEPTH = 66_000       # 127 * 254 * depth < 2**31: the int32 accumulator cannot overflow below it
+MAX_DEPTH = 66_000       # 254 * 127 * depth < 2**31: the int32 accumulator cannot overflow below it
+
+FORMATS = {"q8-channel": 0, "q8-block32": 32, "q8-block64": 64, "q8-block128": 128}
+"""The weight formats by name: steps of depth that share a scale, 0 for all of them."""
 
 
-def quantize_weight(w: Array) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
-    """Q8 of a float weight [depth, cols]: (u8 [depth, cols], f32 scale [cols]).
+def block_size(format: str) -> int:
+    """Steps of depth that share a scale, 0 for all. Raises CompileError for an unknown format."""
+    if format not in FORMATS:
+        raise CompileError(f"weight format {format!r} is unknown; expected one of {', '.join(FORMATS)}")
+    return FORMATS[format]
+
+
+def block_count(depth: int, block: int) -> int:
+    """How many scales `depth` steps have."""
+    return -(-depth // block) if block else 1
+
+
+def quantize_weight(w: Array, block: int = 0) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
+    """Q8 of a float weight [depth, cols]: (u8 [depth, cols], f32 scale [cols], or [blocks, cols] if `block`).
 
     Raises CompileError for a weight that is not finite, or deeper than an int32 sum allows.
     """
@@ -33,30 +54,94 @@ def quantize_weight(w: Array) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
         raise CompileError(f"a weight of depth {w.shape[0]} overflows int32 sums; expected at most {MAX_DEPTH}")
     if not np.isfinite(w).all():
         raise CompileError("a weight holds NaN or Inf; expected finite numbers")
-    absmax = np.abs(w).max(axis=0, initial=0.0).astype(np.float32)
+    parts = _blocks(w.astype(np.float32, copy=False), block, axis=0)
+    absmax = np.abs(parts).max(axis=1, initial=0.0)
     scale = np.maximum(absmax / np.float32(QMAX), np.float32(SCALE_FLOOR))
-    q = np.clip(np.rint(w / scale), -QMAX, QMAX)
-    return (q + ZERO_POINT).astype(np.uint8), scale
+    q = np.clip(np.rint(parts / scale[:, None]), -QMAX, QMAX)
+    u = (q + ZERO_POINT).astype(np.uint8).reshape(-1, w.shape[1])[:w.shape[0]]
+    return u, scale if block else scale[0]
 
 
-def dequantize_weight(u: Array, scale: Array) -> NDArray[np.float32]:
+def dequantize_weight(u: Array, scale: Array, block: int = 0) -> NDArray[np.float32]:
     """The float weight a Q8 weight stands for."""
-    return np.asarray((u.astype(np.float32) - np.float32(ZERO_POINT)) * scale, dtype=np.float32)
+    spread = np.repeat(scale, block, axis=0)[:u.shape[0]] if block else scale
+    return np.asarray((u.astype(np.float32) - np.float32(ZERO_POINT)) * spread, dtype=np.float32)
 
 
-def quantize_rows(x: Array) -> tuple[NDArray[np.int8], NDArray[np.float32], NDArray[np.int32]]:
-    """R8 of float rows [..., depth]: (i8 [..., depth], f32 scale [..., 1], i32 sum [..., 1])."""
-    x = x.astype(np.float32)
-    absmax = np.abs(x).max(axis=-1, keepdims=True, initial=0.0)
+def column_sums(u: Array, block: int = 0) -> NDArray[np.int32]:
+    """The sums of u - 127 down each column, [cols], or per block [blocks, cols]: what a zero point is multiplied by."""
+    sums = _blocks(u.astype(np.int32) - ZERO_POINT, block, axis=0).sum(axis=1, dtype=np.int32)
+    return np.asarray(sums if block else sums[0])
+
+
+def quantize_rows(x: Array, block: int = 0) -> tuple[NDArray[np.int8], NDArray[np.float32], NDArray[np.int32]]:
+    """Symmetric R8 of float rows [..., depth]: (i8 [..., depth], f32 scale and i32 sum [..., blocks])."""
+    parts = _blocks(x.astype(np.float32, copy=False), block, axis=-1)
+    absmax = np.abs(parts).max(axis=-1, keepdims=True, initial=0.0)
     finite = np.isfinite(absmax)
     scale = np.maximum(np.where(finite, absmax, 0) / np.float32(QMAX), np.float32(SCALE_FLOOR)).astype(np.float32)
     with np.errstate(all="ignore"):
-        q = np.clip(np.rint(x * (np.float32(1) / scale)), -QMAX, QMAX)
-    q = np.where(finite, q, 0).astype(np.int8)
-    return q, np.where(finite, scale, np.float32("nan")), q.sum(axis=-1, keepdims=True, dtype=np.int32)
+        q = np.clip(np.rint(parts * (np.float32(1) / scale)), -QMAX, QMAX)
+    return _finish(q, scale, finite, x.shape)
 
 
-def matmul_ref(q: Array, u: Array) -> NDArray[np.int32]:
-    """The exact int32 product of R8 rows [..., depth] and a Q8 weight [depth, cols]."""
+def quantize_rows_zero(x: Array, block: int = 0) -> tuple[
+        NDArray[np.int8], NDArray[np.float32], NDArray[np.int32], NDArray[np.int32]]:
+    """R8 with a zero point: (i8 [..., depth], f32 scale, i32 sum and i32 zero point [..., blocks])."""
+    parts = _blocks(x.astype(np.float32, copy=False), block, axis=-1)
+    finite = np.isfinite(np.abs(parts).max(axis=-1, keepdims=True, initial=0.0))
+    span = np.float32(2 * QMAX)
+    with np.errstate(all="ignore"):
+        low = np.where(finite, parts.min(axis=-1, keepdims=True, initial=0.0), np.float32(0))
+        high = np.where(finite, parts.max(axis=-1, keepdims=True, initial=0.0), np.float32(0))
+        scale = np.maximum(high / span - low / span, np.float32(SCALE_FLOOR)).astype(np.float32)
+        inverse = np.float32(1) / scale
+        zero = np.clip(np.rint(np.float32(-QMAX) - low * inverse), -QMAX, QMAX)
+        q = np.clip(np.rint(parts * inverse) + zero, -QMAX, QMAX)
+    return *_finish(q, scale, finite, x.shape), np.where(finite, zero, 0)[..., 0].astype(np.int32)
+
+
+def matmul_ref(q: Array, u: Array, zero: Array | None = None, block: int = 0) -> NDArray[np.int32]:
+    """The exact int32 product of R8 rows [..., depth] and a Q8 weight [depth, cols]: [..., cols].
+
+    With `block`, one product per block: [..., blocks, cols].
+    """
+    rows = _blocks(q.astype(np.float64), block, axis=-1)
+    if zero is not None:
+        rows = rows - zero[..., None]
+        if block and q.shape[-1] % block:  # what pads the last block stands for 0
+            rows[..., -1, q.shape[-1] % block:] = 0
+    weight = _blocks(u.astype(np.float64) - ZERO_POINT, block, axis=0)
     # float64 is exact here: every partial sum is an integer below 2**31
-    return np.asarray(np.matmul(q.astype(np.float64), u.astype(np.float64) - ZERO_POINT)).astype(np.int32)
+    products = np.einsum("...bk,bkn->...bn", rows, weight) if block else rows[..., 0, :] @ weight[0]
+    return np.asarray(products).astype(np.int32)
+
+
+def dequantize(acc: Array, row_scale: Array, col_scale: Array, block: int = 0) -> NDArray[np.float32]:
+    """float(acc) * (row_scale * col_scale), scales multiplied first; blocks are added in order."""
+    if not block:
+        return np.asarray(acc.astype(np.float32) * (row_scale * col_scale), dtype=np.float32)
+    total = np.zeros((*acc.shape[:-2], acc.shape[-1]), np.float32)
+    for b in range(acc.shape[-2]):
+        total += acc[..., b, :].astype(np.float32) * (row_scale[..., b:b + 1] * col_scale[b])
+    return total
+
+
+def _blocks(x: Array, block: int, axis: int) -> Array:
+    """x with an axis cut into blocks, the last one padded with 0: [..., blocks, block, ...]."""
+    axis %= x.ndim
+    depth = x.shape[axis]
+    count, size = block_count(depth, block), block or depth
+    if count * size != depth:
+        x = np.pad(x, [(0, count * size - depth if i == axis else 0) for i in range(x.ndim)])
+    return x.reshape(*x.shape[:axis], count, size, *x.shape[axis + 1:])
+
+
+def _finish(q: Array, scale: Array, finite: Array, shape: tuple[int, ...]) -> tuple[
+        NDArray[np.int8], NDArray[np.float32], NDArray[np.int32]]:
+    """Blocks of q back in rows; NaN scales where a block was not finite; sums without what pads the last block."""
+    depth = shape[-1]
+    rows = np.where(finite, q, 0).astype(np.int8).reshape(*shape[:-1], q.shape[-2] * q.shape[-1])
+    rows[..., depth:] = 0
+    sums = rows.reshape(q.shape).sum(axis=-1, dtype=np.int32)
+    return np.ascontiguousarray(rows[..., :depth]), np.where(finite, scale, np.float32("nan"))[..., 0], sums

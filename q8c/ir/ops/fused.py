@@ -9,7 +9,7 @@ import numpy as np
 from q8c.ir import q8
 from q8c.ir.graph import Array
 from q8c.ir.ops import nn
-from q8c.ir.ops.quantized import expect_weight
+from q8c.ir.ops.quantized import BLOCK, block_dim, expect_weight
 from q8c.ir.ops.registry import OPS, AttrSpec, Level, OpDef, Operands, register
 from q8c.ir.types import DType, TensorType
 
@@ -52,13 +52,20 @@ def _q8_linear(o: Operands) -> Sequence[TensorType]:
     o.expect(q.dtype is DType.i8 and o.type(1).dtype is DType.f32 and o.type(2).dtype is DType.i32, "expected R8 rows")
     expect_weight(o, w, o.type(4))
     o.same(q.shape[-1], w.shape[0])
+    rows = (*q.shape[:-1], block_dim(q.shape[-1], o.attrs["block"]))
+    zero, sums = o.types[7], o.types[8]
+    o.expect((zero is None) == (sums is None), "zero points and column sums go together")
+    for t in (o.type(1), o.type(2), *([zero] if zero else [])):
+        o.expect(t.shape == rows, f"expected scales, sums and zero points of shape [{', '.join(map(str, rows))}]")
+    if sums is not None:
+        o.expect(sums == TensorType(DType.i32, o.type(4).shape), "expected one i32 column sum per scale")
     return _finish(o, q, w.shape[1], 5, 6)
 
 
 def q8_linear(args: Sequence[Any], attrs: Mapping[str, Any]) -> Sequence[Array]:
-    """activation(dequantize(q8_matmul(q, w)) + bias) + residual."""
-    q, row_scale, _, w, col_scale = args[:5]
-    y = q8.matmul_ref(q, w).astype(np.float32) * (row_scale * col_scale)
+    """activation(dequantize(q8_matmul(q, w, zero)) + bias) + residual."""
+    q, row_scale, _, w, col_scale, _, _, zero = (*args, None, None, None)[:8]
+    y = q8.dequantize(q8.matmul_ref(q, w, zero, attrs["block"]), row_scale, col_scale, attrs["block"])
     return [_epilogue(y, args, 5, 6, attrs["activation"])]
 
 
@@ -133,8 +140,9 @@ def _run_body(args: Sequence[Any], attrs: Mapping[str, Any]) -> Sequence[Array]:
 
 _ACTIVATION = {"activation": AttrSpec("str", "none")}
 
-register(OpDef("q8_linear", "q row_scale row_sum w col_scale bias? residual?", _q8_linear, q8_linear, _ACTIVATION,
-               Level.fused, doc="Q8 weight times R8 rows, dequantized, biased, activated, added, in registers."))
+register(OpDef("q8_linear", "q row_scale row_sum w col_scale bias? residual? row_zero? col_sum?", _q8_linear, q8_linear,
+               {**_ACTIVATION, **BLOCK}, Level.fused,
+               doc="Q8 weight times R8 rows, dequantized, biased, activated, added, in registers."))
 register(OpDef("linear", "x w bias? residual?", _linear, linear, _ACTIVATION, Level.fused))
 register(OpDef("attention", "q k v mask?", _attention, attention, {
     "heads": AttrSpec("int"), "kv_heads": AttrSpec("int"), "head_size": AttrSpec("int"), "scale": AttrSpec("float"),

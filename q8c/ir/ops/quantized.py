@@ -4,12 +4,30 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
-
 from q8c.ir import q8
+from q8c.ir.dims import Dim, floordiv
 from q8c.ir.graph import Array
-from q8c.ir.ops.registry import Level, OpDef, Operands, register
+from q8c.ir.ops.registry import AttrSpec, Level, OpDef, Operands, register
 from q8c.ir.types import DType, TensorType
+
+BLOCK = {"block": AttrSpec("int", 0)}
+
+
+def expect_weight(o: Operands, w: TensorType, scale: TensorType) -> None:
+    """Fail unless w is u8[depth, cols] and scale f32[cols], or f32[blocks, cols] if there are blocks, sizes fixed."""
+    block = o.attrs["block"]
+    o.expect(w.dtype is DType.u8 and w.rank == 2 and all(isinstance(d, int) for d in w.shape),
+             "expected a weight u8[depth, cols] of fixed size")
+    o.expect(block == 0 or block in q8.FORMATS.values(), f"expected a block of {list(q8.FORMATS.values())} steps")
+    depth, cols = w.shape
+    assert isinstance(depth, int)
+    expected = (q8.block_count(depth, block), cols) if block else (cols,)
+    o.expect(scale == TensorType(DType.f32, expected), f"expected scales f32{list(expected)}")
+
+
+def block_dim(depth: Dim, block: int) -> Dim:
+    """How many blocks a row of `depth` has."""
+    return floordiv(depth + (block - 1), block) if block else 1
 
 
 def _dequantize_weight(o: Operands) -> Sequence[TensorType]:
@@ -18,45 +36,53 @@ def _dequantize_weight(o: Operands) -> Sequence[TensorType]:
     return [TensorType(DType.f32, w.shape)]
 
 
-def expect_weight(o: Operands, w: TensorType, scale: TensorType) -> None:
-    """Fail unless w is u8[depth, cols] and scale f32[cols], with fixed sizes."""
-    o.expect(w.dtype is DType.u8 and w.rank == 2 and all(isinstance(d, int) for d in w.shape),
-             "expected a weight u8[depth, cols] of fixed size")
-    o.expect(scale == TensorType(DType.f32, (w.shape[1],)), "expected one f32 scale per column")
-
-
 def _dynamic_quantize(o: Operands) -> Sequence[TensorType]:
     x = o.type(0)
     o.expect(x.dtype is DType.f32 and x.rank >= 1, "expected f32 rows")
-    row = (*x.shape[:-1], 1)
-    return [TensorType(DType.i8, x.shape), TensorType(DType.f32, row), TensorType(DType.i32, row)]
+    row = (*x.shape[:-1], block_dim(x.shape[-1], o.attrs["block"]))
+    types = [TensorType(DType.i8, x.shape), TensorType(DType.f32, row), TensorType(DType.i32, row)]
+    return [*types, TensorType(DType.i32, row)] if o.attrs["zero_point"] else types
+
+
+def quantize(args: Sequence[Any], attrs: Mapping[str, Any]) -> Sequence[Array]:
+    """R8 rows, with zero points if asked for."""
+    return (q8.quantize_rows_zero if attrs["zero_point"] else q8.quantize_rows)(args[0], attrs["block"])
 
 
 def _q8_matmul(o: Operands) -> Sequence[TensorType]:
-    q, w = o.type(0), o.type(1)
+    q, w, zero = o.type(0), o.type(1), o.types[2]
     o.expect(q.dtype is DType.i8 and w.dtype is DType.u8 and w.rank == 2, "expected (i8[..., depth], u8[depth, cols])")
     o.same(q.shape[-1], w.shape[0])
-    return [TensorType(DType.i32, (*q.shape[:-1], w.shape[1]))]
+    blocks = (block_dim(w.shape[0], o.attrs["block"]),) if o.attrs["block"] else ()
+    if zero is not None:
+        expected = TensorType(DType.i32, (*q.shape[:-1], *(blocks or (1,))))
+        o.expect(zero == expected, f"expected zero points {expected}")
+    return [TensorType(DType.i32, (*q.shape[:-1], *blocks, w.shape[1]))]
+
+
+def q8_matmul(args: Sequence[Any], attrs: Mapping[str, Any]) -> Sequence[Array]:
+    """The exact integer product, per block if there are blocks."""
+    q, w, zero = (*args, None)[:3]
+    return [q8.matmul_ref(q, w, zero, attrs["block"])]
 
 
 def _dequantize(o: Operands) -> Sequence[TensorType]:
     acc, row_scale, col_scale = o.type(0), o.type(1), o.type(2)
+    block = o.attrs["block"]
     o.expect(acc.dtype is DType.i32, "expected i32 accumulators")
-    o.expect(col_scale.rank == 1 and col_scale.dtype is DType.f32, "expected one f32 scale per column")
-    o.same(col_scale.shape[0], acc.shape[-1])
-    o.broadcast(acc.shape, row_scale.shape)
-    return [TensorType(DType.f32, acc.shape)]
+    o.expect(col_scale.rank == (2 if block else 1) and col_scale.dtype is DType.f32, "expected f32 scales per column")
+    o.same(col_scale.shape[-1], acc.shape[-1])
+    rows = acc.shape[:-2] if block else acc.shape[:-1]
+    o.expect(row_scale.rank == len(rows) + 1, "expected the scales of the rows")
+    o.same(row_scale.shape[-1], acc.shape[-2] if block else 1)
+    return [TensorType(DType.f32, (*rows, acc.shape[-1]))]
 
 
-def dequantize(args: Sequence[Any], attrs: Mapping[str, Any]) -> Sequence[Array]:
-    """float(acc) * (row_scale * col_scale), the scales multiplied first as the kernels do."""
-    acc, row_scale, col_scale = args
-    return [acc.astype(np.float32) * (row_scale * col_scale)]
-
-
-register(OpDef("dequantize_weight", "w scale", _dequantize_weight, lambda a, k: [q8.dequantize_weight(*a)],
-               level=Level.quantized))
-register(OpDef("dynamic_quantize", "x", _dynamic_quantize, lambda a, k: q8.quantize_rows(a[0]),
-               level=Level.quantized, doc="R8 rows: (i8 rows, f32 scale per row, i32 sum per row)."))
-register(OpDef("q8_matmul", "q w", _q8_matmul, lambda a, k: [q8.matmul_ref(*a)], level=Level.quantized))
-register(OpDef("dequantize", "acc row_scale col_scale", _dequantize, dequantize, level=Level.quantized))
+register(OpDef("dequantize_weight", "w scale", _dequantize_weight,
+               lambda a, k: [q8.dequantize_weight(*a, block=k["block"])], BLOCK, Level.quantized))
+register(OpDef("dynamic_quantize", "x", _dynamic_quantize, quantize,
+               {**BLOCK, "zero_point": AttrSpec("bool", False)}, Level.quantized,
+               doc="R8 rows: i8 rows, and per row or block an f32 scale, an i32 sum and, if asked for, a zero point."))
+register(OpDef("q8_matmul", "q w zero?", _q8_matmul, q8_matmul, BLOCK, Level.quantized))
+register(OpDef("dequantize", "acc row_scale col_scale", _dequantize,
+               lambda a, k: [q8.dequantize(*a, block=k["block"])], BLOCK, Level.quantized))
