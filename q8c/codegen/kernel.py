@@ -17,6 +17,7 @@ class Kernel:
     the node's number (i64), to note a
     failure; if `counter`, a pointer to an i64 that is 0 when the node starts; the thread's number and the number of
     threads (i64).
+    Sizes and scratch are the same on every tier.
     """
 
     function: ir.Function

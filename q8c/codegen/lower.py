@@ -1,7 +1,7 @@
 """A final graph to one native function: every thread runs the same list of kernel calls with barriers between them."""
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import llvmlite.ir as ir
@@ -16,8 +16,9 @@ from q8c.codegen.places import Place, find_places
 from q8c.codegen.targets import Tier
 from q8c.codegen.threads import emit_barrier
 from q8c.errors import CompileError
-from q8c.ir.dims import Dim, Expr, dim_max, floordiv
+from q8c.ir.dims import Dim, Expr, dim_max
 from q8c.ir.graph import Graph, Node, Value
+from q8c.ir.memory import CACHE_LINE, round_up
 
 EmitKernel = Callable[[ir.Module, Tier, Node], Kernel]
 ENTRY = "q8c_run"
@@ -60,15 +61,10 @@ def schedule(graph: Graph, module: ir.Module, tier: Tier, kernels: Callable[[Nod
         calls.append(Call(node, number, kernel, (*operands, *results), frozenset(p for p, _, _ in operands),
                           frozenset(p for p, _, _ in results), counters))
         counters += kernel.counter
-    scratch = dim_max(0, *(align(c.kernel.scratch) for c in calls if c.kernel.scratch is not None))
+    scratch = dim_max(0, *(round_up(c.kernel.scratch, CACHE_LINE) for c in calls if c.kernel.scratch is not None))
     sizes = [*(s for call in calls for s in call.kernel.sizes), scratch]
     frame = Frame(len(graph.inputs), len(graph.outputs), frames.distinct(sizes), tuple(slots), scratch, counters)
     return Schedule(calls, frame)
-
-
-def align(size: Dim) -> Dim:
-    """The size rounded up to whole cache lines."""
-    return floordiv(size + 63, 64) * 64
 
 
 @dataclass
@@ -78,7 +74,7 @@ class Entry:
     module: ir.Module
     tier: Tier
     plan: Schedule
-    offsets: dict[str, int]
+    offsets: Mapping[str, int]
     pending_reads: set[Place] = field(default_factory=set)
     pending_writes: set[Place] = field(default_factory=set)
 
