@@ -58,7 +58,7 @@ def _from_python(name: str, value: object, dtype: np.dtype[Any]) -> Array:
     exact = np.array_equal(converted, array) if kind != "f" else bool(
         (np.isfinite(converted) == np.isfinite(array)).all())
     if not exact:
-        raise InputError(f"input {name!r} must be {dtype} and holds a number that does not fit it")
+        raise InputError(f"input {name!r} must be {dtype}, and it holds a number that does not fit")
     return converted
 
 

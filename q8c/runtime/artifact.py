@@ -33,7 +33,7 @@ class Artifact:
         Raises ArtifactError if it cannot be read, is not a compiled file, or differs in any byte from what the
         compiler wrote.
         """
-        self.path = os.path.abspath(os.fspath(path))
+        self.path = os.path.abspath(os.fsdecode(path))
         pin = None if sha256 is None else _checked_pin(sha256)
         self._map, self.size = _map(self.path)
         self._view = memoryview(self._map)

@@ -54,7 +54,7 @@ def features(cpuinfo: str = "/proc/cpuinfo") -> frozenset[str]:
 
 def pick(images: Mapping[str, tuple[str, ...]], wanted: str | None = None,
          available: frozenset[str] | None = None) -> str:
-    """The fastest tier that is among `images` (tier to features its code uses) and that this CPU can execute.
+    """The fastest tier among `images` (tier to features its code uses beyond the tier's) that this CPU can execute.
 
     `wanted` forces one. Raises ArtifactError that says which tiers there are and what this CPU lacks for them.
     """

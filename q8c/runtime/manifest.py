@@ -83,7 +83,7 @@ class Section:
 
 @dataclass(frozen=True)
 class Image:
-    """The machine code of one tier: the CPU features it uses (LLVM's names) and where its entries are."""
+    """The machine code of one tier: CPU features it uses beyond the tier's (LLVM's names), where its entries are."""
 
     tier: str
     features: tuple[str, ...]

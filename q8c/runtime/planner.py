@@ -156,16 +156,16 @@ def _solution(model: Model) -> list[_Step]:
     for i, axis, program in places:
         if isinstance(program, tuple) and program[0] == "$" and program[1] not in steps:
             steps[program[1]] = _Step(program[1], i, axis, None)
-    unknown = [(i, axis, p, symbols_of(p) - steps.keys()) for i, axis, p in places]
-    progress = True
-    while progress:
-        progress = False
-        for i, axis, program, symbols in unknown:
+    waiting = [(i, axis, p, symbols_of(p)) for i, axis, p in places]
+    count = len(waiting) + 1
+    while len(waiting) < count:
+        count, listed, waiting = len(waiting), waiting, []
+        for i, axis, program, symbols in listed:
             left = symbols - steps.keys()
-            if len(left) == 1 and is_affine(program, min(left)):
+            if len(left) > 1:
+                waiting.append((i, axis, program, symbols))
+            elif left and is_affine(program, min(left)):
                 steps[min(left)] = _Step(min(left), i, axis, Tape([program], len(model.symbols)))
-                progress = True
-        unknown = [place for place in unknown if not place[3] <= steps.keys()]
     unsolved = [name for i, name in enumerate(model.symbols) if i not in steps]
     if unsolved:
         raise ArtifactError(f"the input shapes do not determine {', '.join(unsolved)}; compile the model again "

@@ -34,7 +34,7 @@ class Writer:
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
-        self._path = os.fspath(path)
+        self._path = os.fsdecode(path)
         self._stack = ExitStack()
         self._constants: list[Constant] = []
         self._images: list[Image] = []
@@ -74,7 +74,7 @@ class Writer:
         return constant
 
     def image(self, tier: str, features: Iterable[str], code: bytes, entries: Mapping[str, int]) -> None:
-        """Append one tier's code image; `features` are the CPU features it uses, in LLVM's names."""
+        """Append one tier's code image; `features` are those it uses beyond the tier's own, in LLVM's names."""
         self._close_weights()
         self._write(code)
         self._images.append(Image(tier, tuple(sorted(features)), dict(sorted(entries.items())), self._next_section()))

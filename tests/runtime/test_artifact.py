@@ -1,6 +1,7 @@
 """What is read back is what was written, and nothing damaged, altered or foreign is ever taken."""
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 import os
@@ -238,7 +239,7 @@ def test_any_member_of_the_manifest_may_be_anything(artifact: Path, tmp_path: Pa
         for step in path[:-1]:
             parent = parent[step]
         if data.draw(st.booleans()):
-            parent[path[-1]] = data.draw(JUNK)
+            parent[path[-1]] = copy.deepcopy(data.draw(JUNK))
         else:
             del parent[path[-1]]
     try:

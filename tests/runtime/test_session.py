@@ -75,16 +75,18 @@ def test_outputs_belong_to_the_caller(session: Session) -> None:
 
 def strided(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
     wide = np.zeros((*array.shape[:-1], 3 * array.shape[-1]), array.dtype)
-    wide[..., ::-3] = array
-    return wide[..., ::-3]
+    turned: npt.NDArray[Any] = wide[..., ::-3]
+    turned[...] = array
+    return turned
 
 
 def misaligned(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
-    return np.ndarray(array.shape, array.dtype, b"\0" + array.tobytes(), offset=1)
+    moved: npt.NDArray[Any] = np.ndarray(array.shape, array.dtype, b"\0" + array.tobytes(), offset=1)
+    return moved
 
 
 def frozen(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
-    copy = array.copy()
+    copy = np.array(array)
     copy.flags.writeable = False
     return copy
 
@@ -230,6 +232,16 @@ def test_large_arenas_are_given_back(session: Session, monkeypatch: pytest.Monke
     assert session._open().frames[-1]._arena is None
     check(session, native.feed(300, 300))
     assert session._open().frames[-1]._arena is not None
+
+
+def test_inputs_that_grow_step_by_step_do_not_each_mean_a_new_arena() -> None:
+    frame = memory.Frame(32)
+    places = set()
+    for size in range(1 << 20, 2 << 20, 1 << 14):
+        frame.reserve(size)
+        assert frame._arena is not None and len(frame._arena) >= size
+        places.add(len(frame._arena))
+    assert len(places) <= 5
 
 
 def test_plans_are_made_once_per_shape(session: Session) -> None:
