@@ -74,8 +74,22 @@ def is_r8(graph: Graph, name: str) -> bool:
     index = [v.name for v in node.outputs].index(name)
     if node.body is None:
         return False
-    producer = node.body.outputs[index].producer
-    return producer is not None and producer.op == "dynamic_quantize" and producer.outputs[0] is node.body.outputs[index]
+    value = node.body.outputs[index]
+    return value.producer is not None and value.producer.op == "dynamic_quantize" and value.producer.output is value
+
+
+def loop_text(inputs: Mapping[str, str], lines: str, outputs: Mapping[str, str]) -> str:
+    """A graph of one loop: operands and results by name with their types, and the body's nodes."""
+    params = ", ".join(f"%{n}: {t}" for n, t in inputs.items())
+    results = ", ".join(f"%{n}: {t}" for n, t in outputs.items())
+    returned = ", ".join(f"%{n}" for n in outputs)
+    return f"""graph @g({params}) {{
+      {results} = loop({", ".join(f"%{n}" for n in inputs)}) body ({params}) {{
+        {lines}
+        return {returned}
+      }}
+      return {returned}
+    }}"""
 
 
 _cache: dict[tuple[str, str], Compiled] = {}
