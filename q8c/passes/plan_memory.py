@@ -14,9 +14,10 @@ TYPICAL_SIZE = 64  # what free sizes are taken to be when two slots are compared
 
 @dataclass
 class Slot:
-    """An arena slot: its size so far and whether a live value holds it."""
+    """An arena slot: its size so far, what that is at typical sizes, and whether no live value holds it."""
 
     size: Dim = 0
+    bytes: int = 0
     free: bool = True
 
 
@@ -28,20 +29,18 @@ class Arena:
     slots: list[Slot] = field(default_factory=list)
 
     def take(self, size: Dim) -> int:
-        """The free slot that wastes least when it holds `size` bytes, or a new one."""
-        wanted = self.bytes(size)
-        choices = [(max(wanted - self.bytes(s.size), 0), max(self.bytes(s.size) - wanted, 0), s.size != size, i)
+        """The free slot that grows least when it holds `size` bytes, then the one that wastes least, or a new one."""
+        wanted = evaluate(size, self.typical)
+        choices = [(max(wanted - s.bytes, 0), max(s.bytes - wanted, 0), s.size != size, i)
                    for i, s in enumerate(self.slots) if s.free]
         if not choices:
             self.slots.append(Slot())
         index = min(choices)[-1] if choices else len(self.slots) - 1
         slot = self.slots[index]
-        slot.size, slot.free = dim_max(slot.size, size), False
+        slot.size = dim_max(slot.size, size)
+        slot.bytes = evaluate(slot.size, self.typical)
+        slot.free = False
         return index
-
-    def bytes(self, size: Dim) -> int:
-        """A size in bytes at the typical sizes."""
-        return evaluate(size, self.typical)
 
 
 @dataclass(frozen=True)

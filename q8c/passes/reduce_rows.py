@@ -1,23 +1,22 @@
-"""Make every reduction one along rows, which is what loops take."""
+"""Make reductions along rows, and softmax, look the way loops take them."""
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
-from q8c.ir.dims import Dim, product
+from q8c.ir.dims import product
 from q8c.ir.graph import Graph, Node, Value
 from q8c.passes.manager import Pass, Report
-from q8c.passes.rules import Rewriter, Rules, attr, producer, rewrite
+from q8c.passes.rules import Rewriter, Rules, attr, rewrite
 
 REDUCTIONS = ("reduce_sum", "reduce_mean", "reduce_max", "reduce_min", "reduce_prod")
 
 
 @dataclass(frozen=True)
 class ReduceRows(Pass):
-    """Moves the axes of reductions and of softmax to the end, as one axis, which reductions keep.
+    """Makes reductions along the last axes reductions along one that is kept, and softmax one along the last axis.
 
-    Where the reduced axes do not take part in a broadcast of the operand, it is reduced before it is broadcast.
+    Reductions along other axes are kernels of their own, which read rows as they lie.
     """
 
     name: ClassVar[str] = "reduce-rows"
@@ -27,48 +26,16 @@ class ReduceRows(Pass):
         return rewrite(graph, RULES, report, explain=True)
 
 
-def reduced_axes(node: Node) -> tuple[int, ...]:
-    """The axes a node reduces, counted from the front, ascending."""
-    rank = node.input(0).type.rank
-    return tuple(sorted({axis % rank for axis in attr(node, "axes")}))
-
-
-def reduce_before_broadcast(r: Rewriter, node: Node) -> Value | None:
-    """reduce(broadcast_to(x)) along axes that are not broadcast -> broadcast_to(reduce(x))."""
-    inner = producer(node.input(0), "broadcast_to")
-    if inner is None:
-        return None
-    shape = inner.output.shape
-    padded = (1,) * (len(shape) - inner.input(0).type.rank) + inner.input(0).shape
-    axes = reduced_axes(node)
-    if not r.same_shape([padded[a] for a in axes], [shape[a] for a in axes]):
-        return None
-    keep = attr(node, "keepdims")
-    small = r.add(node.op, r.reshape(inner.input(0), padded), axes=axes, keepdims=keep)
-    return r.broadcast(small, node.output.shape)
-
-
 def reduce_last(r: Rewriter, node: Node) -> Value | None:
-    """reduce(x) along any axes -> reshape(reduce(reshape(transpose(x)))) along the last, which is kept."""
-    x, axes = node.input(0), reduced_axes(node)
+    """reduce(x) along the last axes -> reshape(reduce(reshape(x))) along one, which is kept."""
+    x = node.input(0)
     rank = x.type.rank
-    if not axes:
-        return x
-    if axes == (rank - 1,) and attr(node, "keepdims"):
+    axes = sorted({axis % rank for axis in attr(node, "axes")})
+    first = rank - len(axes)
+    if not axes or axes[0] != first or (first == rank - 1 and attr(node, "keepdims")):
         return None
-    kept = [a for a in range(rank) if a not in axes]
-    rows = to_end(r, x, kept, axes)
-    reduced = r.add(node.op, rows, axes=(rows.type.rank - 1,), keepdims=True)
-    return r.reshape(reduced, node.output.shape)
-
-
-def to_end(r: Rewriter, x: Value, kept: Sequence[int], axes: Sequence[int]) -> Value:
-    """x with `axes` at the end, as one."""
-    perm = (*kept, *axes)
-    moving = [a for a in perm if x.shape[a] != 1]  # an axis of one element is moved by the reshape
-    moved = x if moving == sorted(moving) else r.add("transpose", x, perm=perm)
-    last: Dim = product(x.shape[a] for a in axes)
-    return r.reshape(moved, (*(x.shape[a] for a in kept), last))
+    rows = r.reshape(x, (*x.shape[:first], product(x.shape[first:])))
+    return r.reshape(r.add(node.op, rows, axes=(first,), keepdims=True), node.output.shape)
 
 
 def softmax_last(r: Rewriter, node: Node) -> Value | None:
@@ -83,4 +50,4 @@ def softmax_last(r: Rewriter, node: Node) -> Value | None:
     return r.add("transpose", r.add("softmax", rows, axis=rank - 1), perm=tuple(perm))
 
 
-RULES: Rules = {"softmax": (softmax_last,), **dict.fromkeys(REDUCTIONS, (reduce_before_broadcast, reduce_last))}
+RULES: Rules = {"softmax": (softmax_last,), **dict.fromkeys(REDUCTIONS, (reduce_last,))}
