@@ -56,7 +56,7 @@ class FoldConstants(Pass):
         assert isinstance(size, int) and isinstance(given, int)
         if size <= max(self.limit_kib * KIB, given):
             return None
-        return f"the constant would take {size / KIB / KIB:.0f} MiB, expected at most {self.limit_kib / KIB:g}"
+        return f"the constant would take {size / KIB:.0f} KiB, expected at most {self.limit_kib}"
 
 
 def _is_static(node: Node) -> bool:

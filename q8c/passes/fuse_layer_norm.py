@@ -35,7 +35,7 @@ class FuseLayerNorm(Pass):
                                   "add": (fuse_folded, merge_bias)}, report, explain=True)
         for node in graph.nodes:
             reason = _near_miss(node)
-            if reason:
+            if reason and not isinstance(match_normalized(node), Declined):
                 report.decline(node, reason)
         return changed
 

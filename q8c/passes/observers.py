@@ -70,7 +70,8 @@ def _difference(before: Array, after: Array, tolerance: float | None) -> str | N
     if tolerance is None:
         return None
     finite = np.isfinite(before)
-    if not np.array_equal(before[~finite], after[~finite], equal_nan=before.dtype.kind == "f"):
+    same = np.array_equal(finite, np.isfinite(after))
+    if not same or not np.array_equal(before[~finite], after[~finite], equal_nan=before.dtype.kind == "f"):
         return "other elements are NaN or infinite"
     wide = before[finite].astype(np.float64)
     error = np.abs(wide - after[finite].astype(np.float64)).max(initial=0.0)

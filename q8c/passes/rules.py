@@ -120,7 +120,8 @@ class _Walk:
                 self.replace(node, found, new, rule)
                 return True
             for extra in reversed(new):
-                self.unlink(extra)
+                if extra not in self.dead:
+                    self.unlink(extra)
             if found is not None:
                 self.report.decline(node, found.reason)
         return False

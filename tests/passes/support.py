@@ -16,19 +16,20 @@ def check(passes: Pass | Sequence[Pass], before: str, after: str | None, *,
           sizes: Mapping[str, int] | None = None, tolerance: float = 0.0) -> Report:
     """Run passes on the text `before` and expect the text `after` (None: nothing changes); return the report.
 
-    Names of values, spacing and the order of constants do not matter; sources matter only if `after` states any.
-    Constants written as references get random data unless given. Results before and after must agree to `tolerance`
+    Names of values, spacing, the order of constants and constants that nobody reads do not matter; sources matter only
+    if `after` states any. Constants written as references get random data unless given; those of `after` have the data
+    that the constants of the same name have before. Results before and after must agree to `tolerance`
     (relative to the largest element; 0: the same bits, NaN for NaN) on the feeds given or on random ones.
     """
     graph = parse(before, constants)
     reference = clone(graph)
     report = run_passes(graph, [passes] if isinstance(passes, Pass) else passes)
     changed = any(step.changed for step in report.steps)
-    expected = reference if after is None else parse_graph(textwrap.dedent(after), constants)
+    expected = reference if after is None else parse(after, dict(reference_data(reference)) | dict(constants or {}))
     sources = after is not None and ' from "' in after
     assert normal_text(graph, sources) == normal_text(expected, sources), f"got:\n{print_graph(graph)}"
     assert graph.output_names == reference.output_names, "the names of outputs are the user's"
-    assert changed == (normal_text(graph) != normal_text(reference)), f"run returned {changed}"
+    assert changed == (print_graph(graph) != print_graph(reference)), f"run returned {changed}"
     assert not any(item.run(graph, Report()) for item in ([passes] if isinstance(passes, Pass) else [])), \
         "a second run changes the graph again"
     compare(reference, graph, feeds or random_feeds(reference, sizes=sizes), tolerance)
@@ -37,14 +38,20 @@ def check(passes: Pass | Sequence[Pass], before: str, after: str | None, *,
 
 def parse(text: str, constants: Mapping[str, Array] | None = None, seed: int = 0) -> Graph:
     """The graph a text describes, with random data for constants that are not given."""
-    graph = parse_graph(textwrap.dedent(text), constants)
+    graph = parse_graph(textwrap.dedent(text))
     rng = np.random.default_rng(seed)
     for value in graph.constants.values():
         if value.data is None:
             shape = [d for d in value.shape if isinstance(d, int)]
             data = rng.standard_normal(shape) if value.dtype.is_float else rng.integers(0, 2, shape)
-            value.data = data.astype(value.dtype.numpy)
+            data = (constants or {}).get(value.name, data)
+            value.data = data.astype(value.dtype.numpy).reshape(shape)
     return graph
+
+
+def reference_data(graph: Graph) -> dict[str, Array]:
+    """The data of a graph's constants by name."""
+    return {name: value.array() for name, value in graph.constants.items()}
 
 
 def compare(before: Graph, after: Graph, feeds: Mapping[str, Array], tolerance: float = 0.0) -> None:
@@ -66,10 +73,8 @@ def normal_text(graph: Graph, sources: bool = False) -> str:
 
 
 def _rename(graph: Graph, sources: bool) -> None:
-    constants = list(graph.constants.values())
     used = [v for n in graph.nodes for v in n.operands if v.is_constant] + [v for v in graph.outputs if v.is_constant]
     order = list(dict.fromkeys(used))
-    order += [v for v in constants if v not in set(order)]
     for i, value in enumerate(order):
         value.name = f"c{i}"
     graph.constants = {v.name: v for v in order}

@@ -155,13 +155,23 @@ def matmul_of_broadcast(r: Rewriter, node: Node) -> Value | None:
     return None
 
 
+def count_axes_from_front(r: Rewriter, node: Node) -> Value | None:
+    """Axis -1 -> axis rank - 1, so that equal nodes look equal."""
+    rank = node.input(0).type.rank
+    name = "axis" if "axis" in node.attrs else "axes"
+    given = node.attrs.get(name, -1)
+    counted = tuple(sorted(a % rank for a in given)) if isinstance(given, tuple) else int(str(given)) % rank
+    return None if counted == given else r.add(node.op, *node.operands, **{**node.attrs, name: counted})
+
+
 RULES: Rules = {
     "reshape": (drop_same_shape, merge_reshapes, keep_reduced_axes, transpose_through_groups),
     "transpose": (drop_identity_transpose, merge_transposes),
     "broadcast_to": (drop_same_shape, merge_broadcasts),
     "slice": (drop_whole_slice, merge_slices),
-    "concat": (merge_concats,),
+    "concat": (count_axes_from_front, merge_concats),
+    **dict.fromkeys(("gather", "gather_elements", "cumsum", "softmax"), (count_axes_from_front,)),
     "pad": (drop_zero_pad,),
     "matmul": (matmul_of_broadcast,),
-    **dict.fromkeys(REDUCTIONS, (reduce_before_broadcast,)),
+    **dict.fromkeys(REDUCTIONS, (count_axes_from_front, reduce_before_broadcast)),
 }
