@@ -19,6 +19,7 @@ from q8c.passes.manager import Pass
 from q8c.passes.merge_matmuls import MergeMatmuls
 from q8c.passes.own_outputs import OwnOutputs
 from q8c.passes.plan_memory import PlanMemory
+from q8c.passes.reduce_rows import ReduceRows
 from q8c.passes.share_common import ShareCommon
 
 
@@ -45,6 +46,7 @@ def pipeline(options: Options) -> tuple[Pass, ...]:
         FuseRmsNorm(),
         FuseAttention(),          # while heads still show as reshape, transpose and matmul
         MergeMatmuls(),           # q, k and v as one product, now that attention reads parts of a wider tensor
+        ReduceRows(),             # what no pattern took; loops want rows
         EliminateDeadCode(),      # so that the passes that ask who reads a value see only what is needed
         *_linear(options),
         FuseLoops(),              # whatever elementwise and row work is left, one pass over rows each
@@ -66,4 +68,4 @@ def _linear(options: Options) -> tuple[Pass, ...]:
 PASSES: dict[str, type[Pass]] = {kind.name: kind for kind in (
     Canonicalize, EliminateDeadCode, FoldConstants, FoldWeights, FuseAttention, FuseGelu, FuseLayerNorm, FuseLinear,
     FuseLoops, FuseRmsNorm, FuseSoftmax, InsertDynamicQuantize, MergeMatmuls,
-    OwnOutputs, PlanMemory, ShareCommon)}
+    OwnOutputs, PlanMemory, ReduceRows, ShareCommon)}
