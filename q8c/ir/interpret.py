@@ -1,7 +1,7 @@
 """The reference interpreter: runs any graph at any level in numpy. It is the oracle of passes and kernels."""
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -12,10 +12,15 @@ from q8c.ir.graph import Array, Graph, Node, Value
 from q8c.ir.ops import attributes, definition_of
 
 
-def interpret(graph: Graph, feeds: Mapping[str, Any], keep: dict[str, Array] | None = None) -> list[Array]:
+Observe = Callable[[Value, Array], None]
+
+
+def interpret(graph: Graph, feeds: Mapping[str, Any], keep: dict[str, Array] | None = None,
+              observe: Observe | None = None) -> list[Array]:
     """The graph's outputs for the given inputs (by name).
 
-    If `keep` is given, every computed value is put into it by name. Raises InputError for feeds that do not fit.
+    If `keep` is given, every computed value is put into it by name; otherwise values are dropped after their last use.
+    `observe` is called with every node's results as they come. Raises InputError for feeds that do not fit.
     """
     arrays: dict[str, Array] = {}
     for value in graph.inputs:
@@ -23,7 +28,7 @@ def interpret(graph: Graph, feeds: Mapping[str, Any], keep: dict[str, Array] | N
             raise InputError(f"input {value.name!r} is missing; expected {value.type}")
         arrays[value.name] = np.asarray(feeds[value.name])
     sizes = bind_sizes(graph, arrays)
-    outputs = _run(graph, arrays, sizes)
+    outputs = _run(graph, arrays, sizes, keep is None, observe)
     if keep is not None:
         keep.update(arrays)
     return outputs
@@ -62,7 +67,9 @@ def _solve(d: Dim, actual: int, sizes: dict[str, int]) -> None:
             sizes[monomial[0]] = (actual - offset) // factor
 
 
-def _run(graph: Graph, arrays: dict[str, Array], sizes: Mapping[str, int]) -> list[Array]:
+def _run(graph: Graph, arrays: dict[str, Array], sizes: Mapping[str, int], drop: bool = False,
+         observe: Observe | None = None) -> list[Array]:
+    last = {v: node for node in graph.nodes for v in node.operands} if drop else {}
     for name, value in graph.constants.items():
         arrays[name] = value.array()
     for node in graph.nodes:
@@ -70,6 +77,11 @@ def _run(graph: Graph, arrays: dict[str, Array], sizes: Mapping[str, int]) -> li
         for value, result in zip(node.outputs, run_node(node, args, sizes), strict=True):
             _check(node, value, result, sizes)
             arrays[value.name] = result
+            if observe is not None:
+                observe(value, result)
+        for operand in set(node.operands):
+            if last.get(operand) is node and not graph.is_output(operand):
+                del arrays[operand.name]
     return [arrays[v.name] for v in graph.outputs]
 
 
