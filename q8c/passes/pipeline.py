@@ -25,7 +25,11 @@ from q8c.passes.share_common import ShareCommon
 
 @dataclass(frozen=True)
 class Options:
-    """What a compilation can be told: int8 products or not, the weight format, and the nodes that stay float."""
+    """What a compilation can be told.
+
+    `quantize`: int8 products, or float ones; `weights`: the format of int8 weights; `numerics`: `fast` or
+    `reproducible`, for code generation; `keep`: names of the model's nodes whose products stay float.
+    """
 
     quantize: bool = True
     weights: str = "q8-channel"
