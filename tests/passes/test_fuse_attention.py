@@ -1,0 +1,310 @@
+"""Attention as exporters write it becomes one node; what does not fit is declined with the reason."""
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from q8c.passes.fuse_attention import FuseAttention
+from q8c.passes.manager import Report
+from tests.passes.support import check
+
+TOLERANCE = 1e-5  # scores and weights are no longer rounded to float32 in between
+INPUTS = """
+graph @g(%q: f32[b, s, 24], %k: f32[b, t, 24], %v: f32[b, t, 24], %m: f32[b, 1, 1, t], %c: bool[b, 1, 1, t]) {
+"""
+HEADS = """
+  %q1: f32[b, s, 3, 8] = reshape(%q) {shape = (b, s, 3, 8)} from "split"
+  %qh: f32[b, 3, s, 8] = transpose(%q1) {perm = (0, 2, 1, 3)}
+  %k1: f32[b, t, 3, 8] = reshape(%k) {shape = (b, t, 3, 8)}
+  %kt: f32[b, 3, 8, t] = transpose(%k1) {perm = (0, 2, 3, 1)}
+  %v1: f32[b, t, 3, 8] = reshape(%v) {shape = (b, t, 3, 8)}
+  %vh: f32[b, 3, t, 8] = transpose(%v1) {perm = (0, 2, 1, 3)}
+"""
+SOFTMAX = "  %p: f32[b, 3, s, t] = softmax(%masked)\n"
+JOIN = """
+  %zh: f32[b, 3, s, 8] = matmul(%p, %vh) from "weighted"
+  %zt: f32[b, s, 3, 8] = transpose(%zh) {perm = (0, 2, 1, 3)}
+  %z: f32[b, s, 24] = reshape(%zt) {shape = (b, s, 24)}
+  return %z
+}"""
+ATTRS = "heads = 3, kv_heads = 3, head_size = 8"
+SIZES = {"b": 2, "s": 3, "t": 5}
+
+
+def fused(mask: str, attrs: str) -> str:
+    """The text of one attention over the inputs."""
+    return (f"{INPUTS}\n{mask}\n %z: f32[b, s, 24] = attention(%q, %k, %v{', %mask' if mask else ''}) "
+            f"{{{ATTRS}, {attrs}}}\n return %z\n}}").replace("%mask", "%m" if mask == "#" else "%mask")
+
+
+def run(before: str, after: str | None, tolerance: float = TOLERANCE) -> Report:
+    """Check the pass on 2 batches of 3 queries and 5 keys."""
+    return check(FuseAttention(), before, after, sizes=SIZES, tolerance=tolerance)
+
+
+@pytest.mark.parametrize(("scores", "mask", "attrs"), [
+    ("%masked: f32[b, 3, s, t] = matmul(%qh, %kt)", "", "scale = 1.0"),
+    ("""const %root: f32[] = 2.0
+        %raw: f32[b, 3, s, t] = matmul(%qh, %kt)
+        %masked: f32[b, 3, s, t] = div(%raw, %root)""", "", "scale = 0.5"),
+    ("""const %scale: f32[1] = [0.5]
+        %raw: f32[b, 3, s, t] = matmul(%qh, %kt)
+        %scaled: f32[b, 3, s, t] = mul(%scale, %raw)
+        %masked: f32[b, 3, s, t] = add(%scaled, %m)""", "#", "scale = 0.5"),
+    ("""const %root: f32[] = 0.5
+        %qs: f32[b, 3, s, 8] = mul(%qh, %root)
+        %ks: f32[b, 3, 8, t] = mul(%kt, %root)
+        %raw: f32[b, 3, s, t] = matmul(%qs, %ks)
+        %masked: f32[b, 3, s, t] = add(%m, %raw)""", "#", "scale = 0.25"),
+    ("""const %zero: f32[1] = [0.0]
+        const %low: f32[1] = [-inf]
+        %bias: f32[b, 1, 1, t] = where(%c, %zero, %low)
+        %raw: f32[b, 3, s, t] = matmul(%qh, %kt)
+        %masked: f32[b, 3, s, t] = add(%raw, %bias)""",
+     """const %zero: f32[1] = [0.0]
+        const %low: f32[1] = [-inf]
+        %mask: f32[b, 1, 1, t] = where(%c, %zero, %low)""", "scale = 1.0"),
+    ("""const %low: f32[] = -3.4028235e+38
+        %raw: f32[b, 3, s, t] = matmul(%qh, %kt)
+        %masked: f32[b, 3, s, t] = where(%c, %raw, %low)""",
+     """const %zero: f32[] = 0.0
+        const %low: f32[] = -3.4028235e+38
+        %mask: f32[b, 1, 1, t] = where(%c, %zero, %low)""", "scale = 1.0"),
+    ("""const %low: f32[] = -inf
+        %raw: f32[b, 3, s, t] = matmul(%qh, %kt)
+        %first: f32[b, 3, s, t] = add(%raw, %m)
+        %masked: f32[b, 3, s, t] = where(%c, %low, %first)""",
+     """const %low: f32[] = -inf
+        %mask: f32[b, 1, 1, t] = where(%c, %low, %m)""", "scale = 1.0"),
+    ("""%raw: f32[b, 3, s, t] = matmul(%qh, %kt)
+        %first: f32[b, 3, s, t] = add(%raw, %m)
+        %masked: f32[b, 3, s, t] = add(%first, %m)""",
+     "%mask: f32[b, 1, 1, t] = add(%m, %m)", "scale = 1.0"),
+])
+def test_scales_and_masks(scores: str, mask: str, attrs: str) -> None:
+    run(INPUTS + HEADS + scores + "\n" + SOFTMAX + JOIN, fused(mask, attrs))
+
+
+RAW = "  %raw: f32[b, 3, s, t] = matmul(%qh, %kt)\n"
+ZERO = "  const %zero: f32[] = 0.0\n"
+NAN = """  %weights: f32[b, 3, s, t] = softmax(%masked)
+  %bad: bool[b, 3, s, t] = is_nan(%weights)
+  %p: f32[b, 3, s, t] = where(%bad, %zero, %weights)
+"""
+
+
+def test_weights_that_are_nan_become_zero() -> None:
+    before = INPUTS + HEADS + ZERO + RAW + "  %masked: f32[b, 3, s, t] = add(%raw, %m)\n" + NAN + JOIN
+    run(before, fused("#", "scale = 1.0, nan_to_zero = true"))
+
+
+def test_masks_are_computed_without_the_broadcasts_of_their_parts_and_once_for_all_layers() -> None:
+    layer = """
+      %raw{0}: f32[b, 3, s, t] = matmul(%qh, %kt)
+      %masked{0}: f32[b, 3, s, t] = add(%raw{0}, %bias)
+      %p{0}: f32[b, 3, s, t] = softmax(%masked{0})
+      %zh{0}: f32[b, 3, s, 8] = matmul(%p{0}, %vh)
+      %zt{0}: f32[b, s, 3, 8] = transpose(%zh{0}) {{perm = (0, 2, 1, 3)}}
+      %z{0}: f32[b, s, 24] = reshape(%zt{0}) {{shape = (b, s, 24)}}
+    """
+    mask = """
+      const %zero: f32[] = 0.0
+      const %low: f32[] = -inf
+    """
+    run(INPUTS + HEADS + mask + """
+      %wide: bool[b, 1, s, t] = broadcast_to(%c) {shape = (b, 1, s, t)}
+      %bias: f32[b, 1, s, t] = where(%wide, %zero, %low)""" + layer.format(1) + layer.format(2) + """
+      %z: f32[b, s, 24] = add(%z1, %z2)
+      return %z
+    }""", INPUTS + mask + f"""
+      %mask: f32[b, 1, 1, t] = where(%c, %zero, %low)
+      %z1: f32[b, s, 24] = attention(%q, %k, %v, %mask) {{{ATTRS}, scale = 1.0}}
+      %z2: f32[b, s, 24] = attention(%q, %k, %v, %mask) {{{ATTRS}, scale = 1.0}}
+      %z: f32[b, s, 24] = add(%z1, %z2)
+      return %z
+    }}""")
+
+
+def test_keys_moved_by_reshapes_to_three_axes_and_back() -> None:
+    run(INPUTS + HEADS.replace("  %kt: f32[b, 3, 8, t] = transpose(%k1) {perm = (0, 2, 3, 1)}", """
+      %kh: f32[b, 3, t, 8] = transpose(%k1) {perm = (0, 2, 1, 3)}
+      %k3: f32[3*b, t, 8] = reshape(%kh) {shape = (3*b, t, 8)}
+      %k3t: f32[3*b, 8, t] = transpose(%k3) {perm = (0, 2, 1)}
+      %kt: f32[b, 3, 8, t] = reshape(%k3t) {shape = (b, 3, 8, t)}""") + RAW.replace("raw", "masked") + SOFTMAX + JOIN,
+        fused("", "scale = 1.0"))
+
+
+def test_batch_and_heads_in_one_axis() -> None:
+    """As torch.bmm is exported: the mask is added on four axes, between two reshapes."""
+    three = """
+      %q3: f32[3*b, s, 8] = reshape(%qh) {shape = (3*b, s, 8)}
+      %k3: f32[3*b, 8, t] = reshape(%kt) {shape = (3*b, 8, t)}
+      %v3: f32[3*b, t, 8] = reshape(%vh) {shape = (3*b, t, 8)}
+      %s3: f32[3*b, s, t] = matmul(%q3, %k3)
+      %s4: f32[b, 3, s, t] = reshape(%s3) {shape = (b, 3, s, t)}
+      %m4: f32[b, 3, s, t] = add(%s4, %m)
+      %m3: f32[3*b, s, t] = reshape(%m4) {shape = (3*b, s, t)}
+      %p: f32[3*b, s, t] = softmax(%m3)
+      %z3: f32[3*b, s, 8] = matmul(%p, %v3)
+      %zh: f32[b, 3, s, 8] = reshape(%z3) {shape = (b, 3, s, 8)}
+    """
+    run(INPUTS + HEADS + three + "\n".join(JOIN.splitlines()[2:]), fused("#", "scale = 1.0"))
+
+
+def test_products_given_transposed() -> None:
+    run(INPUTS + HEADS.replace("%kt: f32[b, 3, 8, t] = transpose(%k1) {perm = (0, 2, 3, 1)}",
+                               "%kt: f32[b, 3, t, 8] = transpose(%k1) {perm = (0, 2, 1, 3)}")
+        .replace("%vh: f32[b, 3, t, 8] = transpose(%v1) {perm = (0, 2, 1, 3)}",
+                 "%vh: f32[b, 3, 8, t] = transpose(%v1) {perm = (0, 2, 3, 1)}")
+        + "%masked: f32[b, 3, s, t] = matmul(%qh, %kt) {transpose_b = true}\n" + SOFTMAX
+        + JOIN.replace("matmul(%p, %vh)", "matmul(%p, %vh) {transpose_b = true}"), fused("", "scale = 1.0"))
+
+
+
+
+def test_slices_of_a_merged_projection_become_offsets() -> None:
+    part = """
+      %{0}: f32[b, s, 24] = slice(%x) {{starts = (0, 0, {1}), sizes = (b, s, 24), steps = (1, 1, 1)}}
+      %{0}1: f32[b, s, 3, 8] = reshape(%{0}) {{shape = (b, s, 3, 8)}}
+      %{0}h: f32[b, 3, s, 8] = transpose(%{0}1) {{perm = (0, 2, 1, 3)}}
+    """
+    run("graph @g(%x: f32[b, s, 72]) {" + part.format("q", 0) + part.format("k", 24) + part.format("v", 48) + """
+      %masked: f32[b, 3, s, s] = matmul(%qh, %kh) {transpose_b = true}
+      %p: f32[b, 3, s, s] = softmax(%masked)""" + JOIN, f"""
+    graph @g(%x: f32[b, s, 72]) {{
+      %z: f32[b, s, 24] = attention(%x, %x, %x) {{{ATTRS}, scale = 1.0, offsets = (0, 24, 48)}}
+      return %z
+    }}""")
+
+
+def test_rows_of_batch_and_sequence_and_one_of_three_parts_in_front() -> None:
+    """A projection [batch * seq, 3 * channels] that is split, moved and then taken apart."""
+    part = """
+      %{0}: f32[1, b, 3, s, 8] = slice(%t)
+          {{starts = ({1}, 0, 0, 0, 0), sizes = (1, b, 3, s, 8), steps = (1, 1, 1, 1, 1)}}
+      %{0}h: f32[b, 3, s, 8] = reshape(%{0}) {{shape = (b, 3, s, 8)}}
+    """
+    run("""graph @g(%x: f32[b*s, 72], %y: f32[b, s, 24]) {
+      %a: f32[b, s, 3, 3, 8] = reshape(%x) {shape = (b, s, 3, 3, 8)}
+      %t: f32[3, b, 3, s, 8] = transpose(%a) {perm = (2, 0, 3, 1, 4)}""" + part.format("q", 0) + part.format("k", 1)
+        + part.format("v", 2) + """
+      %masked: f32[b, 3, s, s] = matmul(%qh, %kh) {transpose_b = true}
+      %p: f32[b, 3, s, s] = softmax(%masked)
+      %zh: f32[b, 3, s, 8] = matmul(%p, %vh)
+      %zt: f32[b, s, 3, 8] = transpose(%zh) {perm = (0, 2, 1, 3)}
+      %z: f32[b*s, 24] = reshape(%zt) {shape = (b*s, 24)}
+      return %z
+    }""", f"""graph @g(%x: f32[b*s, 72], %y: f32[b, s, 24]) {{
+      %q: f32[b, s, 72] = reshape(%x) {{shape = (b, s, 72)}}
+      %k: f32[b, s, 72] = reshape(%x) {{shape = (b, s, 72)}}
+      %v: f32[b, s, 72] = reshape(%x) {{shape = (b, s, 72)}}
+      %a: f32[b, s, 24] = attention(%q, %k, %v) {{{ATTRS}, scale = 1.0, offsets = (0, 24, 48)}}
+      %z: f32[b*s, 24] = reshape(%a) {{shape = (b*s, 24)}}
+      return %z
+    }}""")
+
+
+GROUPED = """graph @g(%q: f32[b, s, 32], %k: f32[b, s, 16], %v: f32[b, s, 16]) {
+  %q1: f32[b, s, 4, 8] = reshape(%q) {shape = (b, s, 4, 8)}
+  %qh: f32[b, 4, s, 8] = transpose(%q1) {perm = (0, 2, 1, 3)}
+  %k1: f32[b, s, 2, 8] = reshape(%k) {shape = (b, s, 2, 8)}
+  %k2: f32[b, 2, s, 8] = transpose(%k1) {perm = (0, 2, 1, 3)}
+  %v1: f32[b, s, 2, 8] = reshape(%v) {shape = (b, s, 2, 8)}
+  %v2: f32[b, 2, s, 8] = transpose(%v1) {perm = (0, 2, 1, 3)}
+"""
+REPEAT = """
+  %{0}3: f32[b, {1}, s, 8] = reshape(%{0}2) {{shape = (b, {1}, s, 8)}}
+  %{0}4: f32[b, 2, 2, s, 8] = broadcast_to(%{0}3) {{shape = (b, 2, 2, s, 8)}}
+  %{0}h: f32[b, 4, s, 8] = reshape(%{0}4) {{shape = (b, 4, s, 8)}}
+"""
+GROUPED_END = """
+  %masked: f32[b, 4, s, s] = matmul(%qh, %kh) {transpose_b = true}
+  %p: f32[b, 4, s, s] = softmax(%masked)
+  %zh: f32[b, 4, s, 8] = matmul(%p, %vh)
+  %zt: f32[b, s, 4, 8] = transpose(%zh) {perm = (0, 2, 1, 3)}
+  %z: f32[b, s, 32] = reshape(%zt) {shape = (b, s, 32)}
+  return %z
+}"""
+
+
+def test_grouped_queries_do_not_repeat_keys_and_values() -> None:
+    run(GROUPED + REPEAT.format("k", "2, 1") + REPEAT.format("v", "2, 1") + GROUPED_END, """
+    graph @g(%q: f32[b, s, 32], %k: f32[b, s, 16], %v: f32[b, s, 16]) {
+      %z: f32[b, s, 32] = attention(%q, %k, %v) {heads = 4, kv_heads = 2, head_size = 8, scale = 1.0}
+      return %z
+    }""")
+
+
+def test_heads_repeated_in_another_order_are_declined() -> None:
+    report = run(GROUPED + REPEAT.format("k", "1, 2") + REPEAT.format("v", "1, 2") + GROUPED_END, None)
+    assert [n.text for n in report.declines] == ["its keys are not [batch, seq, channels] split into heads"]
+
+
+def test_one_head_of_keys_for_all_queries() -> None:
+    run("""graph @g(%q: f32[b, s, 32], %k: f32[b, s, 8], %v: f32[b, s, 8]) {
+      %q1: f32[b, s, 4, 8] = reshape(%q) {shape = (b, s, 4, 8)}
+      %qh: f32[b, 4, s, 8] = transpose(%q1) {perm = (0, 2, 1, 3)}
+      %kh: f32[b, 1, s, 8] = reshape(%k) {shape = (b, 1, s, 8)}
+      %vh: f32[b, 1, s, 8] = reshape(%v) {shape = (b, 1, s, 8)}""" + GROUPED_END, """
+    graph @g(%q: f32[b, s, 32], %k: f32[b, s, 8], %v: f32[b, s, 8]) {
+      %z: f32[b, s, 32] = attention(%q, %k, %v) {heads = 4, kv_heads = 1, head_size = 8, scale = 1.0}
+      return %z
+    }""")
+
+
+def test_results_read_per_head_are_split_off_again() -> None:
+    run(INPUTS + HEADS + RAW.replace("raw", "masked") + SOFTMAX + """
+      %zh: f32[b, 3, s, 8] = matmul(%p, %vh)
+      %best: f32[b, 3, s, 1] = reduce_max(%zh) {axes = (3)}
+      %zt: f32[b, s, 3, 8] = transpose(%zh) {perm = (0, 2, 1, 3)}
+      %z: f32[b, s, 24] = reshape(%zt) {shape = (b, s, 24)}
+      return %z, %best
+    }""", INPUTS + f"""
+      %z: f32[b, s, 24] = attention(%q, %k, %v) {{{ATTRS}, scale = 1.0}}
+      %split: f32[b, s, 3, 8] = reshape(%z) {{shape = (b, s, 3, 8)}}
+      %zh: f32[b, 3, s, 8] = transpose(%split) {{perm = (0, 2, 1, 3)}}
+      %best: f32[b, 3, s, 1] = reduce_max(%zh) {{axes = (3)}}
+      return %z, %best
+    }}""")
+
+
+@pytest.mark.parametrize(("scores", "reason"), [
+    ("""const %half: f32[] = 0.5
+        %raw: f32[b, 3, s, t] = matmul(%qh, %kt)
+        %first: f32[b, 3, s, t] = add(%raw, %m)
+        %masked: f32[b, 3, s, t] = mul(%first, %half)""", "the scores are scaled after a mask was applied"),
+    ("""const %low: f32[] = -10000.0
+        %raw: f32[b, 3, s, t] = matmul(%qh, %kt)
+        %masked: f32[b, 3, s, t] = where(%c, %raw, %low)""",
+     "masked scores become -10000.0, which is not the same as adding it"),
+    ("""%raw: f32[b, 3, s, t] = matmul(%qh, %kt)
+        %masked: f32[b, 3, s, t] = where(%c, %raw, %m)""",
+     "masked scores become None, which is not the same as adding it"),
+    ("""%k2: f32[b, 3, 8, t] = abs(%kt)
+        %masked: f32[b, 3, s, t] = matmul(%qh, %k2)""", "its keys are not [batch, seq, channels] split into heads"),
+])
+def test_declines(scores: str, reason: str) -> None:
+    report = run(INPUTS + HEADS + scores + "\n" + SOFTMAX + JOIN, None)
+    assert [note.text for note in report.declines] == [reason]
+
+
+def test_weights_that_are_returned_are_kept() -> None:
+    before = INPUTS + HEADS + RAW.replace("raw", "masked") + SOFTMAX + JOIN.replace("return %z", "return %z, %p")
+    assert [note.text for note in run(before, None).declines] == ["the weights are read elsewhere too"]
+
+
+def test_the_node_stands_for_all_it_replaces() -> None:
+    report = run(INPUTS + HEADS + RAW.replace("raw", "masked") + SOFTMAX + JOIN, fused("", "scale = 1.0"))
+    assert report.rewrites[0].source == ("split", "weighted")
+    assert report.rewrites[0].text == "3 heads of 8"
+
+
+def test_a_row_whose_keys_are_all_masked_gives_what_it_gave() -> None:
+    before = INPUTS + HEADS + ZERO + RAW + "  %masked: f32[b, 3, s, t] = add(%raw, %m)\n"
+    rng = np.random.default_rng(5)
+    feeds = {n: rng.standard_normal((2, 5, 24)).astype(np.float32) for n in "qkv"}
+    feeds |= {"m": np.full((2, 1, 1, 5), -np.inf, np.float32), "c": np.zeros((2, 1, 1, 5), bool)}
+    feeds["m"][1] = 0
+    for weights, attrs in ((NAN, "scale = 1.0, nan_to_zero = true"), (SOFTMAX, "scale = 1.0")):
+        text = before.replace(ZERO, "") if weights is SOFTMAX else before
+        check(FuseAttention(), text + weights + JOIN, fused("#", attrs), feeds=feeds, tolerance=TOLERANCE)
