@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
     from q8c.ir import Graph
 
-__all__ = ["import_onnx"]
+__all__ = ["content_digest", "import_onnx"]
 
 
 def import_onnx(model: str | os.PathLike[str] | bytes | onnx.ModelProto) -> Graph:
@@ -36,3 +36,10 @@ def import_onnx(model: str | os.PathLike[str] | bytes | onnx.ModelProto) -> Grap
     except Exception as error:  # a hostile file may break what a valid one cannot
         raise CompileError(f"the model cannot be imported: {type(error).__name__}: "
                            f"{' '.join(str(error).split())}") from error
+
+
+def content_digest(path: str | os.PathLike[str]) -> str:
+    """SHA-256, in hex, of a model file and of the external data it names. Raises CompileError as importing does."""
+    from q8c.frontend.digest import content_digest
+
+    return content_digest(path)

@@ -25,6 +25,9 @@ def check(model: Model) -> None:
     for name, elem_type, shape in model.weights.signatures():
         if name not in declared:
             copy.graph.input.append(onnx.helper.make_tensor_value_info(name, elem_type, shape))
+    for value in (*copy.graph.input, *copy.graph.output):
+        if value.type.HasField("tensor_type"):  # a shape may be left out: of inputs the importer asks for it itself
+            value.type.tensor_type.shape.SetInParent()
     _set_aside_extensions(copy, model.opsets)
     try:
         onnx.checker.check_model(copy)

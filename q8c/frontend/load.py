@@ -96,11 +96,11 @@ def load(model: str | os.PathLike[str] | bytes | onnx.ModelProto) -> Model:
     if isinstance(model, onnx.ModelProto):
         proto = model
     elif isinstance(model, (bytes, bytearray, memoryview)):
-        proto = _parse(bytes(model), "the given bytes")
+        proto = parse(bytes(model), "the given bytes")
     elif isinstance(model, (str, os.PathLike)):
         path = Path(model)
         folder = path.parent
-        proto = _parse(_read(path), str(path))
+        proto = parse(read(path), str(path))
     else:
         raise CompileError(f"expected a path, bytes or a ModelProto, got {type(model).__name__}")
     weights = Weights(folder)
@@ -108,14 +108,16 @@ def load(model: str | os.PathLike[str] | bytes | onnx.ModelProto) -> Model:
     return Model(inline_functions(_skeleton(proto)), weights, opsets(proto.opset_import))
 
 
-def _read(path: Path) -> bytes:
+def read(path: Path) -> bytes:
+    """The bytes of a file. Raises CompileError if it cannot be read."""
     try:
         return path.read_bytes()
     except OSError as error:
         raise CompileError(f"cannot read the model {str(path)!r}: {error.strerror or error}") from error
 
 
-def _parse(data: bytes, where: str) -> onnx.ModelProto:
+def parse(data: bytes, where: str) -> onnx.ModelProto:
+    """A model from a file's bytes. Raises CompileError if they are not one."""
     import onnx
     from google.protobuf.message import DecodeError
 

@@ -88,7 +88,7 @@ def _external(tensor: onnx.TensorProto, folder: Path | None, dtype: DType) -> Ar
     location = entries.get("location", "")
     if folder is None:
         raise CompileError(f"{what}: its data is in the file {location!r}; give the model as a path, not as bytes")
-    path = _inside(folder, location, what)
+    path = inside(folder, location, what)
     stored = np.dtype({"FLOAT16": np.float16, "BFLOAT16": np.uint16}.get(type_name(tensor.data_type), dtype.numpy))
     stored = stored.newbyteorder("<")
     count = 1
@@ -108,8 +108,11 @@ def _external(tensor: onnx.TensorProto, folder: Path | None, dtype: DType) -> Ar
     return _widen(flat.reshape(tuple(tensor.dims)), tensor.data_type, dtype)
 
 
-def _inside(folder: Path, location: str, what: str) -> Path:
-    """The data file, which must be a regular file under the model's folder, links followed."""
+def inside(folder: Path, location: str, what: str) -> Path:
+    """A file of external data, which must be a regular file under the model's folder, links followed.
+
+    Raises CompileError for any other.
+    """
     root = folder.resolve()
     if not location or "\0" in location or os.path.isabs(location):
         raise CompileError(f"{what}: external data at {location!r}; expected a path relative to the model's folder")

@@ -43,9 +43,18 @@ def _scaled(c: Call, x: Tensor, factor: float) -> Tensor:
 
 
 @importer("LayerNormalization", since=1)
-def layer_normalization(c: Call) -> Tensor:
-    """Normalized over all axes from `axis` on, times scale, plus bias."""
-    return normalize(c, "layer_norm", c.input(0), c.input(1), c.optional(2))
+def layer_normalization(c: Call) -> list[Tensor]:
+    """Normalized over all axes from `axis` on, times scale, plus bias; then the mean and 1 / deviation if asked for."""
+    x = c.input(0)
+    y = normalize(c, "layer_norm", x, c.input(1), c.optional(2))
+    if c.outputs == 1:
+        return [y]
+    axes = tuple(range(c.axis(c.attr_int("axis", -1), x.rank), x.rank))
+    mean = c.emit("reduce_mean", x, axes=axes, keepdims=True)
+    centered = c.emit("sub", x, mean)
+    variance = c.emit("reduce_mean", c.emit("mul", centered, centered), axes=axes, keepdims=True)
+    epsilon = c.scalar(c.attr_float("epsilon", 1e-5), x)
+    return [y, mean, c.emit("reciprocal", c.emit("sqrt", c.emit("add", variance, epsilon)))]
 
 
 @importer("RMSNormalization", since=23)
@@ -105,3 +114,18 @@ def _softmax(c: Call, x: Tensor, axis: int) -> Tensor:
     shifted = c.emit("sub", x, c.emit("reduce_max", x, axes=(axis,), keepdims=True))
     return c.emit("sub", shifted, c.emit("log", c.emit("reduce_sum", c.emit("exp", shifted), axes=(axis,),
                                                      keepdims=True)))
+
+
+@importer("FusedMatMul", domain=MICROSOFT)
+def fused_matmul(c: Call) -> Tensor:
+    """alpha times the product of the operands, either transposed."""
+    if c.attr_int("transBatchA", 0) or c.attr_int("transBatchB", 0):
+        c.unsupported("transBatchA or transBatchB")
+    a, b = c.input(0), c.input(1)
+    a = _swapped(c, a) if c.attr_int("transA", 0) else a
+    b = _swapped(c, b) if c.attr_int("transB", 0) else b
+    return _scaled(c, multiply(c, a, b), c.attr_float("alpha", 1.0))
+
+
+def _swapped(c: Call, x: Tensor) -> Tensor:
+    return x if x.rank < 2 else c.builder.transpose(x, (*range(x.rank - 2), x.rank - 1, x.rank - 2))

@@ -1,0 +1,84 @@
+"""Einsum of one or two operands, as transposes and one matrix product."""
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from q8c.frontend.registry import Call, importer
+from q8c.frontend.tensor import Tensor
+from q8c.ir.dims import Dim, product
+
+_DOTS = "0123456789"  # stand for the axes of an ellipsis, counted from the right
+
+
+@importer("Einsum", since=12)
+def einsum(c: Call) -> Tensor:
+    """The sum of products the equation states; each operand names an axis once."""
+    terms, result = _parse(c)
+    operands = [_summed(c, x, term, set(result).union(*terms[:i], *terms[i + 1:]))
+                for i, (x, term) in enumerate(zip(c.every(), terms, strict=True))]
+    if len(operands) == 1:
+        x, term = operands[0]
+        return c.builder.transpose(x, [term.index(a) for a in result])
+    if len(operands) != 2:
+        c.unsupported(f"{len(operands)} operands; expected 1 or 2")
+    return _product(c, *operands[0], *operands[1], result)
+
+
+def _parse(c: Call) -> tuple[list[str], str]:
+    """The axes of each operand and of the result, an ellipsis as digits."""
+    equation = c.attr_str("equation").replace(" ", "")
+    left, arrow, result = equation.partition("->")
+    terms = left.split(",")
+    if len(terms) != len(c.inputs):
+        c.fail(f"the equation {equation!r} has {len(terms)} operands, the node {len(c.inputs)}")
+    ranks = [c.input(i).rank for i in range(len(terms))]
+    hidden = [rank - len(t.replace("...", "")) if "..." in t else 0 for t, rank in zip(terms, ranks, strict=True)]
+    if min(hidden) < 0 or max(hidden) > len(_DOTS):
+        c.fail(f"the equation {equation!r} does not fit operands of rank {ranks}")
+    spelled = [t.replace("...", _DOTS[len(_DOTS) - n:]) for t, n in zip(terms, hidden, strict=True)]
+    letters = "".join(terms).replace("...", "")
+    dots = _DOTS[len(_DOTS) - max(hidden):]
+    if not arrow:
+        result = "..." + "".join(sorted(a for a in set(letters) if letters.count(a) == 1))
+    result = result.replace("...", dots)
+    for term, rank in zip(spelled, ranks, strict=True):
+        if len(term) != rank or any(not (a.isalpha() or a in dots) for a in term):
+            c.fail(f"the equation {equation!r} does not fit operands of rank {ranks}")
+        if len(set(term)) < len(term):
+            c.unsupported(f"the equation {equation!r} names an axis of an operand twice")
+    if len(set(result)) < len(result) or set(result) - set("".join(spelled)):
+        c.fail(f"the equation {equation!r} has a wrong result")
+    return spelled, result
+
+
+def _summed(c: Call, x: Tensor, term: str, kept: set[str]) -> tuple[Tensor, str]:
+    """The operand without the axes that nothing else names."""
+    axes = tuple(i for i, a in enumerate(term) if a not in kept)
+    if axes:
+        x = c.emit("reduce_sum", x, axes=axes, keepdims=False)
+    return x, "".join(a for a in term if a in kept)
+
+
+def _product(c: Call, a: Tensor, left: str, b: Tensor, right: str, result: str) -> Tensor:
+    batch = [i for i in left if i in right and i in result]
+    inner = [i for i in left if i in right and i not in result]
+    rows = [i for i in left if i not in right]
+    cols = [i for i in right if i not in left]
+    sizes: dict[str, Dim] = {}
+    for term, x in ((left, a), (right, b)):
+        for name, d in zip(term, x.shape, strict=True):
+            if sizes.get(name, 1) == 1:
+                sizes[name] = d
+    for name in inner:
+        c.builder.same(a.shape[left.index(name)], b.shape[right.index(name)])
+
+    def matrix(x: Tensor, term: str, groups: Sequence[Sequence[str]]) -> Tensor:
+        moved = c.builder.transpose(x, [term.index(i) for group in groups for i in group])
+        own = {i: x.shape[term.index(i)] for i in term}
+        lead = [own[i] for i in groups[0]]
+        return c.builder.reshape(moved, (*lead, *(product(own[i] for i in group) for group in groups[1:])))
+
+    y = c.emit("matmul", matrix(a, left, (batch, rows, inner)), matrix(b, right, (batch, inner, cols)))
+    order = [*batch, *rows, *cols]
+    y = c.builder.reshape(y, [sizes[i] for i in order])
+    return c.builder.transpose(y, [order.index(i) for i in result])
