@@ -135,6 +135,8 @@ def _lower(p: Program, node: Node, args: Sequence[int | None]) -> Sequence[int]:
         return _ROW_OPS[node.op](p, present, attrs)
     if node.op.startswith("reduce_"):
         return [reduce(p, node.op[len("reduce_"):], present[0])]
+    if node.op == "pow":
+        return [_power(p, *present)]
     attrs.pop("to", None)
     return [p.add(node.op, node.output.dtype, *present, **attrs)]
 
@@ -151,6 +153,20 @@ def reduce(p: Program, kind: str, x: int) -> int:
         total = p.reduce("row_sum", p.add("cast", DType.i64, x))
         return p.add("cast", dtype, p.add("div", DType.i64, total, p.columns(False, DType.i64, x)))
     return _mean(p, x)
+
+
+def _power(p: Program, x: int, exponent: int) -> int:
+    """x**exponent; exponents that models write as constants need no logarithm."""
+    dtype, instr = p.dtype(x), p.instrs[exponent]
+    fixed = float(np.frombuffer(instr.attr("bytes"), dtype.numpy)[0]) if instr.op == "constant" else None
+    square = p.add("mul", dtype, x, x) if fixed in (2, 3, 4) else x
+    if fixed in (1, 2):
+        return square
+    if fixed in (3, 4):
+        return p.add("mul", dtype, square, x if fixed == 3 else square)
+    if fixed == -1 and dtype.is_float:
+        return p.add("reciprocal", dtype, x)
+    return p.add("pow", dtype, x, exponent)
 
 
 def _mean(p: Program, x: int) -> int:
