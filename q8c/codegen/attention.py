@@ -5,7 +5,7 @@ import llvmlite.ir as ir
 
 from q8c.codegen.attention_spec import AttentionSpec, attention_sizes, attention_spec
 from q8c.codegen.attention_tile import STATISTICS, TileEmitter, tiles
-from q8c.codegen.builder import F32, I64, LANES, PTR, Builder, Value
+from q8c.codegen.builder import F32, I64, LANES, PTR, V16F, Builder, Value
 from q8c.codegen.kernel import Kernel
 from q8c.codegen.targets import Tier
 from q8c.ir.dims import Dim, floordiv
@@ -18,34 +18,31 @@ MASK_SIZES = ("mask_batch", "mask_head", "mask_query")
 def attention_kernel(module: ir.Module, tier: Tier, node: Node) -> Kernel:
     """The kernel of an `attention` node: q, k, v, mask if there is one, the result; sizes; scratch.
 
-    Scratch grows with the number of keys, 128 bytes each (64 without AVX-512), and stays in the L2 cache up to about
-    8,000 of them. Work is split by batch item, head and tile of queries.
+    Scratch holds one head's keys and values, 8 bytes per element, and the scores of one tile of queries, 128 bytes per
+    key (64 without AVX-512). Work is split by batch item, head and tile of queries.
     """
     spec = attention_spec(node)
-    queries = tiles(tier)[0].queries
-    keys = floordiv(node.input(1).shape[1] + (LANES - 1), LANES) * LANES
-    scratch: Dim = (keys + spec.head_size + STATISTICS) * (4 * queries)
-    return Kernel(_function(module, tier, spec), attention_sizes(node), scratch)
-
-
-def _function(module: ir.Module, tier: Tier, spec: AttentionSpec) -> ir.Function:
-    name = f"{spec.name}__{tier.name.replace('-', '')}"
-    found = module.globals.get(name)
-    return found if found is not None else _Driver(module, tier, spec, name).emit()
+    keys = node.input(1).shape[1]
+    rows = floordiv(keys + (LANES - 1), LANES) * LANES + (spec.head_size + STATISTICS)
+    scratch: Dim = keys * (8 * spec.pitch) + rows * (4 * tiles(tier)[0].queries)
+    function = module.globals.get(spec.symbol(tier)) or _Driver(module, tier, spec).emit()
+    return Kernel(function, attention_sizes(node), scratch)
 
 
 class _Driver:
-    """The loop over tiles that calls the tile functions."""
+    """The loop over tiles. It copies keys and values of a head to scratch before the first tile that reads them: rows
+    of a merged QKV are pages apart, and where they are 4 KiB apart they all compete for the same cache sets.
+    """
 
-    def __init__(self, module: ir.Module, tier: Tier, spec: AttentionSpec, name: str) -> None:
+    def __init__(self, module: ir.Module, tier: Tier, spec: AttentionSpec) -> None:
         self.spec = spec
         self.tiles = tiles(tier)
-        self.functions = [TileEmitter(module, tier, spec, tile, f"{name}_{tile.queries}").emit() for tile in self.tiles]
+        self.functions = [TileEmitter(module, tier, spec, tile).emit() for tile in self.tiles]
         pointers = ["q", "k", "v", *(["mask"] if spec.mask is not None else []), "out"]
         sizes = ["batch", "queries", "keys", *(MASK_SIZES if spec.mask is not None else [])]
         params = [*((n, PTR) for n in pointers), *((n, I64) for n in sizes), ("scratch", PTR), ("tid", I64),
                   ("threads", I64)]
-        self.b = Builder(module, tier, name, params, internal=True)
+        self.b = Builder(module, tier, spec.symbol(tier), params, internal=True)
 
     def emit(self) -> ir.Function:
         """The whole function."""
@@ -53,29 +50,50 @@ class _Driver:
         per_head = b.ceildiv(b.arg("queries"), tile.queries)
         items = b.mul(b.mul(b.arg("batch"), self.spec.heads), per_head)
         tid, threads = b.arg("tid"), b.arg("threads")
-        with b.range(b.div(b.mul(items, tid), threads), b.div(b.mul(items, b.add(tid, 1)), threads)) as item:
-            head = b.div(item, per_head)
-            self._item(b.div(head, self.spec.heads), b.rem(head, self.spec.heads),
-                       b.mul(b.rem(item, per_head), tile.queries))
+        first, last = (b.div(b.mul(items, n), threads) for n in (tid, b.add(tid, 1)))
+        self.k = b.arg("scratch")
+        self.v, self.rest = (b.at(self.k, b.mul(b.arg("keys"), n * self.spec.pitch), F32) for n in (1, 2))
+
+        def item(index: Value, copied: list[Value]) -> list[Value]:
+            head = b.div(index, per_head)
+            group = b.div(head, self.spec.heads // self.spec.kv_heads)
+            with b.if_(b.icmp("!=", group, copied[0])):
+                self._copy_keys(b.div(group, self.spec.kv_heads), b.rem(group, self.spec.kv_heads))
+            query = b.mul(b.rem(index, per_head), tile.queries)
+            self._item(b.div(head, self.spec.heads), b.rem(head, self.spec.heads), query)
+            return [group]
+
+        b.loop(first, last, 1, [ir.Constant(I64, -1)], item)
         b.ret()
         return b.function
+
+    def _copy_keys(self, batch: Value, group: Value) -> None:
+        """The keys and values of one head side by side in scratch, rows padded with 0 to whole vectors."""
+        b, spec = self.b, self.spec
+        with b.range(0, b.arg("keys")) as key:
+            token = b.add(b.mul(batch, b.arg("keys")), key)
+            for n, copy in ((1, self.k), (2, self.v)):
+                row = self._channels(n, token, group)
+                for c in range(0, spec.head_size, LANES):
+                    x = b.load_tail(V16F, b.at(row, c, F32), min(LANES, spec.head_size - c))
+                    b.store(x, b.at(b.at(copy, b.mul(key, spec.pitch), F32), c, F32))
+
+    def _channels(self, operand: int, token: Value, head: Value) -> Value:
+        """Where a head of a token of q, k or v starts."""
+        b, spec = self.b, self.spec
+        channel = b.add(b.mul(head, spec.head_size), spec.offsets[operand])
+        return b.at(b.arg("qkv"[operand]), b.add(b.mul(token, spec.strides[operand]), channel), F32)
 
     def _item(self, batch: Value, head: Value, query: Value) -> None:
         """One tile: queries of one head from `query` on."""
         b, spec = self.b, self.spec
         queries = b.imin(b.sub(b.arg("queries"), query), self.tiles[0].queries)
-        group = b.div(head, spec.heads // spec.kv_heads)
-        pointers = []
-        for n, of_head in enumerate((head, group, group)):
-            token = b.add(b.mul(batch, b.arg("queries")), query) if n == 0 else b.mul(batch, b.arg("keys"))
-            channel = b.add(b.mul(of_head, spec.head_size), spec.offsets[n])
-            pointers.append(b.at(b.arg("qkv"[n]), b.add(b.mul(token, spec.strides[n]), channel), F32))
         token = b.add(b.mul(batch, b.arg("queries")), query)
         out = b.at(b.arg("out"), b.add(b.mul(token, spec.channels), b.mul(head, spec.head_size)), F32)
         mask, mask_row = self._mask(batch, head, query)
         keys, visible = self._keys(query)
-        args = [*pointers, mask, out, queries, keys, visible, mask_row, b.arg("scratch")]
-        self._call(0, queries, args)
+        self._call(0, queries, [self._channels(0, token, head), self.k, self.v, mask, out, queries, keys, visible,
+                                mask_row, self.rest])
 
     def _call(self, index: int, queries: Value, args: list[Value]) -> None:
         """The narrowest tile that takes all the queries."""

@@ -4,6 +4,8 @@ from __future__ import annotations
 import struct
 from dataclasses import dataclass
 
+from q8c.codegen.builder import LANES
+from q8c.codegen.targets import Tier
 from q8c.ir.dims import Dim
 from q8c.ir.graph import Node
 from q8c.ir.ops import attributes
@@ -37,6 +39,11 @@ class AttentionSpec:
         return self.heads * self.head_size
 
     @property
+    def pitch(self) -> int:
+        """Elements from one key to the next in scratch."""
+        return -(-self.head_size // LANES) * LANES
+
+    @property
     def mask_has_queries(self) -> bool:
         """Whether the mask differs from query to query."""
         return self.mask is not None and "q" in self.mask
@@ -46,10 +53,9 @@ class AttentionSpec:
         """Whether the mask differs from key to key."""
         return self.mask is not None and "k" in self.mask
 
-    @property
-    def name(self) -> str:
-        """The kernel's symbol without the tier: operation, format, heads x size, where q, k, v lie, scale (its
-        float32 bits), fused steps."""
+    def symbol(self, tier: Tier, tile: str = "") -> str:
+        """The name of the kernel, or of one of its tiles: operation, format, heads x size, where q, k and v lie, scale
+        (its float32 bits), mask and the rest, tile (queries x keys), tier."""
         places = [f"{n}{stride}at{offset}" for n, stride, offset in zip("qkv", self.strides, self.offsets, strict=True)]
         heads = f"{self.heads}x{self.head_size}"
         if self.kv_heads != self.heads:
@@ -58,7 +64,8 @@ class AttentionSpec:
         parts += [f"mask{self.mask}"] if self.mask is not None else []
         parts += ["causal"] if self.causal else []
         parts += ["nan0"] if self.nan_to_zero else []
-        return "_".join(parts)
+        parts += [tile] if tile else []
+        return f"{'_'.join(parts)}__{tier.name.replace('-', '')}"
 
 
 def attention_spec(node: Node) -> AttentionSpec:
@@ -79,5 +86,5 @@ def attention_sizes(node: Node) -> tuple[Dim, ...]:
     if mask is not None:
         _, heads, queries, keys = mask.shape
         steps: list[Dim] = [heads * queries * keys, queries * keys, keys]
-        sizes += [0 if size == 1 else step for size, step in zip(mask.shape, steps, strict=False)]
+        sizes += [0 if size == 1 else step for size, step in zip(mask.shape[:3], steps, strict=True)]
     return tuple(sizes)

@@ -1,9 +1,9 @@
 """The innermost attention code: a tile of queries of one head against all its keys, in float32.
 
-A lane is a query. Scores stand transposed, [keys][queries], in scratch that stays in the caches: keys and values are
-read where they lie, softmax needs no sums across lanes, and every sum (over a head's channels, over keys) runs in
-ascending order in one accumulator. So a query's result depends on no other query, on no tile shape, on no tier, and
-keys of weight 0 behind the last real one change no bit of it.
+A lane is a query. Scores stand transposed, [keys][queries], in scratch that stays in the caches: keys need no
+transposition, softmax no sums across lanes, and every sum (over a head's channels, over keys) runs in ascending order
+in one accumulator. So a query's result depends on no other query, on no tile shape, on no tier, and keys of weight 0
+behind the last real one change no bit of it.
 """
 from __future__ import annotations
 
@@ -55,16 +55,16 @@ def tiles(tier: Tier) -> tuple[Tile, ...]:
 class TileEmitter:
     """Writes the function of one tile shape.
 
-    Its parameters: pointers to the tile's first query, the head's first key and value, the tile's first mask row, and
-    the tile's first result; how many queries and keys there are (1 or more); the last key the first query sees if
-    `causal`; elements from one mask row to the next; scratch.
+    Its parameters: pointers to the tile's first query, the head's keys and values (rows of `pitch`, 0 past the head's
+    size), the tile's first mask row and its first result; how many queries (1 or more) and keys there are; the last
+    key the first query sees if `causal`; elements from one mask row to the next; scratch.
     """
 
-    def __init__(self, module: ir.Module, tier: Tier, spec: AttentionSpec, tile: Tile, name: str) -> None:
+    def __init__(self, module: ir.Module, tier: Tier, spec: AttentionSpec, tile: Tile) -> None:
         self.spec, self.tile = spec, tile
         params = [("q", PTR), ("k", PTR), ("v", PTR), ("mask", PTR), ("out", PTR), ("queries", I64), ("keys", I64),
                   ("visible", I64), ("mask_row", I64), ("scratch", PTR)]
-        self.b = b = Builder(module, tier, name, params, internal=True)
+        self.b = b = Builder(module, tier, spec.symbol(tier, f"{tile.queries}x{tile.keys}"), params, internal=True)
         self.queries, self.keys = b.arg("queries"), b.arg("keys")
         self.last_query, self.last_key = b.sub(self.queries, 1), b.sub(self.keys, 1)
         self.greatest = b.arg("scratch")
@@ -136,13 +136,13 @@ class TileEmitter:
             b.store(b.splat(NEGATIVE_INFINITY), self._row(self.greatest, 0, vector * LANES))
         whole = b.sub(self.keys, b.rem(self.keys, tile.keys))
         with b.range(0, whole, tile.keys) as key:
-            first = b.at(b.arg("k"), b.mul(key, self.spec.strides[1]), F32)
+            first = b.at(b.arg("k"), b.mul(key, self.spec.pitch), F32)
             self._score([b.add(key, n) for n in range(tile.keys)],
-                        [b.at(first, n * self.spec.strides[1], F32) for n in range(tile.keys)])
+                        [b.at(first, n * self.spec.pitch, F32) for n in range(tile.keys)])
         with b.range(whole, self.keys, TAIL_KEYS) as key:
             # The last key fills up the group: scored twice, it changes nothing.
             keys = [b.imin(b.add(key, n), self.last_key) for n in range(TAIL_KEYS)]
-            self._score(keys, [b.at(b.arg("k"), b.mul(n, self.spec.strides[1]), F32) for n in keys])
+            self._score(keys, [b.at(b.arg("k"), b.mul(n, self.spec.pitch), F32) for n in keys])
 
     def _score(self, keys: Sequence[Value], pointers: Sequence[Value]) -> None:
         """Scores of some keys, which lie at `pointers`."""
@@ -238,13 +238,13 @@ class TileEmitter:
 
         def step(_: Value, carried: list[Value]) -> list[Value]:
             *sums, value, weight = carried
-            vectors = [self._load(b.at(value, c * LANES, F32), width) for c, width in enumerate(widths)]
+            vectors = [b.load(V16F, b.at(value, c * LANES, F32)) for c in range(len(widths))]
             for r in range(rows):
                 w = b.splat(b.load(F32, b.at(weight, r, F32)))
                 for c, v in enumerate(vectors):
                     at = r * len(widths) + c
                     sums[at] = b.fma(w, v, sums[at])
-            return [*sums, b.at(value, spec.strides[2], F32), b.at(weight, self.tile.queries, F32)]
+            return [*sums, b.at(value, spec.pitch, F32), b.at(weight, self.tile.queries, F32)]
 
         start_sums = [b.splat(0.0)] * (rows * len(widths))
         *sums, _, _ = b.loop(0, self.keys, 1, [*start_sums, values, self._row(self.scores, 0, start)], step)
@@ -259,9 +259,6 @@ class TileEmitter:
         b = self.b
         y = b.mul(x, factor)
         return b.select(b.fcmp(">", factor, 0.0), y, 0.0) if self.spec.nan_to_zero else y
-
-    def _load(self, address: Value, width: int) -> Value:
-        return self.b.load(V16F, address) if width == LANES else self.b.load_tail(V16F, address, width)
 
     def _store(self, x: Value, address: Value, width: int) -> None:
         if width == LANES:
