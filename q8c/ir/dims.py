@@ -15,6 +15,7 @@ Dim: TypeAlias = "int | Expr"
 Atom: TypeAlias = "str | Call"
 Monomial: TypeAlias = "tuple[Atom, ...]"
 Program: TypeAlias = "int | list[Any]"
+TERM_LIMIT = 1000  # terms of a product and factors of a term; models stay below ten, squaring a few times does not
 SIZE_LIMIT = 2**47  # every size is below this (the x86-64 address space), so a larger bound bounds nothing
 
 
@@ -56,6 +57,8 @@ class Expr:
         return _sum([other, self * -1])
 
     def __mul__(self, other: Dim) -> Dim:
+        if len(self.terms) * len(_terms(other)) > TERM_LIMIT or _degree(self) + _degree(other) > TERM_LIMIT:
+            raise OverflowError(f"a product of sizes grows beyond {TERM_LIMIT} terms or factors")
         terms: dict[Monomial, int] = {}
         for m1, c1 in self.terms:
             for m2, c2 in _terms(other):
@@ -135,20 +138,21 @@ def dim_min(*args: Dim) -> Dim:
     return _extreme("min", args, min)
 
 
-def nonnegative(d: Dim) -> bool:
+def nonnegative(d: Dim, depth: int = 4) -> bool:
     """Whether d >= 0 for all sizes, as far as can be proved.
 
-    It is if all coefficients and all atoms are, and if it is with some max (min taken off) replaced by an argument.
+    It is if all coefficients and all atoms are, and if it is with some max (min taken off) replaced by an argument;
+    `depth` is how many are replaced at a time, as every one multiplies the work.
     """
     if isinstance(d, int):
         return d >= 0
     if all(c >= 0 and all(map(_atom_nonnegative, m)) for m, c in d.terms):
         return True
-    for monomial, coefficient in d.terms:
+    for monomial, coefficient in d.terms if depth else ():
         call = monomial[0] if len(monomial) == 1 else None
         if isinstance(call, Call) and call.op == ("max" if coefficient > 0 else "min"):
             rest = d - Expr({monomial: coefficient})
-            if any(nonnegative(rest + arg * coefficient) for arg in call.args):
+            if any(nonnegative(rest + arg * coefficient, depth - 1) for arg in call.args):
                 return True
     return False
 
@@ -268,6 +272,10 @@ def _key(monomial: Monomial) -> tuple[str, ...]:
 
 def _operand(d: Dim) -> str:
     return f"({d})" if isinstance(d, Expr) and (len(d.terms) > 1 or d.terms[0][1] < 0) else str(d)
+
+
+def _degree(d: Dim) -> int:
+    return max((len(m) for m, _ in _terms(d)), default=0)
 
 
 def _terms(d: Dim) -> tuple[tuple[Monomial, int], ...]:
