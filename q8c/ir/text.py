@@ -109,7 +109,7 @@ def scalar_text(x: Any) -> str:
         return "true" if x else "false"
     if isinstance(x, (int, np.integer)):
         return str(int(x))
-    text = repr(x) if isinstance(x, float) else str(x)
+    text = repr(float(x)) if isinstance(x, float) else str(x)  # np.float64 is a float whose repr is not a number
     return text if any(c in text for c in ".en") else text + ".0"
 
 
