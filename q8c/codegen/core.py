@@ -118,9 +118,10 @@ class Core:
         """The remainder of `div` on signed integers."""
         return self.ir.srem(*self.coerce(x, y))
 
-    def ceildiv(self, x: Operand, y: int) -> Value:
+    def ceildiv(self, x: Operand, y: Operand) -> Value:
         """ceil(x / y) of integers x >= 0, y > 0."""
-        return self.ir.udiv(*self.coerce(self.add(x, y - 1), y))
+        x, y = self.coerce(x, y)
+        return self.ir.udiv(self.add(x, self.sub(y, 1)), y)
 
     def shl(self, x: Operand, y: Operand) -> Value:
         """x << y"""

@@ -53,7 +53,7 @@ class _F32TileEmitter(TileEmitter):
     def _step(self, accs: list[Value], pointers: list[Value]) -> list[Value]:
         b, tile = self.b, self.tile
         a, w = pointers
-        weights = [b.load(V16F, at, align=STEP_BYTES) for at in self.panel_addresses(w)]
+        weights = [b.load(V16F, b.at(w, p * self.spec.panel_bytes), align=STEP_BYTES) for p in range(tile.panels)]
         for r in range(tile.rows):
             value = b.splat(b.load(F32, b.at(a, r * self.spec.lda)))
             for p in range(tile.panels):

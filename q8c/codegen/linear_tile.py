@@ -17,13 +17,13 @@ Step: TypeAlias = Callable[[list[Value], list[Value]], list[Value]]
 class Tile:
     """The static shape of a tile: rows x panels of 16 columns, of which the last panel has `tail`.
 
-    `prefetch` asks for the weights of the tile to the right.
+    With `ahead`, every step of depth also asks for weights at the operand `ahead`, moving by `ahead_step` bytes.
     """
 
     rows: int
     panels: int
     tail: int = PANEL
-    prefetch: bool = False
+    ahead: bool = False
 
     @property
     def unroll(self) -> int:
@@ -93,26 +93,20 @@ class TileEmitter(ABC):
         `pointers` are to a row (4 bytes a step) and to a panel; step(accs, pointers) gives the next accs.
         """
         b, unroll, count = self.b, self.tile.unroll, len(accs)
-        strides = (4, STEP_BYTES)
+        strides: list[Value | int] = [4, STEP_BYTES]
+        if self.tile.ahead:
+            pointers, strides = [*pointers, self.values["ahead"]], [*strides, self.values["ahead_step"]]
 
         def steps(carried: Sequence[Value], number: int) -> list[Value]:
-            accs, pointers = list(carried[:count]), carried[count:]
-            for u in range(number):
-                accs = step(accs, [b.at(p, u * s) for p, s in zip(pointers, strides, strict=True)])
-            return accs
-
-        def body(_: Value, carried: list[Value]) -> list[Value]:
-            moved = [b.at(p, unroll * s) for p, s in zip(carried[count:], strides, strict=True)]
-            return [*steps(carried, unroll), *moved]
+            accs, pointers = list(carried[:count]), list(carried[count:])
+            for _ in range(number):
+                accs = step(accs, pointers[:2])
+                if self.tile.ahead:
+                    b.prefetch(pointers[-1], 2)
+                pointers = [b.at(p, s) for p, s in zip(pointers, strides, strict=True)]
+            return [*accs, *pointers]
 
         carried = [*accs, *pointers]
         if self.spec.steps >= unroll:
-            carried = b.loop(0, self.spec.steps // unroll, 1, carried, body)
-        return steps(carried, self.spec.steps % unroll)
-
-    def panel_addresses(self, w: Value) -> list[Value]:
-        """Where each panel's weights of this step are; asks for those of the tile to the right."""
-        addresses = [self.b.at(w, p * self.spec.panel_bytes) for p in range(self.tile.panels)]
-        for p in range(self.tile.panels if self.tile.prefetch else 0):
-            self.b.prefetch(self.b.at(w, (self.tile.panels + p) * self.spec.panel_bytes), 2)
-        return addresses
+            carried = b.loop(0, self.spec.steps // unroll, 1, carried, lambda _, carried: steps(carried, unroll))
+        return steps(carried, self.spec.steps % unroll)[:count]

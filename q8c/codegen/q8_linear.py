@@ -8,11 +8,10 @@ from q8c.codegen.linear import YMM_SCHEDULE, ZMM_SCHEDULE, LinearKernel, Schedul
 from q8c.codegen.q8_spec import Q8LinearSpec
 from q8c.codegen.q8_tile import Q8TileEmitter, WidenedTileEmitter, emit_widen, widened_stride
 from q8c.codegen.targets import Tier
-from q8c.codegen.tasks import Task, for_tiles
 
 SCRATCH_BYTES = 256 << 10
 """Most stack the widened rows of one tile may take."""
-_WIDENED_SCHEDULE = Schedule(rows=10, panels=1, few_rows=10, few_panels=1)
+_WIDENED_SCHEDULE = Schedule(rows=10, panels=1, few_rows=0, few_panels=0)
 
 
 def emit_q8_linear(module: ir.Module, tier: Tier, spec: Q8LinearSpec) -> ir.Function:
@@ -30,18 +29,14 @@ def emit_q8_linear(module: ir.Module, tier: Tier, spec: Q8LinearSpec) -> ir.Func
 
 
 class _WidenedLinear(LinearKernel):
-    """Without VNNI: tile by tile, widen its rows once, then go across the columns."""
+    """Without VNNI: a tile's rows are widened once, then go across the columns."""
 
-    def walk(self, b: Builder, rows: Value) -> None:
+    def prepare(self, b: Builder) -> int:
         stride = widened_stride(self.spec)
         most = max(1, min(self.schedule.rows, SCRATCH_BYTES // stride))
-        scratch = b.scratch(most * stride)
+        self.scratch = b.scratch(most * stride)
+        return most
 
-        def tiles(task: Task, first: Value, size: Value, count: Value) -> None:
-            with b.range(0, count) as tile:
-                operands = self.from_row(b, b.add(b.add(task.first_row, first), b.mul(tile, size)))
-                emit_widen(b, self.spec, operands["a"], size, scratch)
-                self.strips_across(b, {**operands, "a": scratch}, size, task)
-
-        self.tasks(b, rows, self.schedule.few_panels, lambda task: for_tiles(
-            b, task.rows, most, lambda *tile: tiles(task, *tile)))
+    def rows_of_tile(self, b: Builder, a: Value, rows: Value) -> Value:
+        emit_widen(b, self.spec, a, rows, self.scratch)
+        return self.scratch

@@ -38,7 +38,7 @@ class Q8TileEmitter(TileEmitter):
         """4 columns of depth for every row and panel."""
         b, tile = self.b, self.tile
         a, w = pointers
-        weights = [b.load(V16I, at, align=STEP_BYTES) for at in self.panel_addresses(w)]
+        weights = [b.load(V16I, b.at(w, p * self.spec.panel_bytes), align=STEP_BYTES) for p in range(tile.panels)]
         for r in range(tile.rows):
             dword = b.splat(b.load(I32, b.at(a, r * self.spec.lda)), V16I)
             for p in range(tile.panels):

@@ -14,6 +14,10 @@ GRAIN = 1 << 18
 """Multiply-adds below which another task is not worth its dispatch (about 1 us)."""
 TASKS_PER_THREAD = 12
 """Enough for threads that are slowed by others to be made up for."""
+RUN_BYTES = (32 << 10, 256 << 10)
+"""Weights of a run of columns that more than one tile of rows goes over: the first run comes late into the cache, so
+it must be short beside the work on it, which grows with the rows; long runs write whole stretches of result rows."""
+RUN_BYTES_PER_ROW = 256
 
 
 @dataclass(frozen=True)
@@ -24,23 +28,26 @@ class Grid:
         groups: column groups, never split.
         work: multiply-adds per row over all columns.
         tile_rows: rows worth keeping together.
-        block_rows: rows whose operands still fit the cache; no task has more.
+        block_rows: rows that still fit the second-level cache; no task has more.
+        group_bytes: weights of one column group.
     """
 
     groups: int
     work: int
     tile_rows: int
     block_rows: int
+    group_bytes: int
 
 
 @dataclass(frozen=True)
 class Task:
-    """A block of rows and a run of column groups (i64 values)."""
+    """A block of rows and a run of column groups; `next_group` begins the run this thread is likely to draw next."""
 
     first_row: Value
     rows: Value
     first_group: Value
     last_group: Value
+    next_group: Value
 
 
 def for_tasks(b: Builder, grid: Grid, rows: Value, threads: Value, counter: Value,
@@ -52,16 +59,21 @@ def for_tasks(b: Builder, grid: Grid, rows: Value, threads: Value, counter: Valu
     alone = b.icmp("==", threads, 1)
     worth = b.add(b.div(b.mul(rows, grid.work), GRAIN), 1)
     wanted = b.select(alone, 1, b.imin(b.mul(threads, TASKS_PER_THREAD), worth))
-    runs = b.imin(wanted, grid.groups)
+    run_bytes = b.imin(b.imax(b.mul(rows, RUN_BYTES_PER_ROW), RUN_BYTES[0]), RUN_BYTES[1])
+    reused = b.icmp(">", rows, grid.tile_rows)
+    run_groups = b.select(reused, b.imax(b.div(run_bytes, grid.group_bytes), 1), grid.groups)
+    runs = b.imax(b.imin(wanted, grid.groups), b.ceildiv(constant(I64, grid.groups), run_groups))
     fitting = b.ceildiv(rows, grid.block_rows)
-    finer = b.imin(b.div(b.sub(b.add(wanted, runs), 1), runs), b.div(rows, grid.tile_rows))
+    finer = b.imin(b.ceildiv(wanted, runs), b.div(rows, grid.tile_rows))
     blocks = b.imax(fitting, finer)
     count = b.mul(runs, blocks)
 
     def task(drawn: list[Value]) -> list[Value]:
         block, run = b.div(drawn[0], runs), b.rem(drawn[0], runs)
         first_row, end_row = _part(b, rows, block, blocks)
-        body(Task(first_row, b.sub(end_row, first_row), *_part(b, constant(I64, grid.groups), run, runs)))
+        groups = constant(I64, grid.groups)
+        following, _ = _part(b, groups, b.rem(b.add(run, threads), runs), runs)
+        body(Task(first_row, b.sub(end_row, first_row), *_part(b, groups, run, runs), following))
         return [b.atomic_add(counter, 1)]
 
     b.while_([b.atomic_add(counter, 1)], lambda drawn: b.icmp("<", drawn[0], count), task)
