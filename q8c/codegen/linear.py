@@ -155,7 +155,7 @@ class LinearKernel:
         """An internal function that runs a tile `count` times across the columns."""
         spec = self.spec
         params = spec.operands + ([("ahead", PTR), ("ahead_step", I64)] if tile.ahead else [])
-        name = f"{self.name}.{tile.rows}x{tile.cols}"
+        name = f"{self.name}.{tile.rows}x{tile.cols}{'.ahead' if tile.ahead else ''}"
         b = Builder(self.module, self.tier, name, [*params, ("count", I64)], internal=True)
         operands = {n: b.arg(n) for n, _ in params}
         right: dict[str, Value | int] = dict.fromkeys([*spec.col_values, "y"], 4 * PANEL * tile.panels)
