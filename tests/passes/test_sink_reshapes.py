@@ -1,0 +1,59 @@
+"""Reshapes that merge axes before the last move behind the work on rows."""
+from __future__ import annotations
+
+import pytest
+
+from q8c.passes.sink_reshapes import SinkReshapes
+from tests.passes.support import check
+
+HEAD = """graph @g(%x: f32[b, s, 8], %y: f32[b, s, 8], %m: f32[b*s, 8]) {
+  const %w: f32[8, 16] = @w
+  const %v: f32[1, 16] = @v
+  const %half: f32[] = 0.5
+"""
+
+
+def graph(body: str, result: str = "return %z") -> str:
+    """A graph with the constants its body names."""
+    lines = [line for line in HEAD.splitlines() if "const" not in line or line.split(":")[0].split()[-1] in body]
+    return "\n".join([*lines, body, result, "}"])
+
+
+def test_a_layer_on_flattened_rows_becomes_one_on_rows_as_they_were() -> None:
+    check(SinkReshapes(), graph("""
+      %a: f32[b*s, 8] = reshape(%x) {shape = (b*s, 8)}
+      %h: f32[b*s, 16] = matmul(%a, %w)
+      %i: f32[b*s, 16] = add(%h, %v)
+      %j: f32[b*s, 16] = mul(%half, %i)
+      %k: f32[b*s, 16] = gelu(%j)
+      %n: f32[b*s, 16] = softmax(%k) {axis = 1}
+      %o: f32[b*s, 1] = reduce_max(%n) {axes = (-1)}
+      %p: f32[b*s, 16] = sub(%n, %o)
+      %z: f32[b, s, 16] = reshape(%p) {shape = (b, s, 16)}"""), graph("""
+      %h: f32[b, s, 16] = matmul(%x, %w)
+      %i: f32[b, s, 16] = add(%h, %v)
+      %j: f32[b, s, 16] = mul(%half, %i)
+      %k: f32[b, s, 16] = gelu(%j)
+      %n: f32[b, s, 16] = softmax(%k) {axis = 2}
+      %o: f32[b, s, 1] = reduce_max(%n) {axes = (2)}
+      %z: f32[b, s, 16] = sub(%n, %o)"""))
+
+
+def test_two_reshapes_of_the_same_rows_become_one() -> None:
+    check(SinkReshapes(), graph("""
+      %a: f32[b*s, 8] = reshape(%x) {shape = (b*s, 8)}
+      %c: f32[b*s, 8] = reshape(%y) {shape = (b*s, 8)}
+      %z: f32[b*s, 8] = add(%a, %c)"""), graph("""
+      %a: f32[b, s, 8] = add(%x, %y)
+      %z: f32[b*s, 8] = reshape(%a) {shape = (b*s, 8)}"""))
+
+
+@pytest.mark.parametrize("body", [
+    "%a: f32[b*s, 8] = reshape(%x) {shape = (b*s, 8)}\n %z: f32[b*s, 8] = add(%a, %m)",
+    "%a: f32[8*b*s] = reshape(%x) {shape = (8*b*s)}\n %z: f32[8*b*s] = abs(%a)",
+    "%a: f32[b, 1, s, 8] = reshape(%x) {shape = (b, 1, s, 8)}\n %z: f32[b, 1, s, 8] = abs(%a)",
+    "%a: f32[b*s, 8] = reshape(%x) {shape = (b*s, 8)}\n %z: f32[b*s, 8] = softmax(%a) {axis = 0}",
+    "%a: f32[s, 8*b] = reshape(%x) {shape = (s, 8*b)}\n %z: f32[s, 8*b] = abs(%a)",
+])
+def test_other_reshapes_stay(body: str) -> None:
+    check(SinkReshapes(), graph(body), None)
