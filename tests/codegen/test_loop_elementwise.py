@@ -17,6 +17,7 @@ from tests.codegen.jit import runnable_tiers
 from tests.codegen.kernels import Arrays, compiled, loop_text
 
 INTS = ["i8", "u8", "i16", "u16", "i32", "u32", "i64", "u64"]
+CHOSEN = ["i8", "u8", "i32", "i64", "u64"]  # arithmetic on the others differs in width only
 FLOATS = ["f16", "f32", "f64"]
 COMPARISONS = ["equal", "less", "less_equal", "greater", "greater_equal", "is_nan"]
 SPECIAL = [0.0, -0.0, 1.0, -1.0, 0.5, 2.5, 3.5, -2.5, np.inf, -np.inf, np.nan, 1e-40, 65000.0, -7.25, 127.0, 128.5]
@@ -77,7 +78,7 @@ def assert_same(got: NDArray[Any], expected: NDArray[Any]) -> None:
     np.testing.assert_array_equal(got, expected)
 
 
-@pytest.mark.parametrize("dtype", [*INTS, *FLOATS])
+@pytest.mark.parametrize("dtype", [*CHOSEN, *FLOATS])
 def test_arithmetic_is_exact(dtype: str) -> None:
     a, b = samples(dtype, 1), samples(dtype, 2)
     ops = dict.fromkeys(["add", "sub", "mul", "div", "min", "max"], "")
@@ -85,7 +86,7 @@ def test_arithmetic_is_exact(dtype: str) -> None:
         assert_same(y, reference(op, a, b))
 
 
-@pytest.mark.parametrize("dtype", [*INTS, "f32", "f16"])
+@pytest.mark.parametrize("dtype", [*CHOSEN, "f32", "f16"])
 def test_mod_is_exact(dtype: str) -> None:
     a, b = samples(dtype, 3), samples(dtype, 4)
     ops = {"mod": "{truncate = false}", "mod#": "{truncate = true}"}
@@ -102,7 +103,7 @@ def test_float_mod_is_exact_for_any_two(a: float, b: float) -> None:
     assert_same(got, reference("mod", x, y, truncate=True))
 
 
-@pytest.mark.parametrize("dtype", [*INTS, *FLOATS, "bool"])
+@pytest.mark.parametrize("dtype", [*CHOSEN, *FLOATS, "bool"])
 def test_comparisons(dtype: str) -> None:
     a, b = samples(dtype, 5), samples(dtype, 6)
     b[::2] = a[::2]
@@ -117,13 +118,13 @@ def test_logic() -> None:
     assert_same(each_op({"not": ""}, "a", "bool", a=a)["not"], ~a)
 
 
-@pytest.mark.parametrize("dtype", [*INTS, *FLOATS, "bool"])
+@pytest.mark.parametrize("dtype", [*CHOSEN, *FLOATS, "bool"])
 def test_where(dtype: str) -> None:
     c, a, b = samples("bool", 9), samples(dtype, 10), samples(dtype, 11)
     assert_same(each_op({"where": ""}, "c a b", dtype, c=c, a=a, b=b)["where"], np.where(c, a, b))
 
 
-@pytest.mark.parametrize("dtype", [*INTS, *FLOATS])
+@pytest.mark.parametrize("dtype", [*CHOSEN, *FLOATS])
 def test_exact_functions(dtype: str) -> None:
     x = samples(dtype, 12)
     ops = ["neg", "abs", "sign", "relu"]
@@ -207,7 +208,7 @@ def test_pow_of_a_fixed_exponent() -> None:
         assert_close(y, exact, 2 * places(exact, np.float32))
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=15, deadline=None)
 @given(st.data())
 def test_broadcasting(data: st.DataObject) -> None:
     """Any mix of full, missing and stretched axes, symbolic or fixed."""
