@@ -1,0 +1,41 @@
+"""The kernel of a `matmul` node: both operands are computed at run time."""
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import llvmlite.ir as ir
+
+from q8c.codegen.builder import LANES
+from q8c.codegen.f32_matmul import SCRATCH_PER_DEPTH, F32MatmulSpec, emit_f32_matmul
+from q8c.codegen.kernel import Kernel
+from q8c.codegen.targets import Tier
+from q8c.errors import CompileError
+from q8c.ir.dims import Dim, floordiv, product
+from q8c.ir.graph import Node
+from q8c.ir.types import DType
+
+
+def matmul_kernel(module: ir.Module, tier: Tier, node: Node) -> Kernel:
+    """The batched float product. Raises CompileError for other element types."""
+    a, b = node.input(0).type, node.input(1).type
+    if a.dtype is not DType.f32:
+        raise CompileError(f"{node}: matmul of {a.dtype.name} has no kernel; expected f32")
+    batch = node.output.shape[:-2]
+    spec = F32MatmulSpec(len(batch), bool(node.attrs["transpose_b"]))
+    name = f"{spec.name}__{tier.name.replace('-', '')}"
+    function = module.globals.get(name) or emit_f32_matmul(module, tier, spec)
+    rows, cols, depth = *node.output.shape[-2:], a.shape[-1]
+    strides = zip(batch, _strides(a.shape, batch), _strides(b.shape, batch), strict=True)
+    sizes: tuple[Dim, ...] = (rows, cols, depth, *(d for entry in strides for d in entry))
+    scratch = SCRATCH_PER_DEPTH * LANES * floordiv(depth + LANES - 1, LANES)
+    return Kernel(function, sizes, scratch=scratch, counter=True)
+
+
+def _strides(shape: Sequence[Dim], batch: Sequence[Dim]) -> list[Dim]:
+    """Elements from one matrix to the next along each batch dimension; 0 where the operand is repeated."""
+    strides: list[Dim] = []
+    for n in range(len(batch)):
+        at = n - len(batch) + len(shape) - 2
+        repeated = at < 0 or (shape[at] == 1 and batch[n] != 1)
+        strides.append(0 if repeated else product(shape[at + 1:]))
+    return strides
