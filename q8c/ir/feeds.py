@@ -1,29 +1,85 @@
-"""Random inputs for a graph: what passes and compiled models are compared on when nobody gives real ones."""
+"""Made-up inputs for a graph: what passes are compared and models calibrated on when nobody gives real ones."""
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 
 import numpy as np
 
 from q8c.errors import InputError
-from q8c.ir.dims import evaluate
+from q8c.ir.dims import as_symbol, evaluate
 from q8c.ir.graph import Array, Graph, Value
 from q8c.ir.interpret import bind_sizes
 
 _SIZES = (2, 5, 3, 7, 4, 6)
+_BATCH, _LENGTH = 4, 32
+_INDEX_KEEPING = {"reshape", "cast", "broadcast_to", "transpose", "slice", "copy"}
+Make = Callable[[Value, tuple[int, ...], np.random.Generator], Array]
 
 
 def random_feeds(graph: Graph, seed: int = 0, sizes: Mapping[str, int] | None = None) -> dict[str, Array]:
-    """One array per input, by name, the same for the same seed.
+    """One array per input, by name, the same for the same seed, to compare two graphs on.
 
     Floats are standard normal. Integers are 0 or 1, which are valid token ids, token types and mask elements alike.
     Sizes that are not given are small and differ where the graph's assumptions allow it. Raises InputError if no
     sizes are found that do.
     """
-    for chosen in _candidates(graph, sizes or {}):
+    free = [name for name in graph.symbols() if name not in (sizes or {})]
+    first = {name: _SIZES[i % len(_SIZES)] for i, name in enumerate(free)}
+    return _first_fit(graph, _with(sizes, first, *(dict.fromkeys(free, n) for n in (4, 1, 8, 16))), seed, _random)
+
+
+def typical_feeds(graph: Graph, seed: int = 0, sizes: Mapping[str, int] | None = None) -> dict[str, Array]:
+    """One array per input, by name, the same for the same seed, as like real use as the signature tells.
+
+    Integers that pick rows of a table are drawn from the whole table, other integers (masks) are 1, floats are
+    standard normal. A size that is the first of an integer input counts sequences, of which there are 4, others are
+    32 long, and those only float inputs have (a cache's past) are 0. Raises InputError if no sizes are found that fit.
+    """
+    tables = {value: table_size(value) for value in graph.inputs}
+
+    def make(value: Value, shape: tuple[int, ...], rng: np.random.Generator) -> Array:
+        if value.dtype.is_float:
+            return rng.standard_normal(shape).astype(value.dtype.numpy)
+        bound = tables[value]
+        return (np.ones(shape) if bound is None else rng.integers(0, bound, shape)).astype(value.dtype.numpy)
+
+    integers = [v for v in graph.inputs if not v.dtype.is_float]
+    batch = {as_symbol(v.shape[0]) for v in integers if v.shape}
+    lengths = {as_symbol(d) for v in integers for d in v.shape[1:]}
+    free = [name for name in graph.symbols() if name not in (sizes or {})]
+    first = {n: _BATCH if n in batch else _LENGTH if n in lengths or not integers else 0 for n in free}
+    if not integers:
+        first = dict.fromkeys(free, 1)
+    return _first_fit(graph, _with(sizes, first, *(dict.fromkeys(free, n) for n in (_LENGTH, 16, 8, 4, 1))), seed, make)
+
+
+def table_size(value: Value) -> int | None:
+    """Rows of the smallest table of fixed size that an integer value picks rows of, None if it picks none."""
+    found: list[int] = []
+    seen, waiting = {value}, [value]
+    while waiting:
+        current = waiting.pop()
+        for node in current.users:
+            if node.op == "gather" and node.inputs[1] is current:
+                size = node.input(0).shape[int(str(node.attrs.get("axis", 0)))]
+                found += [size] if isinstance(size, int) else []
+            elif node.op in _INDEX_KEEPING or node.op == "loop":
+                waiting += [v for v in node.outputs if v not in seen and not v.dtype.is_float]
+                seen.update(node.outputs)
+    return min(found, default=None)
+
+
+def _with(fixed: Mapping[str, int] | None, *candidates: Mapping[str, int]) -> Iterator[dict[str, int]]:
+    return ({**candidate, **(fixed or {})} for candidate in candidates)
+
+
+def _first_fit(graph: Graph, candidates: Iterable[Mapping[str, int]], seed: int, make: Make) -> dict[str, Array]:
+    """The feeds of the first sizes that the graph's inputs and assumptions accept."""
+    problem: Exception | None = None
+    for sizes in candidates:
         rng = np.random.default_rng(seed)
         try:
-            feeds = {v.name: _random(v, chosen, rng) for v in graph.inputs}
+            feeds = {v.name: make(v, tuple(evaluate(d, sizes) for d in v.shape), rng) for v in graph.inputs}
             bind_sizes(graph, feeds)
         except (InputError, ValueError) as error:
             problem = error
@@ -32,15 +88,7 @@ def random_feeds(graph: Graph, seed: int = 0, sizes: Mapping[str, int] | None = 
     raise InputError(f"no sizes were found that fit graph {graph.name} ({problem}); give them")
 
 
-def _candidates(graph: Graph, sizes: Mapping[str, int]) -> Iterator[dict[str, int]]:
-    free = [name for name in graph.symbols() if name not in sizes]
-    yield {**{name: _SIZES[i % len(_SIZES)] for i, name in enumerate(free)}, **sizes}
-    for size in (4, 1, 8, 16):
-        yield {**dict.fromkeys(free, size), **sizes}
-
-
-def _random(value: Value, sizes: Mapping[str, int], rng: np.random.Generator) -> Array:
-    shape = tuple(evaluate(d, sizes) for d in value.shape)
+def _random(value: Value, shape: tuple[int, ...], rng: np.random.Generator) -> Array:
     if value.dtype.is_float:
         return rng.standard_normal(shape).astype(value.dtype.numpy)
     return rng.integers(0, 2, shape).astype(value.dtype.numpy)

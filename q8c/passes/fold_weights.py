@@ -9,12 +9,11 @@ import numpy as np
 
 from q8c.errors import CompileError
 from q8c.ir import q8
-from q8c.ir.graph import Array, Graph, Node, Value
+from q8c.ir.graph import Array, Attr, Graph, Node, Value
 from q8c.ir.types import DType
 from q8c.passes.manager import Pass, Report
 from q8c.passes.rewrite import sources
 
-FORMATS = ("q8-channel",)
 # Quantizing an element of a row costs 0.12 ns and a multiply-add in int8 saves 1/58 - 1/230 = 0.013 ns over float, so
 # a row pays back from 10 columns; a depth below one register of 16 floats is bound by the epilogue either way.
 MIN_COLS = 16
@@ -46,8 +45,7 @@ class FoldWeights(Pass):
     keep: Names = Names()
 
     def __post_init__(self) -> None:
-        if self.format not in FORMATS:
-            raise CompileError(f"weight format {self.format!r} is unknown; expected one of {', '.join(FORMATS)}")
+        q8.block_size(self.format)
 
     def run(self, graph: Graph, report: Report) -> bool:
         """Whether a weight was quantized. Raises CompileError for a weight that is not finite."""
@@ -61,7 +59,7 @@ class FoldWeights(Pass):
         for node in matmuls:
             reason = self.reason_to_keep(node)
             if reason is None:
-                quantize(graph, node, done)
+                quantize(graph, node, q8.block_size(self.format), done)
                 report.rewrote(node, f"weight {node.input(1).type} as {self.format}")
                 changed = True
             elif reason:
@@ -90,6 +88,11 @@ class FoldWeights(Pass):
         return None
 
 
+def blocks(block: int) -> dict[str, Attr]:
+    """The attribute that says how many steps of depth share a scale."""
+    return {"block": block} if block else {}
+
+
 def weight_shape(node: Node) -> tuple[int, int]:
     """Depth and columns of a matmul's constant weight."""
     depth, cols = (int(str(d)) for d in node.input(1).shape[-2:])
@@ -103,16 +106,16 @@ def weight_array(node: Node) -> Array:
     return w.T if node.attrs.get("transpose_b", False) else w
 
 
-def quantize(graph: Graph, node: Node, done: dict[tuple[Value, bool], tuple[Value, Value]]) -> None:
+def quantize(graph: Graph, node: Node, block: int, done: dict[tuple[Value, bool], tuple[Value, Value]]) -> None:
     """Give a matmul its quantized weight; `done` keeps those made already."""
     w = node.input(1)
     key = (w, bool(node.attrs.get("transpose_b", False)))
     if key not in done:
         try:
-            u, scale = q8.quantize_weight(weight_array(node))
+            u, scale = q8.quantize_weight(weight_array(node), block)
         except CompileError as error:
             raise CompileError(f"{node}, %{w.name}: {error}") from error
         done[key] = (graph.constant(np.ascontiguousarray(u), f"{w.name}.q8"), graph.constant(scale, f"{w.name}.scale"))
-    folded = graph.add("dequantize_weight", done[key], name=w.name, source=sources([node]), before=node)
+    folded = graph.add("dequantize_weight", done[key], blocks(block), name=w.name, source=sources([node]), before=node)
     graph.set_inputs(node, [node.input(0), folded.output])
     node.attrs.pop("transpose_b", None)

@@ -6,8 +6,9 @@ from typing import ClassVar
 
 import numpy as np
 
-from q8c.ir.graph import Graph, Node, Value
-from q8c.passes.fold_weights import weight_array
+from q8c.ir import q8
+from q8c.ir.graph import Attr, Graph, Node, Value
+from q8c.passes.fold_weights import blocks, weight_array
 from q8c.passes.loopable import takes_rows
 from q8c.passes.manager import Pass, Report
 from q8c.passes.rewrite import is_product, other_operand, sole_reader, sources, substitute, vector
@@ -57,7 +58,8 @@ def is_quantized(node: Node) -> bool:
     product = node.input(0).producer
     rows = product.input(0).producer if product is not None and product.op == "q8_matmul" else None
     return (product is not None and rows is not None and rows.op == "dynamic_quantize"
-            and product.input(1).is_constant and node.input(1) is rows.outputs[1])
+            and product.input(1).is_constant and node.input(1) is rows.outputs[1]
+            and list(product.operands)[2:] == rows.outputs[3:])
 
 
 def fuse(graph: Graph, product: Node, report: Report) -> None:
@@ -67,13 +69,18 @@ def fuse(graph: Graph, product: Node, report: Report) -> None:
     tail: list[Value | None] = [found.bias, found.residual]
     while tail and tail[-1] is None:
         tail.pop()
-    attrs = {} if found.activation == "none" else {"activation": found.activation}
+    attrs: dict[str, Attr] = {} if found.activation == "none" else {"activation": found.activation}
     origin = sources(found.nodes)
     if product.op == "dequantize":
         matmul = product.input(0).producer
         rows = matmul.input(0).producer if matmul is not None else None
         assert matmul is not None and rows is not None
-        q, row_scale, row_sum = rows.outputs
+        block = int(str(matmul.attrs.get("block", 0)))
+        q, row_scale, row_sum, *zero = rows.outputs
+        if zero:
+            sums = graph.constant(q8.column_sums(matmul.input(1).array(), block), f"{matmul.input(1).name}.sum")
+            tail = [found.bias, found.residual, *zero, sums]
+        attrs.update(blocks(block))
         inputs = [q, row_scale, row_sum, matmul.input(1), product.input(2), *tail]
         node = graph.add("q8_linear", inputs, attrs, source=origin, before=last)
     else:

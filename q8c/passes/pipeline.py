@@ -3,6 +3,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from q8c.passes.balance_scales import BalanceScales
+from q8c.passes.calibration import Calibration, Feeds
 from q8c.passes.canonicalize import Canonicalize
 from q8c.passes.eliminate_dead_code import EliminateDeadCode
 from q8c.passes.fold_constants import FoldConstants
@@ -21,6 +23,7 @@ from q8c.passes.own_outputs import OwnOutputs
 from q8c.passes.plan_memory import PlanMemory
 from q8c.passes.reduce_rows import ReduceRows
 from q8c.passes.share_common import ShareCommon
+from q8c.passes.sink_reshapes import SinkReshapes
 
 
 @dataclass(frozen=True)
@@ -28,17 +31,21 @@ class Options:
     """What a compilation can be told.
 
     `quantize`: int8 products, or float ones; `weights`: the format of int8 weights; `numerics`: `fast` or
-    `reproducible`, for code generation; `keep`: names of the model's nodes whose products stay float.
+    `reproducible`, for code generation; `keep`: names of the model's nodes whose products stay float; `balance`: scales
+    balanced between activations and weights; `feeds`: inputs to calibrate on, made up from the signature if empty.
     """
 
     quantize: bool = True
     weights: str = "q8-channel"
     numerics: str = "fast"
     keep: tuple[str, ...] = ()
+    balance: bool = True
+    feeds: Feeds = ()
 
 
 def pipeline(options: Options) -> tuple[Pass, ...]:
     """The passes of one compilation, in order."""
+    calibration = Calibration(options.feeds)
     return (
         Canonicalize(),           # one spelling for one meaning, so that every later pattern has few
         FoldConstants(),          # transposed weights and constant arithmetic, which patterns want as constants
@@ -48,28 +55,36 @@ def pipeline(options: Options) -> tuple[Pass, ...]:
         FuseGelu(),               # before anything splits or merges the products it is made of
         FuseLayerNorm(),          # before RMS norm: a layer norm is an RMS norm of the deviation
         FuseRmsNorm(),
+        SinkReshapes(),           # flattened rows as they were, so that products and loops see one shape
         FuseAttention(),          # while heads still show as reshape, transpose and matmul
+        *_balanced(options, calibration),
         MergeMatmuls(),           # q, k and v as one product, now that attention reads parts of a wider tensor
         ReduceRows(),             # what no pattern took; loops want rows
         EliminateDeadCode(),      # so that the passes that ask who reads a value see only what is needed
-        *_linear(options),
+        *_linear(options, calibration),
         FuseLoops(),              # whatever elementwise and row work is left, one pass over rows each
         OwnOutputs(),             # kernels write outputs into the caller's arrays
         PlanMemory(),             # last: slots are for the values that are left
     )
 
 
-def _linear(options: Options) -> tuple[Pass, ...]:
+def _balanced(options: Options, calibration: Calibration) -> tuple[Pass, ...]:
+    if not (options.quantize and options.balance):
+        return ()
+    return (BalanceScales(options.weights, calibration),)  # before products merge: v's columns can take the factor of what follows
+
+
+def _linear(options: Options, calibration: Calibration) -> tuple[Pass, ...]:
     if not options.quantize:
         return (FuseLinear(),)
     return (
         FoldWeights(options.weights, Names(options.keep)),  # weights become Q8 offline
-        InsertDynamicQuantize(),  # products with Q8 weights become exact integer products
+        InsertDynamicQuantize(calibration=calibration),  # products with Q8 weights become exact integer products
         FuseLinear(),             # product, dequantize, bias, activation and residual in registers
     )
 
 
 PASSES: dict[str, type[Pass]] = {kind.name: kind for kind in (
-    Canonicalize, EliminateDeadCode, FoldConstants, FoldWeights, FuseAttention, FuseGelu, FuseLayerNorm, FuseLinear,
+    BalanceScales, Canonicalize, EliminateDeadCode, FoldConstants, FoldWeights, FuseAttention, FuseGelu, FuseLayerNorm, FuseLinear,
     FuseLoops, FuseRmsNorm, FuseSoftmax, InsertDynamicQuantize, MergeMatmuls,
-    OwnOutputs, PlanMemory, ReduceRows, ShareCommon)}
+    OwnOutputs, PlanMemory, ReduceRows, ShareCommon, SinkReshapes)}

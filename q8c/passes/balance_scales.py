@@ -1,0 +1,165 @@
+"""Balance the scales of activations and weights, channel by channel."""
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+import numpy as np
+
+from q8c.ir import q8
+from q8c.ir.graph import Array, Graph, Node, Value
+from q8c.passes.calibration import Calibration
+from q8c.passes.fold_weights import weight_array
+from q8c.passes.insert_dynamic_quantize import MIN_GAIN, zero_point_gain
+from q8c.passes.manager import Pass, Report
+from q8c.passes.rewrite import is_product, other_operand, sole_reader, sources, vector
+
+STRENGTHS = (0.0, 0.2, 0.3, 0.4, 0.5, 0.6)
+SAMPLED_COLS = 96       # columns of the weights on which the strengths are compared
+LIMITS = (1e-4, 1e4)    # no factor beyond these, so that a dead channel stays harmless
+
+
+@dataclass(frozen=True)
+class BalanceScales(Pass):
+    """Replaces matmul(x, w) by matmul(x * f, w / f), f a factor per channel of x, the same for all that read x.
+
+    A few channels of x are always large and force a coarse scale on the whole row. With a = absmax of a channel over
+    the calibration rows and b = absmax of its row of the weights, f = (b / a)^s lets both sides share the burden (at
+    s = 1/2 SmoothQuant, Xiao et al., 2022, arXiv 2211.10438); s is the one of `STRENGTHS` with the least error of the quantized product on the calibration rows. The factor goes into what makes x (a norm's scale
+    and bias, the columns of the product before) where that has no other reader, else it is a multiplication before
+    quantizing. `format` is the weight format that will be used.
+    """
+
+    name: ClassVar[str] = "balance-scales"
+    format: str = "q8-channel"
+    calibration: Calibration = field(default_factory=Calibration, repr=False)
+
+    def run(self, graph: Graph, report: Report) -> bool:
+        """Whether a factor was put in."""
+        groups: dict[Value, list[Node]] = {}
+        for node in graph.nodes:
+            if is_product(node) and node.input(0).producer is not None:
+                groups.setdefault(node.input(0), []).append(node)
+        rows = self.calibration.rows(graph, groups)
+        for x, products in groups.items():
+            f = best_factors(rows[x], [weight_array(p) for p in products], q8.block_size(self.format))
+            self.calibration.seen[balance(graph, x, products, f, report)] = rows[x] * f
+        graph.prune()
+        return bool(groups)
+
+
+def best_factors(rows: Array, weights: list[Array], block: int) -> Array:
+    """The factor of each channel, f32[depth], of the strength that leaves the least error."""
+    a = np.abs(rows).max(axis=0, initial=0.0).astype(np.float64)
+    b = np.max([np.abs(w).max(axis=1, initial=0.0) for w in weights], axis=0).astype(np.float64)
+    w = np.concatenate(weights, axis=1)
+    w = w[:, ::max(w.shape[1] // SAMPLED_COLS, 1)]
+    candidates = [factors(a, b, s) for s in STRENGTHS]
+    return min(candidates, key=lambda f: product_error(rows, w, f, block))
+
+
+def factors(a: Array, b: Array, strength: float) -> Array:
+    """The factors for one strength, of geometric mean 1; 1 for a channel that is zero on either side."""
+    used = (a > 0) & (b > 0)
+    f = np.ones_like(a)
+    f[used] = (b[used] / a[used]) ** strength
+    if used.any():
+        f[used] /= np.exp(np.log(f[used]).mean())
+    return np.clip(f, *LIMITS).astype(np.float32)
+
+
+def product_error(rows: Array, w: Array, f: Array, block: int) -> float:
+    """The squared error of the product of rows and weights that both are quantized after balancing by f."""
+    scaled = rows * f
+    zero_point = zero_point_gain(scaled, block) >= MIN_GAIN
+    u, scale = q8.quantize_weight(w / f[:, None], block)
+    error = dequantized_rows(scaled, block, zero_point) @ q8.dequantize_weight(u, scale, block) - rows @ w
+    return float((error.astype(np.float64) ** 2).sum())
+
+
+def dequantized_rows(rows: Array, block: int, zero_point: bool) -> Array:
+    """What quantized rows stand for."""
+    q, scale, _, *zero = (q8.quantize_rows_zero if zero_point else q8.quantize_rows)(rows, block)
+    depth = rows.shape[1]
+
+    def spread(per_block: Array) -> Array:
+        return np.repeat(per_block, block or depth, axis=1)[:, :depth]
+
+    return np.asarray((q.astype(np.float32) - (spread(zero[0]) if zero else 0)) * spread(scale), dtype=np.float32)
+
+
+def balance(graph: Graph, x: Value, products: list[Node], f: Array, report: Report) -> Value:
+    """Multiply x by f where the products read it, and divide their weights; returns what they read then."""
+    for product in products:
+        w = graph.constant(weight_array(product) / f[:, None], f"{product.input(1).name}.balanced")
+        graph.set_inputs(product, [x, w])
+        product.attrs.pop("transpose_b", None)
+    only_products = len(x.users) == len(products) and not graph.is_output(x)
+    into = absorb(graph, x, f) if only_products else None
+    if into is None:
+        scaled = graph.add("mul", [x, graph.constant(f, f"{x.name}.factor")], name=f"{x.name}.balanced",
+                           source=sources(products), before=products[0]).output
+        for product in products:
+            graph.set_inputs(product, [scaled, product.input(1)])
+    report.rewrote(products[0], f"channels of %{x.name} balanced, factor {f.min():.3g} to {f.max():.3g} "
+                                f"{'before quantizing' if into is None else f'in {into}'}")
+    return products[0].input(0)
+
+
+def absorb(graph: Graph, x: Value, f: Array) -> Node | None:
+    """Let what makes x multiply it by f; the node whose constants took the factor, None where nothing can.
+
+    Nobody but the balanced products may read x.
+    """
+    node = x.producer
+    if node is None:
+        return None
+    if node.op in ("layer_norm", "rms_norm"):
+        return absorb_norm(graph, node, f)
+    if node.op == "attention" and node.attrs["heads"] == node.attrs["kv_heads"]:
+        return absorb_columns(graph, node.input(2), f) if node.inputs[:3].count(node.inputs[2]) == 1 else None
+    if node.op == "mul":
+        for operand in node.operands:
+            found = absorb_columns(graph, operand, f) if operand.type == x.type else None
+            if found is not None:
+                return found
+        return None
+    if node.op == "relu":
+        return absorb_columns(graph, node.input(0), f)
+    return absorb_columns(graph, x, f, balanced=True)
+
+
+def absorb_norm(graph: Graph, node: Node, f: Array) -> Node | None:
+    """A norm's scale and bias take the factor."""
+    if not all(v.is_constant for v in list(node.operands)[1:]):
+        return None
+    scaled = [graph.constant(v.array() * f, f"{v.name}.balanced") for v in list(node.operands)[1:]]
+    graph.set_inputs(node, [node.input(0), *scaled])
+    return node
+
+
+def absorb_columns(graph: Graph, value: Value, f: Array, balanced: bool = False) -> Node | None:
+    """The columns of the product that makes `value`, and its bias, take the factor.
+
+    `value` must have one reader, but for the balanced products themselves (`balanced`).
+    """
+    if value.producer is None or (not balanced and sole_reader(graph, value) is None):
+        return None
+    node, bias = value.producer, None
+    if node.op == "add" and node.output.type == value.type:
+        product = next((v for v in node.operands if v.producer is not None and is_product(v.producer)
+                        and v.type == value.type), None)
+        if product is None or sole_reader(graph, product) is None:
+            return None
+        bias, add = other_operand(node, product), node
+        if not vector(bias, len(f)) or product.producer is None:
+            return None
+        node = product.producer
+        scaled = np.broadcast_to(bias.array().reshape(-1), f.shape) * f
+        graph.set_inputs(add, [product, graph.constant(scaled, f"{bias.name}.balanced")])
+    if not is_product(node):
+        return None
+    w = graph.constant(weight_array(node) * f, f"{node.input(1).name}.scaled")
+    graph.set_inputs(node, [node.input(0), w])
+    node.attrs.pop("transpose_b", None)
+    return node
