@@ -7,14 +7,13 @@ from typing import TYPE_CHECKING
 from q8c.errors import CompileError, Error
 
 if TYPE_CHECKING:
-    import onnx
-
+    from q8c.frontend.load import Source
     from q8c.ir import Graph
 
 __all__ = ["content_digest", "import_onnx"]
 
 
-def import_onnx(model: str | os.PathLike[str] | bytes | onnx.ModelProto) -> Graph:
+def import_onnx(model: Source) -> Graph:
     """The graph of an ONNX model: a path (external data beside it), the file's bytes, or a ModelProto.
 
     Shape arithmetic is resolved; sizes that vary are symbols named as in the model. float16 and bfloat16 are computed

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from q8c.frontend.functions import all_nodes
-from q8c.frontend.load import parse, read
+from q8c.frontend.load import map_file, parse
 from q8c.frontend.weights import inside
 
 if TYPE_CHECKING:
@@ -19,11 +19,11 @@ _CHUNK = 2**22  # bytes
 
 def content_digest(path: str | os.PathLike[str]) -> str:
     """SHA-256, in hex, of a model file and of the external data it names. Raises CompileError as importing does."""
-    data = read(Path(path))
+    data = map_file(Path(path))
     digest = hashlib.sha256(data)
-    if b"location" in data:  # the key of external data, so most files need not be parsed
-        for location in sorted({e.value for t in _tensors(parse(data, str(path))) for e in t.external_data
-                                if e.key == "location"}):
+    if data.find(b"location") >= 0:  # the key of external data, so most files need not be parsed
+        model, _ = parse(memoryview(data), repr(str(path)))
+        for location in sorted({e.value for t in _tensors(model) for e in t.external_data if e.key == "location"}):
             digest.update(location.encode() + b"\0" + _file_digest(inside(Path(path).parent, location, str(path))))
     return digest.hexdigest()
 

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from q8c.errors import CompileError
-from q8c.frontend.registry import domain_of
 from q8c.frontend.tensor import Tensor
 from q8c.frontend.weights import onnx_type
 from q8c.ir.types import TensorType
@@ -23,8 +22,7 @@ def function_key(item: onnx.NodeProto | onnx.FunctionProto) -> Key:
     """What links a call to a function: domain, name, overload."""
     import onnx
 
-    domain = "" if item.domain == "ai.onnx" else item.domain
-    return domain, item.op_type if isinstance(item, onnx.NodeProto) else item.name, item.overload
+    return item.domain, item.op_type if isinstance(item, onnx.NodeProto) else item.name, item.overload
 
 
 def all_nodes(nodes: Iterable[onnx.NodeProto]) -> Iterator[onnx.NodeProto]:
@@ -104,7 +102,7 @@ def expand(node: onnx.NodeProto, opset: int, inputs: Sequence[Tensor | None],
     """The body of a call to a model's function, or of an op that ONNX defines by others; None if there is none."""
     function = functions.get(function_key(node))
     if function is None:
-        if domain_of(node):
+        if node.domain:
             return None
         node = _with_defaults(node, opset)
         function = _schema_function(node, opset, [None if t is None else t.type for t in inputs])
@@ -113,7 +111,7 @@ def expand(node: onnx.NodeProto, opset: int, inputs: Sequence[Tensor | None],
 
 def has_body(node: onnx.NodeProto, opset: int) -> bool:
     """Whether ONNX defines this op by others."""
-    schema = None if domain_of(node) else _schema(node.op_type, opset)
+    schema = None if node.domain else _schema(node.op_type, opset)
     return schema is not None and (schema.has_function or schema.has_context_dependent_function)
 
 

@@ -12,7 +12,7 @@ from q8c.frontend.functions import Key, expand, function_key, has_body
 from q8c.frontend.inputs import input_types, solve
 from q8c.frontend.load import Model, opsets
 from q8c.frontend.problems import Problems
-from q8c.frontend.registry import Call, describe, domain_of, find_importer, source_name
+from q8c.frontend.registry import Call, describe, find_importer, source_name
 from q8c.frontend.scope import Absent, Scope
 from q8c.frontend.tensor import Tensor
 from q8c.frontend.weights import border_type, compute_type, type_name
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     import onnx
 
 log = logging.getLogger("q8c.frontend")
+OLDEST_OPSET = 7  # since when operands broadcast as in numpy
 _UNEXPECTED = (ValueError, TypeError, IndexError, KeyError, AttributeError, ArithmeticError, AssertionError,
                MemoryError, RecursionError)  # what a wrong model may cause in an importer that expects a right one
 
@@ -112,7 +113,7 @@ class GraphImporter:
                  scope: Scope) -> Sequence[Tensor | None]:
         if _is_if(node):
             return self._branch(node, operands, scope)
-        importer = find_importer(domain_of(node), node.op_type, opset)
+        importer = find_importer(node.domain, node.op_type, opset)
         if importer is not None and function_key(node) not in self._functions:
             results = importer(Call(node, opset, operands, self._builder, scope.weights))
             return [results] if isinstance(results, Tensor) else results
@@ -155,13 +156,16 @@ def note_unknown(nodes: Iterable[onnx.NodeProto], scope: Scope, functions: Conta
     """Note every node of an op that nothing here imports; branches are looked into once they are taken."""
     for node in nodes:
         opset = scope.opset(node)
-        if find_importer(domain_of(node), node.op_type, opset) is None and not _is_if(node) \
+        if find_importer(node.domain, node.op_type, opset) is None and not _is_if(node) \
                 and function_key(node) not in functions and not has_body(node, opset):
             problems.add(node, opset)
 
 
 def scan(model: Model) -> None:
-    """Raise UnsupportedError that lists every node of an op that nothing here imports."""
+    """Raise UnsupportedError that lists every node of an op that nothing here imports, or for an opset too old."""
+    if model.opsets.get("", OLDEST_OPSET) < OLDEST_OPSET:
+        raise UnsupportedError(f"the model is of opset {model.opsets['']}, expected {OLDEST_OPSET} or newer; export it "
+                               f"again with a newer opset")
     problems = Problems()
     functions = {function_key(f) for f in model.proto.functions}
     note_unknown(model.proto.graph.node, Scope(model.opsets, model.weights), functions, problems)
@@ -169,7 +173,7 @@ def scan(model: Model) -> None:
 
 
 def _is_if(node: onnx.NodeProto) -> bool:
-    return node.op_type == "If" and not domain_of(node)
+    return node.op_type == "If" and not node.domain
 
 
 def import_graph(model: Model) -> Graph:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from q8c.errors import CompileError
 from q8c.frontend.weights import border_type
-from q8c.ir.dims import Dim, as_symbol, floordiv, nonnegative, parse_dim, sym, symbols
+from q8c.ir.dims import Dim, as_symbol, floordiv, nonnegative, parse_dim, substitute, sym, symbols
 from q8c.ir.graph import Graph
 from q8c.ir.types import TensorType
 
@@ -38,22 +38,22 @@ def input_types(inputs: list[onnx.ValueInfoProto]) -> list[TensorType]:
 
 
 def solve(graph: Graph) -> dict[str, Dim]:
-    """The sizes that an assumption of the graph states by others: of `total == past + seq`, `total`.
+    """The sizes that assumptions of the graph state by others: of `total == past + seq`, `total`.
 
-    At most one, and only where the other sizes are read off the inputs directly; empty if there is none.
+    Only those stated by sizes that are read off the inputs directly; of two equal ones, the later is stated.
     """
-    direct: dict[str, int] = {}
-    for value in graph.inputs:
-        for d in value.shape:
-            name = as_symbol(d)
-            if name is not None:
-                direct.setdefault(name, len(direct))
-    for pair in graph.assumptions:
-        for name in sorted(direct, key=lambda n: -direct[n]):
-            stated = _isolate(pair[0] - pair[1], name)
-            if stated is not None and symbols(stated) <= direct.keys() - {name}:
-                return {name: stated}
-    return {}
+    direct = list(dict.fromkeys(n for v in graph.inputs for d in v.shape if (n := as_symbol(d)) is not None))
+    solved: dict[str, Dim] = {}
+    for a, b in graph.assumptions:
+        zero = substitute(a - b, solved)
+        free = [n for n in direct if n not in solved]
+        for name in reversed(free):
+            stated = _isolate(zero, name)
+            if stated is not None and symbols(stated) <= set(free) - {name}:
+                solved = {n: substitute(d, {name: stated}) for n, d in solved.items()}
+                solved[name] = stated
+                break
+    return solved
 
 
 def _isolate(zero: Dim, name: str) -> Dim | None:

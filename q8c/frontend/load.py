@@ -1,20 +1,25 @@
 """Reads, checks and flattens an ONNX model: weights aside, model-local functions inlined."""
 from __future__ import annotations
 
+import mmap
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import zip_longest
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 from q8c.errors import CompileError
-from q8c.frontend.functions import inline_functions
+from q8c.frontend.functions import all_nodes, inline_functions
 from q8c.frontend.weights import sparse_to_array, to_array
+from q8c.frontend.wire import NotProtobuf, Split, split
 from q8c.ir.graph import Array
 
 if TYPE_CHECKING:
     import onnx
 
+
+Source: TypeAlias = "str | os.PathLike[str] | bytes | bytearray | memoryview | onnx.ModelProto"
 
 
 @dataclass
@@ -35,15 +40,18 @@ class Weights:
 
     def __init__(self, folder: Path | None) -> None:
         self._folder = folder
-        self._dense: dict[str, onnx.TensorProto] = {}
+        self._dense: dict[str, tuple[onnx.TensorProto, memoryview | None]] = {}
         self._sparse: dict[str, onnx.SparseTensorProto] = {}
         self._arrays: dict[str, Array] = {}
 
-    def add(self, graph: onnx.GraphProto) -> None:
-        """Take the initializers of a graph. Raises CompileError for a name that is there already."""
-        for dense in graph.initializer:
+    def add(self, graph: onnx.GraphProto, raw: Sequence[memoryview | None] = ()) -> None:
+        """Take the initializers of a graph; `raw` has the data of those whose own was split off.
+
+        Raises CompileError for a name that is there already.
+        """
+        for dense, data in zip_longest(graph.initializer, raw):
             self._claim(dense.name)
-            self._dense[dense.name] = dense
+            self._dense[dense.name] = dense, data
         for sparse in graph.sparse_initializer:
             self._claim(sparse.values.name)
             self._sparse[sparse.values.name] = sparse
@@ -68,8 +76,11 @@ class Weights:
     def array(self, name: str) -> Array:
         """The elements of an initializer."""
         if name not in self._arrays:
-            self._arrays[name] = (to_array(self._dense[name], self._folder) if name in self._dense
-                                  else sparse_to_array(self._sparse[name], self._folder))
+            if name in self._sparse:
+                self._arrays[name] = sparse_to_array(self._sparse[name], self._folder)
+            else:
+                tensor, raw = self._dense[name]
+                self._arrays[name] = to_array(tensor, self._folder, raw)
         return self._arrays[name]
 
     def tensor(self, data: onnx.TensorProto) -> Array:
@@ -82,63 +93,73 @@ class Weights:
 
     def signatures(self) -> Iterator[tuple[str, int, list[int]]]:
         """Name, element type and shape of every initializer."""
-        for name, dense in self._dense.items():
+        for name, (dense, _) in self._dense.items():
             yield name, dense.data_type, list(dense.dims)
         for name, sparse in self._sparse.items():
             yield name, sparse.values.data_type, list(sparse.dims)
 
 
-def load(model: str | os.PathLike[str] | bytes | onnx.ModelProto) -> Model:
+def load(model: Source) -> Model:
     """A model from a path, from bytes or from a ModelProto, which is left as it is."""
     import onnx
 
     folder: Path | None = None
+    raw: Sequence[memoryview | None] = ()
     if isinstance(model, onnx.ModelProto):
         proto = model
     elif isinstance(model, (bytes, bytearray, memoryview)):
-        proto = parse(bytes(model), "the given bytes")
+        proto, raw = parse(memoryview(model).toreadonly(), "the given bytes")
     elif isinstance(model, (str, os.PathLike)):
         path = Path(model)
         folder = path.parent
-        proto = parse(read(path), str(path))
+        proto, raw = parse(memoryview(map_file(path)), repr(str(path)))
     else:
         raise CompileError(f"expected a path, bytes or a ModelProto, got {type(model).__name__}")
     weights = Weights(folder)
-    weights.add(proto.graph)
-    return Model(inline_functions(_skeleton(proto)), weights, opsets(proto.opset_import))
+    weights.add(proto.graph, raw)
+    skeleton = inline_functions(_skeleton(proto))
+    return Model(skeleton, weights, opsets(skeleton.opset_import))
 
 
-def read(path: Path) -> bytes:
-    """The bytes of a file. Raises CompileError if it cannot be read."""
+def map_file(path: Path) -> mmap.mmap:
+    """The bytes of a file, mapped. Raises CompileError if it cannot be read."""
     try:
-        return path.read_bytes()
-    except OSError as error:
-        raise CompileError(f"cannot read the model {str(path)!r}: {error.strerror or error}") from error
+        if not path.is_file():
+            raise CompileError(f"cannot read the model {str(path)!r}: there is no such file")
+        with path.open("rb") as file:
+            if not path.stat().st_size:
+                raise CompileError(f"{str(path)!r}: not an ONNX model, the file is empty")
+            return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    except (OSError, ValueError) as error:
+        raise CompileError(f"cannot read the model {str(path)!r}: {error}") from error
 
 
-def parse(data: bytes, where: str) -> onnx.ModelProto:
-    """A model from a file's bytes. Raises CompileError if they are not one."""
+def parse(data: memoryview, where: str) -> tuple[onnx.ModelProto, Sequence[memoryview | None]]:
+    """A model without the large data of its initializers, and that data, from the bytes of a file.
+
+    Raises CompileError if they are not a model.
+    """
     import onnx
     from google.protobuf.message import DecodeError
 
     proto = onnx.ModelProto()
     try:
-        proto.ParseFromString(data)
-    except (DecodeError, ValueError, RuntimeError) as error:
+        parts: Split = split(data)
+        proto.ParseFromString(parts.model)
+    except (NotProtobuf, DecodeError, ValueError, RuntimeError) as error:
         raise CompileError(f"{where}: not an ONNX model, or a truncated one") from error
-    if not proto.HasField("graph") or not proto.ir_version:
+    if not proto.HasField("graph") or not proto.ir_version or len(parts.raw) != len(proto.graph.initializer):
         raise CompileError(f"{where}: not an ONNX model (no graph in {len(data)} bytes)")
-    return proto
+    return proto, parts.raw
 
 
 def opsets(imports: Iterable[onnx.OperatorSetIdProto]) -> dict[str, int]:
     """The opset version of each domain. Raises CompileError for a domain with two versions."""
     found: dict[str, int] = {}
     for entry in imports:
-        domain = "" if entry.domain == "ai.onnx" else entry.domain
-        if found.setdefault(domain, entry.version) != entry.version:
-            raise CompileError(f"the model imports two opset versions of the domain {domain or 'ai.onnx'!r}: "
-                               f"{found[domain]} and {entry.version}")
+        if found.setdefault(entry.domain, entry.version) != entry.version:
+            raise CompileError(f"the model imports two opset versions of the domain {entry.domain or 'ai.onnx'!r}: "
+                               f"{found[entry.domain]} and {entry.version}")
     return found
 
 
@@ -155,4 +176,16 @@ def _skeleton(proto: onnx.ModelProto) -> onnx.ModelProto:
     graph.node.extend(proto.graph.node)
     graph.input.extend(proto.graph.input)
     graph.output.extend(proto.graph.output)
+    _resolve_alias(copy)
     return copy
+
+
+def _resolve_alias(model: onnx.ModelProto) -> None:
+    """Write the default domain as ONNX's own tools expect it."""
+    for entry in (*model.opset_import, *(e for f in model.functions for e in f.opset_import), *model.functions):
+        if entry.domain == "ai.onnx":
+            entry.domain = ""
+    for nodes in (model.graph.node, *(f.node for f in model.functions)):
+        for node in all_nodes(nodes):
+            if node.domain == "ai.onnx":
+                node.domain = ""

@@ -4,7 +4,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from q8c.errors import UnsupportedError
-from q8c.frontend.registry import domain_of, source_name
+from q8c.frontend.registry import source_name
 
 if TYPE_CHECKING:
     import onnx
@@ -24,8 +24,7 @@ class Problems:
 
     def add(self, node: onnx.NodeProto, opset: int, reason: str = "") -> None:
         """Note a node that cannot be compiled, and why if the op as such can be."""
-        domain = domain_of(node)
-        op = f"{domain}.{node.op_type}" if domain else node.op_type
+        op = f"{node.domain}.{node.op_type}" if node.domain else node.op_type
         self._groups.setdefault((op, opset, reason), []).append(source_name(node))
 
     def check(self) -> None:

@@ -177,8 +177,3 @@ def describe(node: onnx.NodeProto) -> str:
 def source_name(node: onnx.NodeProto) -> str:
     """The node's name, or its first output's if it has none."""
     return node.name or next((o for o in node.output if o), node.op_type)
-
-
-def domain_of(node: onnx.NodeProto) -> str:
-    """The node's domain, with the default one's alias resolved."""
-    return "" if node.domain == "ai.onnx" else node.domain

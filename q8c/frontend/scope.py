@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from q8c.errors import CompileError
 from q8c.frontend.load import Weights
-from q8c.frontend.registry import describe, domain_of
+from q8c.frontend.registry import describe
 from q8c.frontend.tensor import Tensor, constant
 
 if TYPE_CHECKING:
@@ -56,11 +56,10 @@ class Scope:
 
     def opset(self, node: onnx.NodeProto) -> int:
         """The opset version a node is of. Raises CompileError if its domain is not imported."""
-        domain = domain_of(node)
-        if domain not in self.opsets:
+        if node.domain not in self.opsets:
             raise CompileError(f"{describe(node)}: the model does not import the opset of the domain "
-                               f"{domain or 'ai.onnx'!r}")
-        return self.opsets[domain]
+                               f"{node.domain or 'ai.onnx'!r}")
+        return self.opsets[node.domain]
 
     def branch(self, graph: onnx.GraphProto) -> Scope:
         """The scope of a subgraph."""

@@ -45,10 +45,11 @@ def border_type(elem_type: int, what: str) -> DType:
     return DType.f16 if type_name(elem_type) == "FLOAT16" else compute_type(elem_type, what)
 
 
-def to_array(tensor: onnx.TensorProto, folder: Path | None) -> Array:
-    """A tensor's elements in the type q8c computes with; external data is mapped, not read.
+def to_array(tensor: onnx.TensorProto, folder: Path | None, raw: memoryview | None = None) -> Array:
+    """A tensor's elements in the type q8c computes with; `raw` is its data where that was split off.
 
-    Raises CompileError where size and data do not agree or the data is not in the model's folder.
+    Data of the file and of files beside it is mapped, not read, where no conversion is due. Raises CompileError where
+    size and data do not agree or the data is not in the model's folder.
     """
     from onnx import TensorProto, numpy_helper
 
@@ -59,11 +60,22 @@ def to_array(tensor: onnx.TensorProto, folder: Path | None) -> Array:
     if tensor.data_location == TensorProto.EXTERNAL:
         return _external(tensor, folder, dtype)
     try:
-        array = numpy_helper.to_array(tensor)
+        if raw is not None:
+            stored = _stored(tensor, dtype)
+            array = np.frombuffer(raw, dtype=stored).reshape(tuple(tensor.dims))
+        else:
+            array = numpy_helper.to_array(tensor)
     except (ValueError, TypeError, OverflowError, MemoryError) as error:
         raise CompileError(f"{what}: its data does not fit {type_name(tensor.data_type)}{list(tensor.dims)}: "
                            f"{_one_line(error)}") from error
     return _widen(np.asarray(array), tensor.data_type, dtype)
+
+
+def _stored(tensor: onnx.TensorProto, dtype: DType) -> np.dtype[np.generic]:
+    """How the elements lie in a file."""
+    special = {"FLOAT16": "<f2", "BFLOAT16": "<u2", "BOOL": "u1"}
+    found: np.dtype[np.generic] = np.dtype(special.get(type_name(tensor.data_type), dtype.numpy.newbyteorder("<")))
+    return found
 
 
 def sparse_to_array(sparse: onnx.SparseTensorProto, folder: Path | None) -> Array:
@@ -89,8 +101,7 @@ def _external(tensor: onnx.TensorProto, folder: Path | None, dtype: DType) -> Ar
     if folder is None:
         raise CompileError(f"{what}: its data is in the file {location!r}; give the model as a path, not as bytes")
     path = inside(folder, location, what)
-    stored = np.dtype({"FLOAT16": np.float16, "BFLOAT16": np.uint16}.get(type_name(tensor.data_type), dtype.numpy))
-    stored = stored.newbyteorder("<")
+    stored = _stored(tensor, dtype)
     count = 1
     for d in tensor.dims:
         count *= d
