@@ -11,8 +11,11 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from q8c.codegen.f32_matmul import SCRATCH_PER_DEPTH, F32MatmulSpec, emit_f32_matmul
+from q8c.codegen.matmul import matmul_kernel
 from q8c.codegen.module import compile_module, new_module
 from q8c.codegen.targets import Tier
+from q8c.ir import interpret, parse_graph
+from q8c.ir.dims import evaluate
 from tests.codegen.jit import Loaded, all_tiers, guarded, runnable_tiers
 
 Floats = NDArray[np.float32]
@@ -73,3 +76,24 @@ def test_a_row_does_not_know_its_mates(tier: Tier) -> None:
     a[3, 7] = np.nan
     assert np.isnan(run(tier, a, b, False)[3]).all()
     assert np.delete(run(tier, a, b, False), 3, 0).tobytes() == np.delete(whole, 3, 0).tobytes()
+
+
+@pytest.mark.parametrize(("shapes", "transpose_b"), [
+    (("n, h, s, 8", "n, h, 8, t"), False), (("n, h, s, 8", "n, h, t, 8"), True), (("n, h, s, 8", "h, 8, t"), False),
+    (("1, h, s, 8", "n, 1, 8, t"), False), (("s, 8", "n, t, 8"), True)])
+def test_nodes_find_their_matrices(shapes: tuple[str, str], transpose_b: bool) -> None:
+    dims = {"n": 3, "h": 2, "s": 5, "t": 19}
+    a, b = (random(*(dims.get(d) or int(d) for d in shape.split(", ")), seed=len(shape)) for shape in shapes)
+    batch = {1: "", 3: "n, ", 4: "n, h, "}[max(a.ndim, b.ndim)] if max(a.ndim, b.ndim) != 2 else ""
+    text = (f"graph @g(%a: f32[{shapes[0]}], %b: f32[{shapes[1]}]) {{ %y: f32[{batch}s, t] = "
+            f"matmul(%a, %b) {{transpose_b = {str(transpose_b).lower()}}} return %y }}")
+    graph = parse_graph(text)
+    exact, = interpret(graph, {"a": a, "b": b})
+    for tier in runnable_tiers():
+        module = new_module("test")
+        kernel = matmul_kernel(module, tier, graph.nodes[0])
+        kernel.function.linkage = "external"
+        sizes = [evaluate(d, dims) for d in kernel.sizes]
+        y, scratch = np.zeros_like(exact), np.zeros(evaluate(kernel.scratch or 0, dims), np.uint8)
+        Loaded(compile_module(module, tier))(kernel.function.name, a, b, y, *sizes, scratch, np.zeros(1, np.int64), 0, 1)
+        np.testing.assert_allclose(y, exact, rtol=0, atol=8 * 2.0**-24 * 30)
