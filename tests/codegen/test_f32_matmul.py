@@ -95,5 +95,6 @@ def test_nodes_find_their_matrices(shapes: tuple[str, str], transpose_b: bool) -
         kernel.function.linkage = "external"
         sizes = [evaluate(d, dims) for d in kernel.sizes]
         y, scratch = np.zeros_like(exact), np.zeros(evaluate(kernel.scratch or 0, dims), np.uint8)
-        Loaded(compile_module(module, tier))(kernel.function.name, a, b, y, *sizes, scratch, np.zeros(1, np.int64), 0, 1)
+        run_kernel = Loaded(compile_module(module, tier))
+        run_kernel(kernel.function.name, a, b, y, *sizes, scratch, np.zeros(1, np.int64), 0, 1)
         np.testing.assert_allclose(y, exact, rtol=0, atol=8 * 2.0**-24 * 30)
