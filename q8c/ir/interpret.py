@@ -11,7 +11,6 @@ from q8c.ir.dims import Dim, Expr, as_symbol, evaluate, substitute
 from q8c.ir.graph import Array, Graph, Node, Value
 from q8c.ir.ops import attributes, definition_of
 
-
 Observe = Callable[[Value, Array], None]
 
 

@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Mapping
 from typing import Any, NoReturn
@@ -18,6 +19,7 @@ _SPACE = re.compile(r"(?:\s|#[^\n]*)*")
 _WORD = re.compile(r"[A-Za-z0-9_.]+")
 _STRING = re.compile(r'"(?:[^"\\\n]|\\.)*"')
 _MAX_NESTING = 16
+_MAX_LITERAL = 2**30  # bytes; a uniform constant takes a line of text whatever its size
 
 
 def parse_graph(text: str, constants: Mapping[str, Array] | None = None) -> Graph:
@@ -200,12 +202,14 @@ class _Parser:
         shape = tuple(d for d in type.shape if isinstance(d, int))
         if len(shape) != type.rank:
             self.fail("a constant needs a fixed shape")
+        if math.prod(shape) * type.dtype.itemsize > _MAX_LITERAL:
+            self.fail(f"a constant written out is limited to {_MAX_LITERAL >> 30} GiB")
         texts = self.items("]") if self.take("[") else None
         try:
             if texts is None:
                 return np.full(shape, _scalar(self.match(re.compile(r"[-+\w.]+"), "a number"), type.dtype))
             return np.array([_scalar(t, type.dtype) for t in texts], dtype=type.dtype.numpy).reshape(shape)
-        except (ValueError, OverflowError) as error:
+        except (ValueError, KeyError, OverflowError) as error:
             self.fail(f"bad elements for {type} ({error})")
 
     def node(self, graph: Graph, values: dict[str, Value], depth: int) -> None:
@@ -239,11 +243,11 @@ class _Parser:
                results: list[tuple[str, TensorType, int | None]], start: int) -> None:
         from q8c.ir.verify import check_results
 
+        end, self.at = self.at, start
         for name, type, slot in results:
             value = Value(graph.fresh_name(name), type, producer=node, slot=slot)
             self.define(values, name, value)
             node.outputs.append(value)
-        end, self.at = self.at, start
         try:
             check_results(graph, node)
         except CompileError as error:

@@ -25,9 +25,10 @@ class BalanceScales(Pass):
 
     A few channels of x are always large and force a coarse scale on the whole row. With a = absmax of a channel over
     the calibration rows and b = absmax of its row of the weights, f = (b / a)^s lets both sides share the burden (at
-    s = 1/2 SmoothQuant, Xiao et al., 2022, arXiv 2211.10438); s is the one of `STRENGTHS` with the least error of the quantized product on the calibration rows. The factor goes into what makes x (a norm's scale
-    and bias, the columns of the product before) where that has no other reader, else it is a multiplication before
-    quantizing. `format` is the weight format that will be used.
+    s = 1/2 SmoothQuant, Xiao et al., 2022, arXiv 2211.10438); s is the one of `STRENGTHS` with the least error of the
+    quantized product on the calibration rows. The factor goes into what makes x (a norm's scale and bias, the columns
+    of the product before) where that has no other reader, else it is a multiplication before quantizing. `format` is
+    the weight format that will be used.
     """
 
     name: ClassVar[str] = "balance-scales"

@@ -71,7 +71,8 @@ def pipeline(options: Options) -> tuple[Pass, ...]:
 def _balanced(options: Options, calibration: Calibration) -> tuple[Pass, ...]:
     if not (options.quantize and options.balance):
         return ()
-    return (BalanceScales(options.weights, calibration),)  # before products merge: v's columns can take the factor of what follows
+    # before products merge: the columns of v can take the factor of what follows attention
+    return (BalanceScales(options.weights, calibration),)
 
 
 def _linear(options: Options, calibration: Calibration) -> tuple[Pass, ...]:
@@ -79,12 +80,12 @@ def _linear(options: Options, calibration: Calibration) -> tuple[Pass, ...]:
         return (FuseLinear(),)
     return (
         FoldWeights(options.weights, Names(options.keep)),  # weights become Q8 offline
-        InsertDynamicQuantize(calibration=calibration),  # products with Q8 weights become exact integer products
+        InsertDynamicQuantize("never", calibration),  # products with Q8 weights become exact integer products
         FuseLinear(),             # product, dequantize, bias, activation and residual in registers
     )
 
 
 PASSES: dict[str, type[Pass]] = {kind.name: kind for kind in (
-    BalanceScales, Canonicalize, EliminateDeadCode, FoldConstants, FoldWeights, FuseAttention, FuseGelu, FuseLayerNorm, FuseLinear,
-    FuseLoops, FuseRmsNorm, FuseSoftmax, InsertDynamicQuantize, MergeMatmuls,
+    BalanceScales, Canonicalize, EliminateDeadCode, FoldConstants, FoldWeights, FuseAttention, FuseGelu, FuseLayerNorm,
+    FuseLinear, FuseLoops, FuseRmsNorm, FuseSoftmax, InsertDynamicQuantize, MergeMatmuls,
     OwnOutputs, PlanMemory, ReduceRows, ShareCommon, SinkReshapes)}

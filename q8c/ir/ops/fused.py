@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from q8c.ir import q8
+from q8c.ir.dims import Dim
 from q8c.ir.graph import Array
 from q8c.ir.ops import nn
 from q8c.ir.ops.quantized import BLOCK, block_dim, expect_weight
@@ -83,23 +84,31 @@ def linear(args: Sequence[Any], attrs: Mapping[str, Any]) -> Sequence[Array]:
     return [_epilogue(y, args, 2, 3, attrs["activation"])]
 
 
+def _heads_of(o: Operands, index: int, count: int, size: int) -> tuple[Dim, Dim]:
+    """Batch and sequence of q, k or v: [batch, seq, channels], or [batch, heads, seq, size] where split already."""
+    t, offset = o.type(index), o.attrs["offsets"][index]
+    if t.rank == 4:
+        o.expect(t.shape[1] == count and t.shape[3] == size and offset == 0, f"expected {count} heads of {size}")
+        return t.shape[0], t.shape[2]
+    o.expect(t.rank == 3, "expected q, k, v as [batch, seq, channels] or [batch, heads, seq, size]")
+    channels = t.shape[2]
+    o.expect(isinstance(channels, int) and offset >= 0 and offset + count * size <= channels,
+             f"{count} heads of {size} at offset {offset} do not fit the channels")
+    return t.shape[0], t.shape[1]
+
+
 def _attention(o: Operands) -> Sequence[TensorType]:
-    q, k, v = o.type(0), o.type(1), o.type(2)
     heads, kv_heads, size = o.attrs["heads"], o.attrs["kv_heads"], o.attrs["head_size"]
-    o.expect(q.rank == k.rank == v.rank == 3, "expected q, k, v as [batch, seq, channels]")
     o.expect(heads > 0 and kv_heads > 0 and heads % kv_heads == 0, "kv_heads must divide heads")
-    offsets = o.attrs["offsets"]
-    o.expect(len(offsets) == 3, "expected three offsets")
-    for t, offset, count in zip((q, k, v), offsets, (heads, kv_heads, kv_heads), strict=True):
-        o.expect(isinstance(t.shape[2], int) and offset >= 0 and offset + count * size <= t.shape[2],
-                 f"{count} heads of {size} at offset {offset} do not fit the channels")
-    batch = o.same(o.same(q.shape[0], k.shape[0]), v.shape[0])
-    keys = o.same(k.shape[1], v.shape[1])
+    o.expect(len(o.attrs["offsets"]) == 3, "expected three offsets")
+    q, k, v = (_heads_of(o, i, count, size) for i, count in enumerate((heads, kv_heads, kv_heads)))
+    batch = o.same(o.same(q[0], k[0]), v[0])
+    keys = o.same(k[1], v[1])
     mask = o.types[3]
     if mask is not None:
         o.expect(mask.rank == 4 and mask.dtype is DType.f32, "expected the mask as f32 of rank 4")
-        o.broadcast(mask.shape, (batch, heads, q.shape[1], keys))
-    return [TensorType(DType.f32, (batch, q.shape[1], heads * size))]
+        o.broadcast(mask.shape, (batch, heads, q[1], keys))
+    return [TensorType(DType.f32, (batch, q[1], heads * size))]
 
 
 def attention(args: Sequence[Any], attrs: Mapping[str, Any]) -> Sequence[Array]:
@@ -109,7 +118,8 @@ def attention(args: Sequence[Any], attrs: Mapping[str, Any]) -> Sequence[Array]:
     heads, kv_heads, size = attrs["heads"], attrs["kv_heads"], attrs["head_size"]
     split = []
     for x, offset, count in zip(args[:3], attrs["offsets"], (heads, kv_heads, kv_heads), strict=True):
-        part = x[:, :, offset:offset + count * size].reshape(x.shape[0], x.shape[1], count, size).transpose(0, 2, 1, 3)
+        part = x if x.ndim == 4 else x[:, :, offset:offset + count * size].reshape(
+            x.shape[0], x.shape[1], count, size).transpose(0, 2, 1, 3)
         split.append(np.repeat(part.astype(np.float64), heads // count, axis=1))
     q, k, v = split
     scores = np.matmul(q, k.transpose(0, 1, 3, 2)) * attrs["scale"]

@@ -79,10 +79,10 @@ def _dequantize(o: Operands) -> Sequence[TensorType]:
 
 
 register(OpDef("dequantize_weight", "w scale", _dequantize_weight,
-               lambda a, k: [q8.dequantize_weight(*a, block=k["block"])], BLOCK, Level.quantized))
+               lambda a, k: [q8.dequantize_weight(a[0], a[1], k["block"])], BLOCK, Level.quantized))
 register(OpDef("dynamic_quantize", "x", _dynamic_quantize, quantize,
                {**BLOCK, "zero_point": AttrSpec("bool", False)}, Level.quantized,
                doc="R8 rows: i8 rows, and per row or block an f32 scale, an i32 sum and, if asked for, a zero point."))
 register(OpDef("q8_matmul", "q w zero?", _q8_matmul, q8_matmul, BLOCK, Level.quantized))
 register(OpDef("dequantize", "acc row_scale col_scale", _dequantize,
-               lambda a, k: [q8.dequantize(*a, block=k["block"])], BLOCK, Level.quantized))
+               lambda a, k: [q8.dequantize(a[0], a[1], a[2], k["block"])], BLOCK, Level.quantized))
