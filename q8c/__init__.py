@@ -41,8 +41,12 @@ def compile(model: str | os.PathLike[str] | bytes | onnx.ModelProto, output: str
     Raises CompileError, and UnsupportedError that lists every node q8c has no kernel for; nothing is left under the
     output's name then.
     """
+    from q8c.extras import require_compiler
+    require_compiler()
     from q8c.compiler import compile_model
     from q8c.passes.pipeline import Options
+    if isinstance(keep, str):
+        raise CompileError(f"keep must be a list of names, got the text {keep!r}")
     options = Options(quantize=quantize, weights=weights, numerics=numerics, keep=tuple(keep))
     return compile_model(model, output, target=target, options=options).path
 
@@ -52,19 +56,26 @@ def load(path: str | os.PathLike[str], *, threads: int | None = None, sha256: st
     """Open a compiled file for running.
 
     Args:
-        path: a compiled file; or an ONNX file, which is compiled into the cache first, by content.
+        path: a compiled file; or an ONNX file (.onnx), which is compiled into the cache first, by content.
         threads: how many to use; the cores this process may use if not stated.
-        sha256: the file's SHA-256 in hexadecimal, to accept this very file only.
-        rebuild: ignore the code in the file and compile the graph in it afresh (needs the compiler).
+        sha256: the compiled file's SHA-256 in hexadecimal, to accept this very file only.
+        rebuild: ignore the code in the file and compile the graph in it afresh (needs the compiler); for an ONNX file,
+            ignore the cache.
         tier: force a CPU tier instead of the best one.
 
-    Raises ArtifactError for a file that is damaged, altered or not for this CPU.
+    Raises ArtifactError for a file that is damaged, altered or not for this CPU, and what `compile` does for ONNX.
     """
     from q8c.runtime.session import load as load_compiled
+    try:
+        name = os.fsdecode(path)
+    except TypeError:
+        raise ArtifactError(f"expected the path of a compiled model, got {type(path).__name__}") from None
+    if name.lower().endswith(".onnx"):
+        from q8c.cache import load_onnx
+        if sha256 is not None:
+            raise ArtifactError("sha256 pins a compiled file, and this is an ONNX file; compile it first")
+        return load_onnx(name, threads=threads, tier=tier, fresh=rebuild)
     if rebuild:
         from q8c.cache import rebuilt
-        return load_compiled(rebuilt(path, sha256, tier), threads=threads, tier=tier)
-    if os.fspath(path).endswith(".onnx"):
-        from q8c.cache import compiled
-        path = compiled(path, tier)
-    return load_compiled(path, threads=threads, sha256=sha256, tier=tier)
+        return load_compiled(rebuilt(name, sha256, tier), threads=threads, tier=tier)
+    return load_compiled(name, threads=threads, sha256=sha256, tier=tier)

@@ -5,20 +5,21 @@ import contextlib
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from q8c.codegen.constants import Packed, packed_constants
 from q8c.codegen.generate import Generated, generate
 from q8c.codegen.targets import TIERS, Tier, tier
-from q8c.errors import CompileError
+from q8c.errors import ArtifactError, CompileError
 from q8c.frontend import import_onnx
 from q8c.ir import Graph, print_graph
 from q8c.ir.dims import Dim, to_program
 from q8c.ir.graph import Value
 from q8c.passes.manager import Observer, Report, run_passes
 from q8c.passes.pipeline import Options, pipeline
+from q8c.products import Product, product_names, products_of
 from q8c.runtime import cpu, dims
 from q8c.runtime.manifest import Constraint, Model, Node, Tensor, constant_layout
 from q8c.runtime.writer import Writer
@@ -33,13 +34,16 @@ NUMERICS = ("fast", "reproducible")
 
 @dataclass(frozen=True)
 class Result:
-    """What a compilation left: the file, what the passes did, how long each stage took, and sizes in bytes."""
+    """What a compilation left: the file, what the passes did and made of the model's matrix products, how long each
+    stage took, and sizes in bytes (`model_weight_bytes`: the model's constants as they came)."""
 
     path: Path
     graph: Graph
     report: Report
+    products: tuple[Product, ...]
     generated: tuple[Generated, ...]
     seconds: dict[str, float]
+    model_weight_bytes: int
     weight_bytes: int
     file_bytes: int
 
@@ -71,13 +75,18 @@ def compile_model(model: Source, output: str | os.PathLike[str] | None = None, *
     Raises CompileError and UnsupportedError; nothing is left under the output's name then.
     """
     options = options or Options()
+    if options.numerics not in NUMERICS:
+        raise CompileError(f"numerics {options.numerics!r} are unknown; expected {' or '.join(NUMERICS)}")
+    passes = pipeline(options)
     tiers = tiers_of(target)
     path = output_path(model, output)
     stages = _Stages(progress)
     with stages.stage("import"):
         graph = import_onnx(model)
+        names = product_names(graph)
+        model_weight_bytes = sum(v.array().nbytes for v in graph.constants.values())
     with stages.stage("passes"):
-        report = run_passes(graph, pipeline(options), observers=observers)
+        report = run_passes(graph, passes, observers=observers)
     packed = packed_constants(graph)
     generated = []
     for one in tiers:
@@ -85,12 +94,14 @@ def compile_model(model: Source, output: str | os.PathLike[str] | None = None, *
             generated.append(generate(graph, one, offsets_of(packed)))
     with stages.stage("write"):
         _write(path, graph, packed, generated, options, report)
-    weight_bytes = sum(c.nbytes for c in _layout(packed))
-    return Result(path, graph, report, tuple(generated), stages.seconds, weight_bytes, path.stat().st_size)
+    return Result(path, graph, report, products_of(graph, names, report, options.quantize), tuple(generated),
+                  stages.seconds, model_weight_bytes, sum(c.nbytes for c in _layout(packed)), path.stat().st_size)
 
 
 def tiers_of(target: str) -> tuple[Tier, ...]:
     """The tiers a target names, oldest first. Raises CompileError for an unknown one, or a CPU that has none."""
+    if not isinstance(target, str):
+        raise CompileError(f"target must be native, all or names of tiers separated by commas, got {target!r}")
     if target == "all":
         return tuple(TIERS.values())
     if target == "native":
@@ -99,22 +110,32 @@ def tiers_of(target: str) -> tuple[Tier, ...]:
         if not able:
             raise CompileError("this CPU has none of the tiers; name a target: " + ", ".join([*TIERS, "all"]))
         return (tier(able[0]),)
-    names = [name.strip() for name in target.split(",")]
-    wanted = {tier(name).name for name in names}
+    wanted = {_named(name.strip()).name for name in target.split(",")}
     return tuple(t for t in TIERS.values() if t.name in wanted)
 
 
+def _named(name: str) -> Tier:
+    if name not in TIERS:
+        raise CompileError(f"unknown target {name!r}; expected native, all, or some of {', '.join(TIERS)}")
+    return tier(name)
+
+
 def output_path(model: Source, output: str | os.PathLike[str] | None) -> Path:
-    """The file to write. Raises CompileError if it cannot be told from the model, or would replace it."""
+    """The file to write. Raises CompileError if it cannot be told from the model, would replace it, or has no place."""
+    source = Path(model) if isinstance(model, (str, os.PathLike)) else None
+    if source is not None and source.is_dir():
+        raise CompileError(f"the model {source} is a folder; name the ONNX file in it")
     if output is not None:
-        path = Path(output)
-    elif isinstance(model, (str, os.PathLike)):
-        path = Path(model).with_suffix(".q8c")
+        path = Path(os.fsdecode(output))
+    elif source is not None and source.name:
+        path = source.with_suffix(".q8c")
     else:
         raise CompileError("a model given as bytes or ModelProto has no name; state the output file")
     if path.is_dir():
         raise CompileError(f"the output {path} is a folder; name a file in it")
-    if isinstance(model, (str, os.PathLike)) and path.exists() and Path(model).exists() and path.samefile(model):
+    if not path.parent.is_dir():
+        raise CompileError(f"the output's folder {path.parent} does not exist; make it first")
+    if source is not None and path.exists() and source.exists() and path.samefile(source):
         raise CompileError(f"the output {path} is the model itself; name another file")
     return path
 
@@ -130,12 +151,15 @@ def _layout(packed: Sequence[Packed]) -> list[Any]:
 
 def _write(path: Path, graph: Graph, packed: Sequence[Packed], generated: Sequence[Generated], options: Options,
            report: Report) -> None:
-    with Writer(path) as writer:
-        for item in packed:
-            writer.constant(item.name, item.array())
-        for one in generated:
-            writer.image(one.tier.name, one.tier.extras, one.image.code, one.image.symbols)
-        writer.finish(describe(graph, generated, options, report), print_graph(graph))
+    try:
+        with Writer(path) as writer:
+            for item in packed:
+                writer.constant(item.name, item.array())
+            for one in generated:
+                writer.image(one.tier.name, one.tier.extras, one.image.code, one.image.symbols)
+            writer.finish(describe(graph, generated, options, report), print_graph(graph))
+    except ArtifactError as error:
+        raise CompileError(str(error)) from error
 
 
 def describe(graph: Graph, generated: Sequence[Generated], options: Options, report: Report) -> Model:
@@ -167,8 +191,14 @@ def describe(graph: Graph, generated: Sequence[Generated], options: Options, rep
         counters=frame.counters,
         constraints=tuple(Constraint(program(a), program(b), f"{a} == {b}") for a, b in graph.assumptions),
         nodes=tuple(Node(n.source[0] if n.source else f"%{n.output.name}", n.op, _failure(n.op)) for n in graph.nodes),
-        options=asdict(options), tools=_tools(),
+        options=_described(options), tools=_tools(),
         notes={"rewrites": list(map(str, report.rewrites)), "declines": list(map(str, report.declines))})
+
+
+def _described(options: Options) -> dict[str, Any]:
+    """The options as JSON values; of the feeds, how many there were."""
+    values = {f.name: getattr(options, f.name) for f in fields(options)}
+    return values | {"feeds": len(options.feeds), "keep": list(options.keep)}
 
 
 def _failure(op: str) -> str:

@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from pathlib import Path
 
 from q8c.codegen.constants import packed_constants
@@ -45,12 +46,14 @@ def rebuild(path: str | os.PathLike[str], output: str | os.PathLike[str], *, tar
     artifact = Artifact(path, sha256)
     graph, offsets = _graph(artifact)
     generated: list[Generated] = [generate(graph, one, offsets) for one in tiers_of(target)]
+    told = artifact.manifest.model  # what is for people only is kept
+    model = replace(describe(graph, generated, Options(), Report()), options=told.options, notes=told.notes)
     with Writer(output) as writer:
         for constant in artifact.manifest.constants:
             writer.constant(constant.name, artifact.constant(constant.name))
         for one in generated:
             writer.image(one.tier.name, one.tier.extras, one.image.code, one.image.symbols)
-        writer.finish(describe(graph, generated, Options(), Report()), artifact.ir)
+        writer.finish(model, artifact.ir)
     return Path(output)
 
 

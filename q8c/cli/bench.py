@@ -5,45 +5,46 @@ Both run in this process on the same inputs, in turn, so that the machine's mood
 from __future__ import annotations
 
 import argparse
-import statistics
 import time
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 import q8c
 from q8c.cli.common import (
     Progress,
     add_feed_arguments,
     add_json_argument,
-    feeds_for,
+    add_model_argument,
+    add_threads_argument,
+    is_onnx,
     positive,
     print_json,
     table,
-    threads_argument,
 )
 
 
 def configure(verb: argparse.ArgumentParser) -> None:
     """The verb's arguments."""
-    verb.add_argument("model", type=Path, help="a compiled model, or an ONNX file (compiled into the cache first)")
+    add_model_argument(verb)
     verb.add_argument("-m", "--onnx", type=Path, help="the ONNX file, to time ONNX Runtime on it")
     add_feed_arguments(verb)
-    threads_argument(verb)
+    add_threads_argument(verb)
     verb.add_argument("-n", "--runs", type=positive, default=30, help="timed runs of each (default: 30)")
     add_json_argument(verb)
 
 
 def run(args: argparse.Namespace) -> int:
     """Time, then print."""
+    from q8c.cli.feeds import feeds_for
+    from q8c.cli.peer import onnxruntime_session
     session = q8c.load(args.model, threads=args.threads)
     feeds = feeds_for(session, args)
     engines: dict[str, Callable[[], object]] = {f"q8c {session.tier}": lambda: session.run(None, feeds)}
-    onnx = args.onnx or (args.model if args.model.suffix == ".onnx" else None)
-    if onnx is not None:
-        peer = onnxruntime_engine(onnx, feeds, session.threads)
-        if peer is not None:
-            engines["onnxruntime fp32"] = peer
+    onnx = args.onnx or (args.model if is_onnx(args.model) else None)
+    peer = onnxruntime_session(onnx, session.threads) if onnx is not None else None
+    if peer is not None:
+        engines["ONNX Runtime fp32"] = partial(peer.run, feeds)
     progress = Progress()
     try:
         times = measure(engines, args.runs, progress)
@@ -63,21 +64,6 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def onnxruntime_engine(model: Path, feeds: Mapping[str, Any], threads: int) -> Callable[[], object] | None:
-    """ONNX Runtime on the same inputs, or None where it is not installed."""
-    try:
-        import onnxruntime
-    except ModuleNotFoundError:
-        return None
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads
-    try:
-        session = onnxruntime.InferenceSession(str(model), options, providers=["CPUExecutionProvider"])
-    except Exception as failure:  # ONNX Runtime's errors have no common base
-        raise q8c.Error(f"ONNX Runtime refuses {model}: {failure}") from failure
-    return lambda: session.run(None, dict(feeds))
-
-
 def measure(engines: Mapping[str, Callable[[], object]], runs: int, progress: Progress) -> dict[str, list[float]]:
     """Seconds of each run, engines in turn, after three runs that do not count."""
     times: dict[str, list[float]] = {name: [] for name in engines}
@@ -93,6 +79,7 @@ def measure(engines: Mapping[str, Callable[[], object]], runs: int, progress: Pr
 
 def statistics_of(samples: list[float]) -> dict[str, float]:
     """Median and the 10th and 90th percentile."""
+    import statistics
     ordered = sorted(samples)
     return {"median": statistics.median(ordered), "p10": ordered[len(ordered) // 10],
             "p90": ordered[-1 - len(ordered) // 10]}

@@ -1,18 +1,12 @@
-"""What several verbs share: progress, sizes and feeds from the command line, tables, JSON."""
+"""What several verbs share: arguments, progress, tables, JSON. Imports nothing heavy, so that --help is instant."""
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
-import numpy as np
-
-if TYPE_CHECKING:
-    from q8c.runtime.session import Session
+from typing import Any
 
 
 class UsageError(Exception):
@@ -20,7 +14,7 @@ class UsageError(Exception):
 
 
 class Progress:
-    """One line on a terminal that says what is going on and for how long; silent elsewhere."""
+    """One line on a terminal that says what is going on and since when; silent elsewhere."""
 
     def __init__(self) -> None:
         self._live = sys.stderr.isatty()
@@ -37,6 +31,17 @@ class Progress:
             print("\r\033[K", end="", file=sys.stderr, flush=True)
 
 
+def add_verbose_argument(verb: argparse.ArgumentParser) -> None:
+    """`-v`, `-vv`."""
+    verb.add_argument("-v", "--verbose", action="count", default=0,
+                      help="say more; -vv says all, with the origin of errors")
+
+
+def add_model_argument(verb: argparse.ArgumentParser) -> None:
+    """What is to run."""
+    verb.add_argument("model", type=Path, help="a compiled model, or an ONNX file (compiled into the cache first)")
+
+
 def add_feed_arguments(verb: argparse.ArgumentParser) -> None:
     """`-i` and `--size`: where a verb's inputs come from."""
     verb.add_argument("-i", "--inputs", type=Path, metavar="FILE.npz",
@@ -50,81 +55,56 @@ def add_json_argument(verb: argparse.ArgumentParser) -> None:
     verb.add_argument("--json", action="store_true", help="print one JSON object instead of text")
 
 
-def threads_argument(verb: argparse.ArgumentParser) -> None:
+def add_threads_argument(verb: argparse.ArgumentParser) -> None:
     """`--threads N`."""
     verb.add_argument("-t", "--threads", type=positive, metavar="N",
                       help="threads to use (default: the cores this process may use)")
 
 
+def add_watch_arguments(verb: argparse.ArgumentParser) -> None:
+    """What is to be seen of the passes; `watch.observers` makes it so."""
+    verb.add_argument("--print-after", metavar="PASS|all", help="print the graph to stderr after a pass")
+    verb.add_argument("--dump-dir", type=Path, metavar="DIR",
+                      help="write the graph after each pass that changed it as numbered files")
+    verb.add_argument("--verify-each", action="store_true",
+                      help="run the graph in the reference interpreter after every pass and compare (slow)")
+
+
 def positive(text: str) -> int:
     """An integer >= 1 from the command line."""
-    value = int(text)
+    try:
+        value = int(text)
+    except ValueError:
+        value = 0
     if value < 1:
-        raise argparse.ArgumentTypeError(f"expected at least 1, got {value}")
+        raise argparse.ArgumentTypeError(f"expected an integer of at least 1, got {text!r}")
     return value
 
 
-def sizes(items: Sequence[str]) -> dict[str, int]:
-    """`["batch=2", "seq=16"]` as a dict. Raises UsageError."""
-    found: dict[str, int] = {}
-    for item in items:
-        name, _, value = item.partition("=")
-        if not name or not value.isdigit():
-            raise UsageError(f"--size expected NAME=N, got {item!r}")
-        found[name] = int(value)
-    return found
+def is_onnx(path: Path) -> bool:
+    """Whether a path is taken for an ONNX file rather than a compiled one."""
+    return path.suffix.lower() == ".onnx"
 
 
-def load_feeds(path: Path) -> dict[str, Any]:
-    """The arrays of an .npz file by name; a prefix `in:` is dropped and arrays called `out:...` are left out."""
-    try:
-        with np.load(path, allow_pickle=False) as data:
-            return {n.removeprefix("in:"): data[n] for n in data.files if not n.startswith("out:")}
-    except (ValueError, OSError, EOFError, KeyError) as error:
-        raise UsageError(f"cannot read {path}: {error}; expected an .npz of arrays by input name") from error
-    except Exception as error:  # zipfile and zlib have errors of their own
-        raise UsageError(f"cannot read {path}: {error}") from error
-
-
-def feeds_for(session: Session, args: argparse.Namespace) -> dict[str, Any]:
-    """The feeds the command line asks for: read from a file, or made up for the session's inputs.
-
-    Made-up floats are standard normal, made-up integers 0 or 1, which are valid ids, types and masks alike.
-    """
-    from q8c.ir.dims import parse_dim, symbols
-    if args.inputs is not None:
-        return load_feeds(args.inputs)
-    chosen = sizes(args.size)
-    free = {d for item in session.get_inputs() for d in item.shape if isinstance(d, str)}
-    names = set[str]().union(*(symbols(parse_dim(d)) for d in free))
-    if set(chosen) - names:
-        raise UsageError(f"no free size {', '.join(sorted(set(chosen) - names))}; there are {', '.join(sorted(names))}")
-    rng = np.random.default_rng(0)
-    return {item.name: made_up(item.dtype, [_size(d, chosen) for d in item.shape], rng)
-            for item in session.get_inputs()}
-
-
-def made_up(dtype: Any, shape: Sequence[int], rng: np.random.Generator) -> Any:
-    """An array of a kind that most models accept."""
-    if np.dtype(dtype).kind == "f":
-        return rng.standard_normal(shape).astype(dtype)
-    return rng.integers(0, 2, shape).astype(dtype)
-
-
-_DEFAULT_SIZES = {"batch": 1, "batch_size": 1}
-
-
-def _size(d: int | str, chosen: Mapping[str, int]) -> int:
-    from q8c.ir.dims import evaluate, parse_dim, symbols
-    if isinstance(d, int):
-        return d
-    expression = parse_dim(d)
-    return evaluate(expression, {n: chosen.get(n, _DEFAULT_SIZES.get(n, 16)) for n in symbols(expression)})
+def one_line(message: str) -> str:
+    """The text without line breaks."""
+    return " ".join(message.split())
 
 
 def print_json(value: Mapping[str, Any]) -> None:
-    """One JSON object on stdout."""
-    print(json.dumps(value, indent=2, default=str))
+    """One JSON object on stdout; NaN and infinities, which JSON has not, become null."""
+    import json
+    print(json.dumps(_finite(value), indent=2, allow_nan=False))
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {str(k): _finite(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(v) for v in value]
+    if isinstance(value, float):
+        return value if abs(value) < float("inf") else None
+    return value
 
 
 def table(rows: Sequence[Sequence[str]], right: Sequence[int] = ()) -> str:
@@ -137,6 +117,6 @@ def table(rows: Sequence[Sequence[str]], right: Sequence[int] = ()) -> str:
     return "\n".join(lines)
 
 
-def megabytes(n: int) -> str:
+def size_text(n: int) -> str:
     """Bytes for people."""
     return f"{n / 1e6:.1f} MB" if n >= 1e5 else f"{n / 1e3:.1f} kB"

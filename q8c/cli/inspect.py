@@ -1,12 +1,11 @@
-"""Show what a compiled file holds: inputs, outputs, code, weights, options, and the final graph.
-"""
+"""Show what a compiled file holds: inputs, outputs, code, weights, options, and the final graph."""
 from __future__ import annotations
 
 import argparse
 from pathlib import Path
 from typing import Any
 
-from q8c.cli.common import add_json_argument, megabytes, print_json, table
+from q8c.cli.common import add_json_argument, print_json, size_text, table
 
 
 def configure(verb: argparse.ArgumentParser) -> None:
@@ -35,13 +34,13 @@ def text(artifact: Any, constants: bool) -> str:
     """The file for people."""
     manifest = artifact.manifest
     model = manifest.model
-    lines = [f"{artifact.path}: {megabytes(artifact.size)}, sha256 {artifact.sha256}"]
+    lines = [f"{artifact.path}: {size_text(artifact.size)}, sha256 {artifact.sha256}"]
     for title, tensors in (("input", model.inputs), ("output", model.outputs)):
         lines += [f"  {title:7}{t.name}: {t.dtype}[{', '.join(t.text)}]" for t in tensors]
     lines += [f"  needs  {c.text}" for c in model.constraints]
-    lines += [f"  code   {i.tier}: {megabytes(i.section.size)}" + "".join(f", {f}" for f in i.features)
+    lines += [f"  code   {i.tier}: {size_text(i.section.size)}" + "".join(f", {f}" for f in i.features)
               for i in manifest.images]
-    lines.append(f"  weights {megabytes(manifest.weights.size)} in {len(manifest.constants)} constants")
+    lines.append(f"  weights {size_text(manifest.weights.size)} in {len(manifest.constants)} constants")
     lines.append(f"  nodes  {len(model.nodes)}: {_count([n.op for n in model.nodes])}")
     lines.append("  options " + ", ".join(f"{k}={v}" for k, v in model.options.items()))
     lines.append("  made by " + ", ".join(f"{k} {v}" for k, v in model.tools.items()))

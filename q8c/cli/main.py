@@ -2,14 +2,18 @@
 from __future__ import annotations
 
 import argparse
-import logging
 import os
+import signal
 import sys
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from types import FrameType
+from typing import NoReturn, TextIO
 
 from q8c import Error, __version__
 from q8c.cli import bench, check, compile, inspect, opt, run, verify
-from q8c.cli.common import UsageError
+from q8c.cli.common import UsageError, add_verbose_argument, one_line
 
 VERBS = (compile, run, inspect, check, bench, opt, verify)
 EPILOG = """\
@@ -23,9 +27,21 @@ exit codes: 0 all is well, 1 q8c refuses (one line says why), 2 the command line
 """
 
 
-def parser() -> argparse.ArgumentParser:
+class Parser(argparse.ArgumentParser):
+    """Says in one line what is wrong with the words."""
+
+    def error(self, message: str) -> NoReturn:
+        """Exit with code 2."""
+        self.exit(2, f"q8c: {one_line(message)}; see {self.prog} --help\n")
+
+
+class Terminated(BaseException):
+    """SIGTERM came; unwinds like KeyboardInterrupt, so that files half made vanish."""
+
+
+def parser() -> Parser:
     """The whole command line."""
-    top = argparse.ArgumentParser(
+    top = Parser(
         prog="q8c", description="Compile ONNX transformers into fused int8 kernels for x86 CPUs, and run them.",
         epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter)
     top.add_argument("--version", action="version", version=f"q8c {__version__}")
@@ -35,41 +51,101 @@ def parser() -> argparse.ArgumentParser:
         text = (module.__doc__ or "").strip()
         verb = verbs.add_parser(name, help=text.split("\n")[0].rstrip("."), description=text,
                                 formatter_class=argparse.RawDescriptionHelpFormatter)
-        verb.add_argument("-v", "--verbose", action="count", default=0, help="say more on stderr; -vv says all")
         module.configure(verb)
+        add_verbose_argument(verb)
         verb.set_defaults(run=module.run)
     return top
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one verb; the exit code."""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):  # names of files and nodes may be unprintable in the terminal's encoding
+            stream.reconfigure(errors="backslashreplace")
     args = parser().parse_args(argv)
-    level = (logging.WARNING, logging.INFO, logging.DEBUG)[min(args.verbose, 2)]
-    logging.basicConfig(level=level, format="q8c: %(message)s", stream=sys.stderr)
+    try:
+        with _terminable():
+            code: int = _run(args)
+            sys.stdout.flush()
+            return code
+    except BrokenPipeError:
+        _silence(sys.stdout)
+        return 1
+    except OSError as error:  # standard output, for the most part: a full disk
+        _silence(sys.stdout)
+        return _fail(_about_file(error), 1)
+    except KeyboardInterrupt:
+        return _fail("interrupted", 130)
+    except Terminated:
+        return _fail("terminated", 143)
+
+
+def _run(args: argparse.Namespace) -> int:
+    if args.verbose:
+        import logging
+        logging.basicConfig(level=logging.DEBUG if args.verbose > 1 else logging.INFO, format="q8c: %(message)s")
     try:
         code: int = args.run(args)
-        sys.stdout.flush()
         return code
     except UsageError as error:
         return _fail(str(error), 2)
     except Error as error:
+        _trace(args)
         return _fail(str(error), 1)
+    except OSError:
+        _trace(args)
+        raise
     except ModuleNotFoundError as error:
         return _fail(f"{error.name} is not installed; this verb needs it: pip install 'q8c[compile]'", 1)
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
-    except OSError as error:
-        return _fail(f"{error.filename or 'i/o'}: {error.strerror or error}", 1)
     except MemoryError:
         return _fail("out of memory; use smaller sizes, or a machine with more", 1)
-    except KeyboardInterrupt:
-        return _fail("interrupted", 130)
+    except Exception as error:
+        if not _trace(args):
+            return _fail(f"internal error: {type(error).__name__}: {error}; -vv shows where; please report it", 1)
+        return _fail(f"internal error: {type(error).__name__}: {error}", 1)
 
 
 def _fail(message: str, code: int) -> int:
-    print(f"q8c: {' '.join(message.split())}", file=sys.stderr)
+    print(f"q8c: {one_line(message)}", file=sys.stderr)
     return code
+
+
+def _trace(args: argparse.Namespace) -> bool:
+    """With -vv, show where an error came from; whether it did."""
+    shown: bool = args.verbose > 1
+    if shown:
+        import traceback
+        traceback.print_exc()
+    return shown
+
+
+def _about_file(error: OSError) -> str:
+    reason = error.strerror or str(error)
+    return f"{os.fsdecode(error.filename)}: {reason}" if error.filename is not None else reason
+
+
+def _silence(stream: TextIO) -> None:
+    """Let the interpreter's last flush go nowhere; it would fail a second time and say so."""
+    null = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(null, stream.fileno())
+    os.close(null)
+
+
+@contextmanager
+def _terminable() -> Iterator[None]:
+    """SIGTERM raises Terminated in the block, where this is the main thread."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def terminate(number: int, frame: FrameType | None) -> None:
+        raise Terminated
+
+    before = signal.signal(signal.SIGTERM, terminate)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 if __name__ == "__main__":

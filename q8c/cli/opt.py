@@ -3,7 +3,8 @@
   q8c opt g.q8ir -p fold-constants,fuse-linear
   q8c opt model.onnx -p canonicalize -o model.q8ir
 
-Constants that the text holds as references lie beside it in a file of the same name with .npz added.
+Constants that the text holds as references lie beside it in a file of the same name with .npz added; without that
+file their elements are unknown, and passes that need them say so.
 """
 from __future__ import annotations
 
@@ -12,10 +13,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import numpy as np
-
-from q8c.cli.common import UsageError
-from q8c.errors import CompileError
+from q8c.cli.common import Progress, UsageError, add_watch_arguments, is_onnx
 
 if TYPE_CHECKING:
     from q8c.ir import Graph
@@ -28,29 +26,29 @@ def configure(verb: argparse.ArgumentParser) -> None:
                       help="passes to run in order, with arguments as in fold-weights{format=q8-channel}; "
                            "the compiler's own list if not given")
     verb.add_argument("--list", action="store_true", help="list the passes there are")
-    verb.add_argument("-o", "--output", type=Path, help="write the text here and the constants to FILE.npz")
-    verb.add_argument("--print-after", metavar="PASS|all", help="print the graph after a pass")
-    verb.add_argument("--dump-dir", type=Path, metavar="DIR", help="write the graph after each pass that changed it")
-    verb.add_argument("--verify-each", action="store_true",
-                      help="run the graph in the reference interpreter after every pass and compare")
+    verb.add_argument("-o", "--output", type=Path, metavar="FILE",
+                      help="write the text here and the constants to FILE.npz")
+    add_watch_arguments(verb)
 
 
 def run(args: argparse.Namespace) -> int:
     """Run the passes and print or write the graph."""
+    from q8c.cli.watch import observers
     from q8c.ir import print_graph
     from q8c.passes.manager import parse_passes, run_passes
-    from q8c.passes.observers import observers_for
     from q8c.passes.pipeline import PASSES, Options, pipeline
 
     if args.list:
-        for name, kind in PASSES.items():
+        for name, kind in sorted(PASSES.items()):
             print(f"{name:26}{(kind.__doc__ or '').strip().splitlines()[0]}")
         return 0
     if args.graph is None:
-        raise UsageError("which graph? give a .q8ir or .onnx file, or --list")
-    passes = parse_passes(args.passes, PASSES) if args.passes else pipeline(Options())
+        raise UsageError("which graph? give a .q8ir or .onnx file, - for stdin, or --list")
+    progress = Progress()
+    watching = observers(args, progress)
+    passes = pipeline(Options()) if args.passes is None else parse_passes(args.passes, PASSES)
     graph = read(args.graph)
-    report = run_passes(graph, passes, observers=observers_for(args.print_after, args.dump_dir, args.verify_each))
+    report = run_passes(graph, passes, observers=watching)
     if args.verbose:
         for note in [*report.rewrites, *report.declines]:
             print(f"# {note}", file=sys.stderr)
@@ -62,28 +60,37 @@ def run(args: argparse.Namespace) -> int:
 
 
 def read(path: Path) -> Graph:
-    """A graph from text with its constants, or from ONNX."""
-    from q8c.frontend import import_onnx
+    """A graph from text with its constants, or from ONNX. Raises UsageError and CompileError."""
+    from q8c.cli.feeds import read_npz
     from q8c.ir import parse_graph
-    if path.suffix == ".onnx":
+    if is_onnx(path):
+        from q8c.extras import require_compiler
+        from q8c.frontend import import_onnx
+        require_compiler()
         return import_onnx(path)
     try:
-        text = sys.stdin.read() if str(path) == "-" else path.read_text(encoding="utf-8")
+        text = (sys.stdin.buffer.read() if str(path) == "-" else path.read_bytes()).decode("utf-8")
     except UnicodeDecodeError as error:
-        raise CompileError(f"{path} is not text; expected a graph as .q8ir text or a file called .onnx") from error
-    beside = path.with_name(path.name + ".npz")
-    if str(path) == "-" or not beside.exists():
-        return parse_graph(text)
-    try:
-        with np.load(beside, allow_pickle=False) as data:
-            return parse_graph(text, {name: data[name] for name in data.files})
-    except (ValueError, EOFError, KeyError) as error:
-        raise CompileError(f"cannot read the constants in {beside}: {error}") from error
+        raise UsageError(f"{path} is not text; expected a graph as .q8ir text or a file called .onnx") from error
+    beside = constants_file(path)
+    return parse_graph(text, read_npz(beside) if str(path) != "-" and beside.exists() else None)
 
 
 def write(graph: Graph, path: Path) -> None:
-    """The graph as text, and its constants beside it."""
+    """The graph as text, and its constants beside it where there are any."""
+    from q8c.cli.feeds import write_npz
     from q8c.ir import constant_data, print_graph
-    path.write_text(print_graph(graph), encoding="utf-8")
-    with open(path.with_name(path.name + ".npz"), "wb") as file:
-        np.savez(file, allow_pickle=False, **constant_data(graph))
+    from q8c.runtime.atomic import replacing
+    constants = constant_data(graph)
+    if constants:
+        with replacing(str(constants_file(path))) as file:
+            write_npz(file, constants)
+    else:
+        constants_file(path).unlink(missing_ok=True)  # one of an earlier graph
+    with replacing(str(path)) as file:
+        file.write(print_graph(graph).encode())
+
+
+def constants_file(path: Path) -> Path:
+    """Where the constants of a graph's text lie."""
+    return path.with_name(path.name + ".npz")

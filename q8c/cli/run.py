@@ -1,6 +1,6 @@
 """Run a compiled model on given or made-up inputs.
 
-Prints name, type and a few numbers of each output; -o keeps them all.
+Prints name, type and some elements of each output; -o keeps them all.
 """
 from __future__ import annotations
 
@@ -8,34 +8,37 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 import q8c
-from q8c.cli.common import add_feed_arguments, add_json_argument, feeds_for, print_json, threads_argument
+from q8c.cli.common import add_feed_arguments, add_json_argument, add_model_argument, add_threads_argument, print_json
 
 
 def configure(verb: argparse.ArgumentParser) -> None:
     """The verb's arguments."""
-    verb.add_argument("model", type=Path, help="a compiled model, or an ONNX file (compiled into the cache first)")
+    add_model_argument(verb)
     add_feed_arguments(verb)
     verb.add_argument("-o", "--output", type=Path, metavar="FILE.npz", help="write the outputs by name")
-    threads_argument(verb)
+    add_threads_argument(verb)
     add_json_argument(verb)
 
 
 def run(args: argparse.Namespace) -> int:
     """Run once and show the outputs."""
+    from q8c.cli.feeds import feeds_for, write_npz
+    from q8c.runtime.atomic import replacing
     session = q8c.load(args.model, threads=args.threads)
-    results = session(**feeds_for(session, args))
+    names = [o.name for o in session.get_outputs()]
+    results = dict(zip(names, session.run(None, feeds_for(session, args)), strict=True))
     if args.output:
-        with open(args.output, "wb") as file:
-            np.savez(file, allow_pickle=False, **results)
+        with replacing(str(args.output)) as file:
+            write_npz(file, results)
     if args.json:
-        print_json({"outputs": {name: facts(array) for name, array in results.items()}})
-    else:
-        for name, array in results.items():
-            print(f"{name}: {array.dtype}{list(array.shape)}")
-            print(np.array2string(array, threshold=12, edgeitems=3, precision=5, prefix="  "))
+        print_json({"tier": session.tier, "threads": session.threads,
+                    "outputs": {name: facts(array) for name, array in results.items()}})
+        return 0
+    import numpy as np
+    for name, array in results.items():
+        print(f"{name}: {array.dtype}{list(array.shape)}")
+        print(np.array2string(array, threshold=12, edgeitems=3, precision=5))
     return 0
 
 
@@ -43,5 +46,5 @@ def facts(array: Any) -> dict[str, Any]:
     """An output in a few numbers."""
     found: dict[str, Any] = {"dtype": str(array.dtype), "shape": list(array.shape)}
     if array.size:
-        found |= {"min": array.min().item(), "max": array.max().item(), "mean": float(array.mean())}
+        found |= {"min": array.min().item(), "max": array.max().item(), "mean": float(array.mean(dtype="float64"))}
     return found

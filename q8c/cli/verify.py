@@ -19,6 +19,8 @@ def configure(verb: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Rebuild, compare, and say which tiers are as they should be; exit code 1 if one is not."""
+    from q8c.extras import require_compiler
+    require_compiler()
     from q8c.rebuild import compare
     progress = Progress()
     try:

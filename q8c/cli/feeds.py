@@ -1,0 +1,85 @@
+"""Inputs of a model from the command line, and arrays in files."""
+from __future__ import annotations
+
+import argparse
+import zipfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+import numpy.typing as npt
+
+from q8c.cli.common import UsageError, one_line
+from q8c.ir import parse_graph
+from q8c.ir.feeds import typical_feeds
+from q8c.runtime.session import Session
+
+Array = npt.NDArray[Any]
+OUTPUT = "out:"
+"""Prefix of reference outputs in an inputs file."""
+
+
+def feeds_for(session: Session, args: argparse.Namespace) -> dict[str, Array]:
+    """The feeds `-i` and `--size` ask for: read from a file, or made up, the same ones every time.
+
+    Made-up ids are drawn from the whole table they pick rows of, masks are 1, floats standard normal. Raises
+    UsageError for words that do not fit the model.
+    """
+    chosen = sizes(args.size)
+    if args.inputs is not None:
+        if chosen:
+            raise UsageError("--size is for made-up inputs; the ones in a file have their sizes")
+        return read_feeds(args.inputs)
+    graph = parse_graph(session.artifact.ir)
+    unknown = sorted(set(chosen) - set(graph.symbols()))
+    if unknown:
+        raise UsageError(f"no free size is called {', '.join(unknown)}; "
+                         f"the model has {', '.join(graph.symbols()) or 'none'}")
+    return typical_feeds(graph, sizes=chosen)
+
+
+def sizes(items: Sequence[str]) -> dict[str, int]:
+    """`["batch=2", "seq=16"]` as a dict. Raises UsageError."""
+    found: dict[str, int] = {}
+    for item in items:
+        name, _, value = item.rpartition("=")
+        if not name or not (value.isascii() and value.isdigit()) or len(value) > 15:
+            raise UsageError(f"--size expected NAME=N, got {item!r}")
+        found[name] = int(value)
+    return found
+
+
+def read_feeds(path: Path) -> dict[str, Array]:
+    """The arrays of an .npz file by name; a prefix `in:` is dropped and arrays called `out:...` are left out."""
+    return {n.removeprefix("in:"): a for n, a in read_npz(path).items() if not n.startswith(OUTPUT)}
+
+
+def read_outputs(path: Path) -> dict[str, Array]:
+    """The arrays called `out:NAME` of an inputs file, by NAME."""
+    return {n.removeprefix(OUTPUT): a for n, a in read_npz(path).items() if n.startswith(OUTPUT)}
+
+
+def read_npz(path: Path) -> dict[str, Array]:
+    """All arrays of an .npz file by name. Raises UsageError if it is none, or holds more than plain arrays."""
+    try:
+        loaded = np.load(path, allow_pickle=False)
+        if not isinstance(loaded, np.lib.npyio.NpzFile):
+            raise UsageError(f"{path} holds one array without a name; expected an .npz of arrays by name")
+        with loaded as data:
+            return {name: data[name] for name in data.files}
+    except (UsageError, MemoryError):
+        raise
+    except OSError as error:
+        raise UsageError(f"cannot read {path}: {error.strerror or one_line(str(error))}") from error
+    except Exception as error:  # numpy, zipfile and zlib have many ways to say so
+        raise UsageError(f"cannot read {path} ({one_line(str(error))}); expected an .npz of arrays by name") from error
+
+
+def write_npz(file: BinaryIO, arrays: Mapping[str, Array]) -> None:
+    """Arrays of any name in numpy's .npz form; the same arrays give the same bytes. (`np.savez` takes names as keywords
+    and so cannot write an array called `file`.)"""
+    with zipfile.ZipFile(file, "w", allowZip64=True) as archive:
+        for name, array in arrays.items():
+            with archive.open(zipfile.ZipInfo(f"{name}.npy"), "w", force_zip64=True) as member:
+                np.lib.format.write_array(member, np.asanyarray(array), allow_pickle=False)
