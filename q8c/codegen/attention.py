@@ -22,7 +22,7 @@ def attention_kernel(module: ir.Module, tier: Tier, node: Node) -> Kernel:
     key (64 without AVX-512). Work is split by batch item, head and tile of queries.
     """
     spec = attention_spec(node)
-    keys = node.input(1).shape[1]
+    keys = node.input(1).shape[-2]
     rows = floordiv(keys + (LANES - 1), LANES) * LANES + (spec.head_size + STATISTICS)
     scratch: Dim = keys * (8 * spec.pitch) + rows * (4 * tiles(tier)[0].queries)
     function = module.globals.get(spec.symbol(tier)) or _Driver(module, tier, spec).emit()
@@ -71,18 +71,23 @@ class _Driver:
         """The keys and values of one head side by side in scratch, rows padded with 0 to whole vectors."""
         b, spec = self.b, self.spec
         with b.range(0, b.arg("keys")) as key:
-            token = b.add(b.mul(batch, b.arg("keys")), key)
             for n, copy in ((1, self.k), (2, self.v)):
-                row = self._channels(n, token, group)
+                row = self._channels(n, batch, key, group)
                 for c in range(0, spec.head_size, LANES):
                     x = b.load_tail(V16F, b.at(row, c, F32), min(LANES, spec.head_size - c))
                     b.store(x, b.at(b.at(copy, b.mul(key, spec.pitch), F32), c, F32))
 
-    def _channels(self, operand: int, token: Value, head: Value) -> Value:
+    def _channels(self, operand: int, batch: Value, token: Value, head: Value) -> Value:
         """Where a head of a token of q, k or v starts."""
         b, spec = self.b, self.spec
-        channel = b.add(b.mul(head, spec.head_size), spec.offsets[operand])
-        return b.at(b.arg("qkv"[operand]), b.add(b.mul(token, spec.strides[operand]), channel), F32)
+        tokens = b.arg("keys" if operand else "queries")
+        if spec.split[operand]:
+            heads = b.add(b.mul(batch, spec.kv_heads if operand else spec.heads), head)
+            place = b.mul(b.add(b.mul(heads, tokens), token), spec.head_size)
+        else:
+            channel = b.add(b.mul(head, spec.head_size), spec.offsets[operand])
+            place = b.add(b.mul(b.add(b.mul(batch, tokens), token), spec.strides[operand]), channel)
+        return b.at(b.arg("qkv"[operand]), place, F32)
 
     def _item(self, batch: Value, head: Value, query: Value) -> None:
         """One tile: queries of one head from `query` on."""
@@ -92,8 +97,8 @@ class _Driver:
         out = b.at(b.arg("out"), b.add(b.mul(token, spec.channels), b.mul(head, spec.head_size)), F32)
         mask, mask_row = self._mask(batch, head, query)
         keys, visible = self._keys(query)
-        self._call(0, queries, [self._channels(0, token, head), self.k, self.v, mask, out, queries, keys, visible,
-                                mask_row, self.rest])
+        q = self._channels(0, batch, query, head)
+        self._call(0, queries, [q, self.k, self.v, mask, out, queries, keys, visible, mask_row, self.rest])
 
     def _call(self, index: int, queries: Value, args: list[Value]) -> None:
         """The narrowest tile that takes all the queries."""

@@ -18,6 +18,7 @@ class AttentionSpec:
     Attributes:
         heads, kv_heads, head_size: query heads, key and value heads (a divisor), channels of one.
         strides, offsets: of q, k, v in elements: from one token to the next, and to the first head's channels.
+        split: whether q, k, v are [batch, heads, seq, size], a head's tokens together, and not [batch, seq, channels].
         mask: None, or which of its axes are there beside batch and heads: "", "q", "k" or "qk" (others have size 1).
         causal: query i sees keys up to i + (keys - queries).
         nan_to_zero: a query that sees no key, or whose weights are NaN, gets 0 instead of NaN.
@@ -32,6 +33,7 @@ class AttentionSpec:
     mask: str | None = None
     causal: bool = False
     nan_to_zero: bool = False
+    split: tuple[bool, bool, bool] = (False, False, False)
 
     @property
     def channels(self) -> int:
@@ -56,7 +58,8 @@ class AttentionSpec:
     def symbol(self, tier: Tier, tile: str = "") -> str:
         """The name of the kernel, or of one of its tiles: operation, format, heads x size, where q, k and v lie, scale
         (its float32 bits), mask and the rest, tile (queries x keys), tier."""
-        places = [f"{n}{stride}at{offset}" for n, stride, offset in zip("qkv", self.strides, self.offsets, strict=True)]
+        places = [f"{n}split" if split else f"{n}{stride}at{offset}"
+                  for n, split, stride, offset in zip("qkv", self.split, self.strides, self.offsets, strict=True)]
         heads = f"{self.heads}x{self.head_size}"
         if self.kv_heads != self.heads:
             heads += f"by{self.kv_heads}"
@@ -71,17 +74,18 @@ class AttentionSpec:
 def attention_spec(node: Node) -> AttentionSpec:
     """The spec of an `attention` node."""
     a = attributes(node)
-    q, k, v = (int(str(node.input(i).shape[2])) for i in range(3))  # type inference has refused symbolic ones
+    q, k, v = (int(str(node.input(i).shape[-1])) for i in range(3))  # type inference has refused symbolic ones
+    split = (node.input(0).type.rank == 4, node.input(1).type.rank == 4, node.input(2).type.rank == 4)
     mask = node.inputs[3] if len(node.inputs) > 3 else None
     axes = None if mask is None else "".join(n for n, size in zip("qk", mask.shape[2:], strict=True) if size != 1)
     return AttentionSpec(a["heads"], a["kv_heads"], a["head_size"], a["scale"], (q, k, v), a["offsets"], axes,
-                         a["causal"], a["nan_to_zero"])
+                         a["causal"], a["nan_to_zero"], split)
 
 
 def attention_sizes(node: Node) -> tuple[Dim, ...]:
     """Batch, queries, keys; and with a mask, elements from one batch item, head and query to the next (0: shared)."""
     q, k = node.input(0), node.input(1)
-    sizes: list[Dim] = [q.shape[0], q.shape[1], k.shape[1]]
+    sizes: list[Dim] = [q.shape[0], q.shape[-2], k.shape[-2]]
     mask = node.inputs[3] if len(node.inputs) > 3 else None
     if mask is not None:
         _, heads, queries, keys = mask.shape

@@ -11,11 +11,15 @@ from q8c.passes.rules import uniform
 MOVES = ("reshape", "transpose", "slice", "broadcast_to")
 
 
+PREFERENCE = (3, 2, 4)  # ranks of sources: as it lies, behind a reshape that costs nothing, or with heads split already
+
+
 @dataclass(frozen=True)
 class Heads:
-    """An operand of attention: `heads` heads of `size` channels from `offset` on in `value` [batch, seq, channels].
+    """An operand of attention: `heads` heads of `size` channels from `offset` on in `value`.
 
-    `scale` is what it is multiplied by, `repeat` how often each head is used in turn, `batch` and `seq` the sizes.
+    `value` is [batch, seq, channels], or [batch * seq, channels], or [batch, heads, seq, size]. `scale` is what it is
+    multiplied by, `repeat` how often each head is used in turn, `batch` and `seq` the sizes.
     """
 
     value: Value
@@ -45,21 +49,23 @@ def scaling(node: Node) -> tuple[Value, float] | None:
 def find_heads(graph: Graph, value: Value, transposed: bool) -> Heads | None:
     """What an operand [batch, heads, seq, size] or [batch * heads, seq, size] of a product is cut from.
 
-    `transposed` says that its last two axes are exchanged. The farthest tensor up that fits is taken, so that slices
-    of a merged projection become an offset; one of rank 3 before one of rank 2. None if there is none.
+    `transposed` says that its last two axes are exchanged. Of the tensors up its way that fit, the one of the
+    preferred rank is taken, and of these the farthest, so that slices of a merged projection become an offset. None
+    if there is none.
     """
     path: list[Node] = []
-    found: Heads | None = None
+    found: list[Heads] = []
     while True:
         heads = _follow(graph, value, path, transposed)
-        if heads is not None and (found is None or value.type.rank == 3):
-            found = heads
+        if heads is not None:
+            found.append(heads)
         node = value.producer
         scaled = None if node is None else scaling(node)
         if node is None or (scaled is None and node.op not in MOVES):
-            return found
+            break
         value = node.input(0) if scaled is None else scaled[0]
         path.insert(0, node)
+    return min(reversed(found), key=lambda h: PREFERENCE.index(h.value.type.rank), default=None)
 
 
 def _follow(graph: Graph, source: Value, path: list[Node], transposed: bool) -> Heads | None:
@@ -82,21 +88,25 @@ def _follow(graph: Graph, source: Value, path: list[Node], transposed: bool) -> 
 
 
 def _cut(source: Value, axes: tuple[Axis, ...], offsets: tuple[Dim, ...], scale: float) -> Heads | None:
-    """The heads of a source [batch, seq, channels] or [batch * seq, channels], if the axes are these."""
-    if source.type.rank not in (2, 3) or any(o != 0 for o in offsets[:-1]) or not isinstance(offsets[-1], int):
+    """The heads of a source, if the axes batch, heads, seq and channels are these."""
+    rank, last = source.type.rank, source.type.rank - 1
+    if rank not in PREFERENCE or any(o != 0 for o in offsets[:-1]) or not isinstance(offsets[-1], int):
         return None
     batch, heads, seq, channels = axes
-    size = channels[0].size if channels else 1
     repeat: Dim = 1
     if heads and heads[-1].axis == REPEAT:
         repeat, heads = heads[-1].size, heads[:-1]
-    count = heads[0].size if heads else 1
+    count, size = _length(heads), _length(channels)
     if not isinstance(count, int) or not isinstance(size, int) or not isinstance(repeat, int):
         return None
-    last = source.type.rank - 1
-    sizes = source.shape[0] if last == 2 else batch[0].size if batch else 1, seq[0].size if seq else 1
-    expected = (run(0, 1 if last == 2 else sizes[1], sizes[0]), run(last, size, count),
-                run(last - 1, 1, source.shape[1] if last == 2 else sizes[1]), run(last, 1, size))
-    if (batch, heads, seq, channels) != expected:
+    sizes = (_length(batch), _length(seq)) if rank == 2 else (source.shape[0], source.shape[-2])
+    split = run(1, 1, count) if rank == 4 else run(last, size, count)
+    expected = (run(0, sizes[1] if rank == 2 else 1, sizes[0]), split, run(last - 1, 1, sizes[1]), run(last, 1, size))
+    if (batch, heads, seq, channels) != expected or (rank == 4 and source.shape[1::2] != (count, size)):
         return None
     return Heads(source, count, size, offsets[-1], repeat, scale, *sizes)
+
+
+def _length(axis: Axis) -> Dim:
+    """The size of an axis of at most one part."""
+    return axis[0].size if axis else 1

@@ -30,8 +30,9 @@ class Found:
 class FuseAttention(Pass):
     """Replaces softmax(scale * q k^T + mask) v, with the heads split off and joined again, by attention(q, k, v, mask).
 
-    q, k and v become operands [batch, seq, channels], slices of a merged projection offsets. Masks given as
-    conditions become additive, computed once and outside.
+    q, k and v become operands [batch, seq, channels], slices of a merged projection offsets; where they are computed
+    per head (rotated, or from a cache) they stay [batch, heads, seq, size]. Repeated heads are read where they lie.
+    Masks given as conditions become additive, computed once and outside.
     """
 
     name: ClassVar[str] = "fuse-attention"
@@ -69,7 +70,7 @@ def find_attention(graph: Graph, product: Node) -> Found | str | None:
              find_heads(graph, product.input(1), transposed=attr(product, "transpose_b")))
     for name, part in zip(("queries", "keys", "values"), parts, strict=True):
         if part is None:
-            return f"its {name} are not [batch, seq, channels] split into heads"
+            return f"its {name} are neither [batch, seq, channels] split into heads nor [batch, heads, seq, size]"
     q, k, v = parts
     assert q is not None and k is not None and v is not None
     if v.scale != 1 or q.repeat != 1:
@@ -128,8 +129,8 @@ def fuse(graph: Graph, found: Found, made: dict[object, Value]) -> Node:
 
 
 def channels(graph: Graph, heads: Heads, before: Node) -> Value:
-    """An operand as [batch, seq, channels]."""
-    if heads.value.type.rank == 3:
+    """An operand as [batch, seq, channels], or as it is where heads are split from it already."""
+    if heads.value.type.rank != 2:
         return heads.value
     shape = (heads.batch, heads.seq, heads.value.shape[-1])
     return graph.add("reshape", [heads.value], {"shape": shape}, name=heads.value.name, before=before).output

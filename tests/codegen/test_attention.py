@@ -29,13 +29,14 @@ LOWEST = float(np.finfo(np.float32).min)
 
 @dataclass(frozen=True)
 class Case:
-    """The static half of an attention node. `merged`: q, k and v are one value; else keys have a length of their own.
-    `mask` is its shape in the graph's symbols."""
+    """The static half of an attention node. `merged`: q, k and v are one value; else keys have a length of their own,
+    and those of `split` have their heads split off. `mask` is its shape in the graph's symbols."""
 
     heads: int = 2
     size: int = 32
     kv_heads: int = 2
     merged: bool = True
+    split: str = ""
     mask: str = ""
     causal: bool = False
     nan_to_zero: bool = False
@@ -49,7 +50,12 @@ class Case:
         else:
             values = [f"%q: f32[batch, seq, {q + 3}]", f"%k: f32[batch, keys, {kv + 5}]",
                       f"%v: f32[batch, keys, {kv}]"]
-            operands, offsets = "%q, %k, %v", (3, 1, 0)
+            operands = "%q, %k, %v"
+            offsets = (0 if "q" in self.split else 3, 0 if "k" in self.split else 1, 0)
+            split = [f"%q: f32[batch, {self.heads}, seq, {self.size}]",
+                     f"%k: f32[batch, {self.kv_heads}, keys, {self.size}]",
+                     f"%v: f32[batch, {self.kv_heads}, keys, {self.size}]"]
+            values = [own if n in self.split else v for n, own, v in zip("qkv", split, values, strict=True)]
         if self.mask:
             values.append(f"%m: f32[{self.mask}]")
             operands += ", %m"
@@ -120,8 +126,10 @@ def error_bound(case: Case, feeds: Mapping[str, Array]) -> Array:
     for operand, offset, count in zip(node.inputs[:3], a["offsets"], (case.heads, case.kv_heads, case.kv_heads),
                                       strict=True):
         assert operand is not None
-        x = feeds[operand.name][:, :, offset:offset + count * case.size].astype(np.float64)
-        heads = x.reshape(*x.shape[:2], count, case.size).transpose(0, 2, 1, 3)
+        heads = feeds[operand.name].astype(np.float64)
+        if heads.ndim == 3:
+            x = heads[:, :, offset:offset + count * case.size]
+            heads = x.reshape(*x.shape[:2], count, case.size).transpose(0, 2, 1, 3)
         parts.append(np.repeat(heads, case.heads // count, axis=1))
     q, k, v = parts
     scores = q @ k.swapaxes(2, 3) * case.scale
@@ -154,7 +162,8 @@ CASES = [
     Case(), Case(heads=3, kv_heads=3, size=64, mask="batch, 1, 1, seq"), Case(heads=1, kv_heads=1, size=1),
     Case(heads=4, size=48, merged=False), Case(heads=3, kv_heads=1, size=7, mask="batch, 3, seq, seq"),
     Case(size=33, causal=True, merged=False), Case(heads=6, kv_heads=2, size=20, causal=True, mask="1, 1, seq, seq"),
-    Case(size=16, merged=False, mask="batch, 1, seq, 1"), Case(size=80, mask="1, 2, 1, 1", nan_to_zero=True),
+    Case(heads=4, size=24, merged=False, split="qkv", causal=True), Case(heads=2, kv_heads=1, merged=False, split="kv"),
+    Case(size=16, merged=False, mask="batch, 1, seq, 1", split="q"), Case(size=80, mask="1, 2, 1, 1", nan_to_zero=True),
 ]
 
 

@@ -235,9 +235,35 @@ def test_grouped_queries_do_not_repeat_keys_and_values() -> None:
     }""")
 
 
-def test_heads_repeated_in_another_order_are_declined() -> None:
-    report = run(GROUPED + REPEAT.format("k", "1, 2") + REPEAT.format("v", "1, 2") + GROUPED_END, None)
-    assert [n.text for n in report.declines] == ["its keys are not [batch, seq, channels] split into heads"]
+def test_heads_repeated_in_another_order_are_read_as_they_were_made() -> None:
+    repeats = REPEAT.format("k", "1, 2") + REPEAT.format("v", "1, 2")
+    kept = [line for line in GROUPED.splitlines() if "%q1" not in line and "%qh" not in line]
+    run(GROUPED + repeats + GROUPED_END, "\n".join(kept) + repeats + """
+      %z: f32[b, s, 32] = attention(%q, %kh, %vh) {heads = 4, kv_heads = 4, head_size = 8, scale = 1.0}
+      return %z
+    }""")
+
+
+def test_rotated_and_cached_heads_stay_split() -> None:
+    """As decoders have it: queries and keys go through elementwise ops per head, keys and values behind a past."""
+    head = ("graph @g(%q: f32[b, s, 32], %k: f32[b, s, 16], %v: f32[b, s, 16], "
+            "%pk: f32[b, 2, p, 8], %pv: f32[b, 2, p, 8]) {")
+    split = GROUPED[GROUPED.index("\n"):] + """
+      %q2: f32[b, 4, s, 8] = tanh(%qh)
+      %present_k: f32[b, 2, p + s, 8] = concat(%pk, %k2) {axis = 2}
+      %present_v: f32[b, 2, p + s, 8] = concat(%pv, %v2) {axis = 2}
+    """
+    repeat = """
+      %{0}3: f32[b, 2, 1, p + s, 8] = reshape(%present_{0}) {{shape = (b, 2, 1, p + s, 8)}}
+      %{0}4: f32[b, 2, 2, p + s, 8] = broadcast_to(%{0}3) {{shape = (b, 2, 2, p + s, 8)}}
+      %{0}h: f32[b, 4, p + s, 8] = reshape(%{0}4) {{shape = (b, 4, p + s, 8)}}
+    """
+    end = GROUPED_END.replace("%qh", "%q2").replace("s, s]", "s, p + s]").replace("return %z", "return %z, %present_k")
+    run(head + split + repeat.format("k") + repeat.format("v") + end, head + split + """
+      %z: f32[b, s, 32] = attention(%q2, %present_k, %present_v)
+          {heads = 4, kv_heads = 2, head_size = 8, scale = 1.0}
+      return %z, %present_k
+    }""")
 
 
 def test_one_head_of_keys_for_all_queries() -> None:
@@ -281,7 +307,8 @@ def test_results_read_per_head_are_split_off_again() -> None:
         %masked: f32[b, 3, s, t] = where(%c, %raw, %m)""",
      "masked scores become None, which is not the same as adding it"),
     ("""%k2: f32[b, 3, 8, t] = abs(%kt)
-        %masked: f32[b, 3, s, t] = matmul(%qh, %k2)""", "its keys are not [batch, seq, channels] split into heads"),
+        %masked: f32[b, 3, s, t] = matmul(%qh, %k2)""",
+     "its keys are neither [batch, seq, channels] split into heads nor [batch, heads, seq, size]"),
 ])
 def test_declines(scores: str, reason: str) -> None:
     report = run(INPUTS + HEADS + scores + "\n" + SOFTMAX + JOIN, None)
