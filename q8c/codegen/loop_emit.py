@@ -1,6 +1,6 @@
 """The code of a loop kernel: rows split over threads, passes over columns in 16 lanes, reductions in a fixed order.
 
-Columns go in groups of 4 vectors; vector j of a row adds to accumulator j mod 4, and the 4 accumulators and their lanes
+Columns go in groups of 4 vectors; vector j of a row adds to float accumulator j mod 4, and accumulators and their lanes
 are combined by a fixed tree. So a row's result depends on its own elements and length alone.
 """
 from __future__ import annotations
@@ -11,8 +11,8 @@ import llvmlite.ir as ir
 import numpy as np
 
 from q8c.codegen import loop_ops
-from q8c.codegen.builder import I64, PTR, Builder, Operand, Value, constant
-from q8c.codegen.loop_fold import combiner, neutral, total
+from q8c.codegen.builder import I32, I64, PTR, Builder, Operand, Value, constant
+from q8c.codegen.loop_fold import accumulators, neutral, taker, total
 from q8c.codegen.loop_memory import (
     load_lanes,
     load_scalar,
@@ -22,14 +22,14 @@ from q8c.codegen.loop_memory import (
     store_scalar,
     vector_type,
 )
-from q8c.codegen.loop_plan import Plan, RowPass
+from q8c.codegen.loop_plan import Plan, Result, RowPass
 from q8c.codegen.loop_program import Instr
 from q8c.codegen.loop_space import columns, each_row
 from q8c.codegen.targets import Tier
 from q8c.ir.types import DType
 
 GROUP = 4
-"""Vectors of one step over the columns, and accumulators of a reduction."""
+"""Vectors of one step over the columns."""
 HEAVY = 16
 """An elementwise body of this weight or more goes in groups of 2: its own operations fill the machine."""
 
@@ -108,7 +108,13 @@ class _Row:
             self._pass(row_pass, number)
         for k, result in enumerate(self.plan.results):
             if not result.vector:
-                store_scalar(self.b, result.dtype, self.row_value(result.instr), self._result(k))
+                self._store_number(result, self.row_value(result.instr), self._result(k))
+
+    def _store_number(self, result: Result, value: Value, address: Value) -> None:
+        if result.r8:
+            self.b.store(self.b.zext(value, I32), address)  # a row of one element and its padding
+        else:
+            store_scalar(self.b, result.dtype, value, address)
 
     def _result(self, k: int) -> Value:
         return self.addresses[len(self.plan.operands) + k]
@@ -140,12 +146,15 @@ class _Row:
         for root in _operands_of_pass(self.plan, row_pass, number):
             if not self.instrs[root].vector:
                 self.splat(root)  # before the loop over columns
-        start = [neutral(self.instrs[n].op, self.instrs[n].dtype) for n in row_pass.reductions for _ in range(GROUP)]
+        parts = [accumulators(self.instrs[n].op, self.instrs[n].dtype) for n in row_pass.reductions]
+        start = [neutral(self.instrs[n].op, self.instrs[n].dtype)
+                 for n, part in zip(row_pass.reductions, parts, strict=True) for _ in range(part)]
         block = _Block(self, row_pass, number)
         group = GROUP if row_pass.reductions or self.plan.weight() < HEAVY else 2
         sums = columns(self.b, self.cols, group, start, block.emit)
-        for index, n in enumerate(row_pass.reductions):
-            self.rows[n] = self._finish(self.instrs[n], sums[GROUP * index:GROUP * (index + 1)])
+        for n, part in zip(row_pass.reductions, parts, strict=True):
+            self.rows[n] = self._finish(self.instrs[n], sums[:part])
+            sums = sums[part:]
 
     def _finish(self, instr: Instr, sums: Sequence[Value]) -> Value:
         value = total(self.b, instr.op, instr.dtype, sums)
@@ -167,12 +176,14 @@ class _Block:
         mask = None if count is None else b.tail_mask(count)
         results = [(k, self.vector(self.plan.results[k].instr)) for k in self.row_pass.results]
         kept = [(n, self.vector(n)) for n in self.row_pass.kept]
-        sums = list(sums)
-        for index, n in enumerate(self.row_pass.reductions):
-            instr, at = row.instrs[n], GROUP * index + slot
+        sums, first = list(sums), 0
+        for n in self.row_pass.reductions:
+            instr = row.instrs[n]
+            parts = accumulators(instr.op, instr.dtype)
+            at, first = first + slot % parts, first + parts
             value = self.vector(instr.args[0])
             value = value if mask is None else b.select(mask, value, neutral(instr.op, instr.dtype))
-            sums[at] = combiner(b, instr.op, instr.dtype)(sums[at], value)
+            sums[at] = taker(b, instr.op, instr.dtype)(sums[at], value)
         for n, value in kept:
             store_lanes(b, row.instrs[n].dtype, value, self._kept_address(n), count)
         for k, value in results:

@@ -11,10 +11,15 @@ from q8c.codegen.loop_memory import vector_type
 from q8c.ir.types import DType
 
 
+def accumulators(op: str, dtype: DType) -> int:
+    """How many accumulators a reduction has: 4 where the order of additions shows, else what hides its latency."""
+    return 4 if op in ("row_sum", "row_prod") and dtype.is_float else 2
+
+
 def neutral(op: str, dtype: DType) -> Value:
     """16 lanes of what changes no result: an accumulator's start, and the lanes past the end of a row."""
     typ = vector_type(dtype)
-    if op in ("row_sum", "row_umax"):
+    if op in ("row_sum", "row_umax", "row_low", "row_high", "row_poison"):
         return loop_ops.number(0, dtype, typ)
     if op == "row_prod":
         return loop_ops.number(1, dtype, typ)
@@ -25,10 +30,21 @@ def neutral(op: str, dtype: DType) -> Value:
     return constant(typ, int(bounds.min if low else bounds.max))
 
 
+def taker(b: Builder, op: str, dtype: DType) -> Callable[[Value, Value], Value]:
+    """take(accumulator, next vector of the row)"""
+    if op == "row_poison":
+        return lambda x, y: b.fma(y, 0.0, x)
+    return combiner(b, op, dtype)
+
+
 def combiner(b: Builder, op: str, dtype: DType) -> Callable[[Value, Value], Value]:
-    """combine(total so far, next value)"""
-    if op == "row_sum":
+    """combine(accumulator, accumulator)"""
+    if op in ("row_sum", "row_poison"):
         return b.add
+    if op == "row_low":
+        return lambda x, y: b.fmin(y, x)
+    if op == "row_high":
+        return lambda x, y: b.fmax(y, x)
     if op == "row_prod":
         return b.mul
     if op == "row_umax":
@@ -40,6 +56,8 @@ def combiner(b: Builder, op: str, dtype: DType) -> Callable[[Value, Value], Valu
 
 
 def total(b: Builder, op: str, dtype: DType, sums: Sequence[Value]) -> Value:
-    """One number from 4 accumulators, by a fixed tree."""
+    """One number from 4 or 2 accumulators, by a fixed tree."""
     combine = combiner(b, op, dtype)
-    return b.reduce(combine(combine(sums[0], sums[1]), combine(sums[2], sums[3])), combine)
+    while len(sums) > 1:
+        sums = [combine(x, y) for x, y in zip(sums[::2], sums[1::2], strict=True)]
+    return b.reduce(sums[0], combine)

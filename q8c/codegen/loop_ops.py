@@ -180,6 +180,7 @@ _OPS: dict[str, Emit] = {
     "where": lambda b, t, a: b.select(*a), "and_bits": lambda b, t, a: b.and_(*a),
     "bits": lambda b, t, a: b.bitcast(a[0], like(a[0], I32)),
     "from_bits": lambda b, t, a: b.bitcast(a[0], like(a[0], F32)),
+    "at_least": lambda b, t, a: b.fmax(*a), "at_most": lambda b, t, a: b.fmin(*a),  # NaN gives the bound
     "rint_i32": lambda b, t, a: b.to_i32(*a), "low_byte": lambda b, t, a: b.trunc(a[0], like(a[0], I8)),
     **{name: _math(name) for name in loop_math.UNARY}}
 

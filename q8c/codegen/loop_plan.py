@@ -57,6 +57,7 @@ class RowPass:
 class Plan:
     """Everything the emitter needs. The operands of `rows` are the kernel's operands, then its results."""
 
+    ops: tuple[str, ...]
     program: Program
     operands: list[DType]
     results: list[Result]
@@ -87,16 +88,10 @@ class Plan:
         return "\n".join(parts)
 
     def symbol(self) -> str:
-        """The kernel's name without the tier: the main ops, the columns, a hash of all the rest."""
-        ops = dict.fromkeys(_SHORT.get(self.program.instrs[n].op, self.program.instrs[n].op) for n in self.live())
-        shown = "_".join(op for op in ops if op)[:60].strip("_") or "copy"
+        """The kernel's name without the tier: the body's ops, the columns, a hash of all the rest."""
+        shown = "_".join(dict.fromkeys(self.ops))[:60].strip("_") or "copy"
         cols = self.rows.cols if isinstance(self.rows.cols, int) else "n"
         return f"q8c_loop_{shown}_{cols}_{hashlib.sha256(self.key().encode()).hexdigest()[:10]}"
-
-
-_SHORT = {"input": "", "constant": "", "columns": "", "reciprocal_columns": "", "bits": "", "and_bits": "",
-          "from_bits": "", "row_umax": "absmax", "row_any_max": "max", "rint_i32": "q8", "low_byte": "",
-          "row_sum": "sum", "row_max": "max", "row_min": "min"}
 
 
 def make_plan(body: Graph) -> Plan:
@@ -122,11 +117,15 @@ def _by_rows(body: Graph, shape: tuple[Dim, ...], r8: set[Value]) -> Plan:
     rank = len(shape)
     strides = [broadcast_strides(v.shape, rank)[:-1] for v in body.inputs]
     for value, result in zip(body.outputs, results, strict=True):
-        stored = (*value.shape[:-1], floordiv(cols + 3, 4) * 4) if result.r8 else value.shape
+        stored = (*value.shape[:-1], floordiv(value.shape[-1] + 3, 4) * 4) if result.r8 else value.shape
         strides.append(broadcast_strides(stored, rank)[:-1])
     along = [1] * len(strides)
     rows = Rows(Space(shape[:-1], tuple(strides)).merged(), cols, tuple(along))
-    return Plan(program, [v.dtype for v in body.inputs], results, rows)
+    return Plan(_ops(body), program, [v.dtype for v in body.inputs], results, rows)
+
+
+def _ops(body: Graph) -> tuple[str, ...]:
+    return tuple(n.op.removeprefix("dynamic_") for n in body.nodes)
 
 
 def _spans(value: Value, cols: Dim) -> bool:
@@ -140,7 +139,7 @@ def _elementwise(body: Graph, shape: tuple[Dim, ...]) -> Plan:
     program = build_program(body, [a != 0 for a in rows.along[:len(body.inputs)]], one_column=True)
     results = [Result(n, v.dtype, program.instrs[n].vector)
                for v, n in zip(body.outputs, program.outputs, strict=True)]
-    return Plan(program, [v.dtype for v in body.inputs], results, rows)
+    return Plan(_ops(body), program, [v.dtype for v in body.inputs], results, rows)
 
 
 def _schedule(plan: Plan) -> None:

@@ -4,7 +4,7 @@ Row ops of the IR are written here in terms of elementwise ones and reductions, 
 
     layer_norm   m = sum(x) / n,  c = x - m,  v = sum(c * c) / n,  y = c * (1 / sqrt(v + epsilon)) * scale + bias
     softmax      e = exp(x - max(x)),  y = e * (1 / sum(e))
-    quantize     a = umax(|x| as bits),  scale = max(a / 127, floor),  q = rint(x * (1 / scale))
+    quantize     see `q8`: reductions for the scale (and zero point), then a product, rounded
 
 A value is a vector (it varies along the columns) or one number per row.
 """
@@ -22,8 +22,11 @@ from q8c.ir.graph import Graph, Node, Value
 from q8c.ir.ops import attributes, definition_of
 from q8c.ir.types import DType
 
-REDUCTIONS = frozenset({"row_sum", "row_prod", "row_max", "row_min", "row_umax", "row_any_max"})
-"""`row_max` and `row_min` keep NaN; `row_any_max` of floats may lose it; `row_umax` compares bits as unsigned."""
+REDUCTIONS = frozenset({"row_sum", "row_prod", "row_max", "row_min", "row_umax", "row_any_max", "row_low", "row_high",
+                        "row_poison"})
+"""`row_max` and `row_min` keep NaN, `row_any_max` of floats may lose it, `row_umax` compares bits as unsigned. `row_low`
+and `row_high` are the extremes of the row and 0 and may lose NaN; `row_poison` is 0, or NaN if the row is not finite.
+"""
 ABS_BITS = 0x7FFFFFFF
 INF_BITS = 0x7F800000
 
@@ -73,14 +76,15 @@ class Program:
 
     def reduce(self, op: str, x: int) -> int:
         """A reduction over the row; a row of one element is its own sum, product and extremes."""
-        return self._put(Instr(op, self.dtype(x), (x,))) if self._spans(x) else x
+        return self._put(Instr(op, self.dtype(x), (x,))) if self.spans(x) else x
 
     def columns(self, reciprocal: bool, dtype: DType, x: int) -> int:
         """The number of columns of x, or 1 over it, as a float."""
         op = "reciprocal_columns" if reciprocal else "columns"
-        return self._put(Instr(op, dtype)) if self._spans(x) else self.constant(1, dtype)
+        return self._put(Instr(op, dtype)) if self.spans(x) else self.constant(1, dtype)
 
-    def _spans(self, x: int) -> bool:
+    def spans(self, x: int) -> bool:
+        """Whether x has more than one element per row."""
         return self.instrs[x].vector and not self.one_column
 
     def dtype(self, number: int) -> DType:
@@ -211,22 +215,58 @@ def _softmax(p: Program, args: Sequence[int], attrs: dict[str, Any]) -> Sequence
 
 
 def _dynamic_quantize(p: Program, args: Sequence[int], attrs: dict[str, Any]) -> Sequence[int]:
+    return _quantize_zero(p, *args) if attrs["zero_point"] else _quantize(p, *args)
+
+
+def _quantize(p: Program, x: int) -> Sequence[int]:
     """As `q8.quantize_rows`. In a row that is not finite every x is multiplied by 0, which gives 0, or NaN whose
     integer conversion has the low byte 0.
     """
-    x, = args
-    bits = p.add("and_bits", DType.i32, p.add("bits", DType.i32, x), p.constant(ABS_BITS, DType.i32))
+    i32, f32 = DType.i32, DType.f32
+    bits = p.add("and_bits", i32, p.add("bits", i32, x), p.constant(ABS_BITS, i32))
     absmax = p.reduce("row_umax", bits)
-    finite = p.add("less", DType.bool, absmax, p.constant(INF_BITS, DType.i32))
-    f32 = DType.f32
+    finite = p.add("less", DType.bool, absmax, p.constant(INF_BITS, i32))
     zero = p.constant(0, f32)
     largest = p.add("where", f32, finite, p.add("from_bits", f32, absmax), zero)
-    scale = p.add("max", f32, p.add("div", f32, largest, p.constant(q8.QMAX, f32)), p.constant(q8.SCALE_FLOOR, f32))
+    scale = _bounded_scale(p, p.add("div", f32, largest, p.constant(q8.QMAX, f32)))
     inverse = p.add("where", f32, finite, p.add("reciprocal", f32, scale), zero)
-    q = p.add("rint_i32", DType.i32, p.add("mul", f32, x, inverse))
-    total = p.add("where", DType.i32, finite, p.reduce("row_sum", q), p.constant(0, DType.i32))
-    shown = p.add("where", f32, finite, scale, p.constant(np.nan, f32))
-    return [p.add("low_byte", DType.i8, q), shown, total]
+    q = p.add("rint_i32", i32, p.add("mul", f32, x, inverse))
+    total = p.add("where", i32, finite, p.reduce("row_sum", q), p.constant(0, i32))
+    return [p.add("low_byte", DType.i8, q), _shown_scale(p, finite, scale), total]
+
+
+def _quantize_zero(p: Program, x: int) -> Sequence[int]:
+    """As `q8.quantize_rows_zero`. x / scale is clipped before it is rounded and the zero point added, to bounds that
+    are integers; in a row that is not finite both are 0.
+    """
+    i32, f32 = DType.i32, DType.f32
+    none, most = p.constant(0, f32), p.constant(q8.QMAX, f32)
+    spans = p.spans(x)
+    poison = p.reduce("row_poison", x) if spans else p.add("mul", f32, x, none)
+    low = p.reduce("row_low", x) if spans else p.add("min", f32, x, none)
+    high = p.reduce("row_high", x) if spans else p.add("max", f32, x, none)
+    finite = p.add("equal", DType.bool, poison, none)
+    low, high = (p.add("where", f32, finite, bound, none) for bound in (low, high))
+    low_part, high_part = (p.add("div", f32, bound, p.constant(2 * q8.QMAX, f32)) for bound in (low, high))
+    scale = _bounded_scale(p, p.add("sub", f32, high_part, low_part))
+    inverse = p.add("reciprocal", f32, scale)
+    offset = p.add("sub", f32, p.constant(-q8.QMAX, f32), p.add("mul", f32, low, inverse))
+    offset = p.add("max", f32, p.add("min", f32, p.add("round", f32, offset), most), p.constant(-q8.QMAX, f32))
+    offset = p.add("where", f32, finite, offset, none)
+    bounds = [p.add("where", f32, finite, p.add("sub", f32, p.constant(end, f32), offset), none)
+              for end in (-q8.QMAX, q8.QMAX)]
+    clipped = p.add("at_most", f32, p.add("at_least", f32, p.add("mul", f32, x, inverse), bounds[0]), bounds[1])
+    zero_point = p.add("rint_i32", i32, offset)
+    q = p.add("add", i32, p.add("rint_i32", i32, clipped), zero_point)
+    return [p.add("low_byte", DType.i8, q), _shown_scale(p, finite, scale), p.reduce("row_sum", q), zero_point]
+
+
+def _bounded_scale(p: Program, scale: int) -> int:
+    return p.add("max", DType.f32, scale, p.constant(q8.SCALE_FLOOR, DType.f32))
+
+
+def _shown_scale(p: Program, finite: int, scale: int) -> int:
+    return p.add("where", DType.f32, finite, scale, p.constant(np.nan, DType.f32))
 
 
 _ROW_OPS: dict[str, Callable[[Program, Sequence[int], dict[str, Any]], Sequence[int]]] = {

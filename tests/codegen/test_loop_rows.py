@@ -59,19 +59,36 @@ def rows_of(rng: np.random.Generator, rows: int, cols: int) -> F32:
 
 
 QUANTIZE = "%q: i8[F], %s: f32[R], %t: i32[R] = dynamic_quantize(%{})"
+ZERO = QUANTIZE.replace("[R] =", "[R], %z: i32[R] =") + " {{zero_point = true}}"
 R8 = {"q": "i8[F]", "s": "f32[R]", "t": "i32[R]"}
+R8_ZERO = {**R8, "z": "i32[R]"}
 LAYER_NORM = "%y: f32[F] = layer_norm(%x, %w, %b) {epsilon = 1e-5}"
 
 
 @pytest.mark.parametrize("cols", [*COLS, "cols"])
-@pytest.mark.parametrize("rows", [0, 1, 5])
-def test_dynamic_quantize_is_exact(cols: int | str, rows: int) -> None:
+@pytest.mark.parametrize("zero", ["", "zero"])
+@pytest.mark.parametrize("rows", [0, 1, 9])
+def test_dynamic_quantize_is_exact(cols: int | str, zero: str, rows: int) -> None:
     x = rows_of(np.random.default_rng(1), rows, 100 if isinstance(cols, str) else cols)
     if rows > 2:
-        x[0], x[1, 0], x[2, -1] = 0, np.nan, -np.inf
-    got, expected = run(rows_text(cols, QUANTIZE.format("x"), R8), x=x)
+        x[0], x[1, 0], x[2, -1], x[3, -1] = 0, np.nan, -np.inf, np.inf
+        x[4:6] = np.abs(x[4:6]) * [[1], [-1]]
+        x[6, :], x[7] = 1e-42, np.round(x[7] * 100) / 2  # denormals; ties
+    text = rows_text(cols, ZERO.format("x"), R8_ZERO) if zero else rows_text(cols, QUANTIZE.format("x"), R8)
+    got, expected = run(text, x=x)
     for a, b in zip(got, expected, strict=True):
         np.testing.assert_array_equal(a, b)
+
+
+def test_a_row_of_one_element_beside_long_rows_is_quantized() -> None:
+    """The row's mean as R8: its three bytes of padding are 0 too."""
+    x = rows_of(np.random.default_rng(8), 5, 40)
+    outputs = {"y": "f32[F]", "m": "f32[R]", "q": "i8[R]", "s": "f32[R]", "t": "i32[R]"}
+    lines = "%m: f32[R] = reduce_max(%x) {axes = (-1)} %y: f32[F] = sub(%x, %m)"
+    for quantize, results in ((QUANTIZE, outputs), (ZERO, {**outputs, "z": "i32[R]"})):
+        got, expected = run(rows_text(40, lines + quantize.format("m").replace("[F]", "[R]"), results), x=x)
+        for a, b in zip(got, expected, strict=True):
+            np.testing.assert_array_equal(a, b)
 
 
 @pytest.mark.parametrize("cols", [*COLS, "cols"])
