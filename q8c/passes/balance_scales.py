@@ -33,7 +33,7 @@ class BalanceScales(Pass):
 
     name: ClassVar[str] = "balance-scales"
     format: str = "q8-channel"
-    calibration: Calibration = field(default_factory=Calibration, repr=False)
+    calibration: Calibration = field(default_factory=Calibration, repr=False, compare=False)
 
     def run(self, graph: Graph, report: Report) -> bool:
         """Whether a factor was put in."""

@@ -14,6 +14,7 @@ from q8c.passes.calibration import Calibration
 from q8c.passes.fold_weights import blocks
 from q8c.passes.manager import Pass, Report
 from q8c.passes.rewrite import substitute
+from q8c.passes.rules import attr
 
 POLICIES = ("auto", "always", "never")
 # A zero point costs two instructions per register of results and two per register of quantized elements, some 3 % of a
@@ -32,7 +33,7 @@ class InsertDynamicQuantize(Pass):
     name: ClassVar[str] = "insert-dynamic-quantize"
     lossy: ClassVar[bool] = True
     zero_point: str = "auto"
-    calibration: Calibration = field(default_factory=Calibration, repr=False)
+    calibration: Calibration = field(default_factory=Calibration, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         if self.zero_point not in POLICIES:
@@ -42,17 +43,19 @@ class InsertDynamicQuantize(Pass):
         """Whether a product was replaced."""
         products = [n for n in graph.nodes if weight_of(n) is not None]
         asymmetric = self.with_zero_point(graph, products, report)
-        rows: dict[tuple[Value, int], Node] = {}
-        for node in products:
+        rows: dict[tuple[Value, int, bool], Node] = {}
+        for node in list(graph.nodes):
+            if node.op == "dynamic_quantize":
+                rows.setdefault((node.input(0), attr(node, "block"), attr(node, "zero_point")), node)
             weight = weight_of(node)
-            assert weight is not None
-            x, block = node.input(0), block_of(weight)
-            if (x, block) not in rows:
-                attrs = blocks(block)
-                if x in asymmetric:
-                    attrs["zero_point"] = True
-                rows[x, block] = graph.add("dynamic_quantize", [x], attrs, name=f"{x.name}.q", before=node)
-            self.replace(graph, node, weight, rows[x, block])
+            if weight is None:
+                continue
+            x = node.input(0)
+            key = (x, block_of(weight), x in asymmetric)
+            if key not in rows:
+                attrs = blocks(key[1]) | ({"zero_point": True} if key[2] else {})
+                rows[key] = graph.add("dynamic_quantize", [x], attrs, name=f"{x.name}.q", before=node)
+            self.replace(graph, node, weight, rows[key])
             report.rewrote(node, f"rows of %{x.name} quantized as they come"
                                  f"{', with a zero point' if x in asymmetric else ''}")
         graph.prune()
