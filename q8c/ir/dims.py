@@ -29,7 +29,7 @@ class Call:
     def __str__(self) -> str:
         if self.op in ("max", "min"):
             return f"{self.op}({', '.join(map(str, self.args))})"
-        return f"({_operand(self.args[0])} {self.op} {_operand(self.args[1])})"
+        return f"({_operand(self.args[0])} {self.op} {_operand(self.args[1], right=True)})"
 
 
 class Expr:
@@ -108,7 +108,12 @@ def sym(name: str) -> Expr:
 
 
 def floordiv(a: Dim, b: Dim) -> Dim:
-    """a // b, divided out where it is exact. A division whose divisor turns out 0 at run time raises there."""
+    """a // b, divided out where it is exact. A division whose divisor turns out 0 at run time raises there.
+
+    Raises ZeroDivisionError for the divisor 0.
+    """
+    if b == 0:
+        raise ZeroDivisionError(f"{a} // 0")
     if isinstance(a, int) and isinstance(b, int):
         return a // b
     if b == 1:
@@ -120,7 +125,9 @@ def floordiv(a: Dim, b: Dim) -> Dim:
 
 
 def mod(a: Dim, b: Dim) -> Dim:
-    """a % b, 0 where b divides a as polynomials."""
+    """a % b, 0 where b divides a as polynomials. Raises ZeroDivisionError for the divisor 0."""
+    if b == 0:
+        raise ZeroDivisionError(f"{a} % 0")
     if isinstance(a, int) and isinstance(b, int):
         return a % b
     if b == 1 or _divide_exactly(a, b) is not None:
@@ -270,8 +277,13 @@ def _key(monomial: Monomial) -> tuple[str, ...]:
     return tuple(map(str, monomial))
 
 
-def _operand(d: Dim) -> str:
-    return f"({d})" if isinstance(d, Expr) and (len(d.terms) > 1 or d.terms[0][1] < 0) else str(d)
+def _operand(d: Dim, right: bool = False) -> str:
+    """An operand of // or %, in brackets if it is a sum or, on the right, a product."""
+    if isinstance(d, int):
+        return str(d)
+    monomial, coefficient = d.terms[0]
+    bare = len(d.terms) == 1 and (coefficient == 1 and len(monomial) == 1 or coefficient > 0 and not right)
+    return str(d) if bare else f"({d})"
 
 
 def _degree(d: Dim) -> int:

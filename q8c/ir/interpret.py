@@ -2,32 +2,38 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
 
 from q8c.errors import Error, InputError
-from q8c.ir.dims import Dim, Expr, as_symbol, evaluate, substitute
+from q8c.ir.dims import Dim, Expr, as_symbol, evaluate, substitute, symbols
 from q8c.ir.graph import Array, Graph, Node, Value
 from q8c.ir.ops import attributes, definition_of
+from q8c.ir.ops.registry import Reference
 
 Observe = Callable[[Value, Array], None]
 
 
 def interpret(graph: Graph, feeds: Mapping[str, Any], keep: dict[str, Array] | None = None,
-              observe: Observe | None = None) -> list[Array]:
+              observe: Observe | None = None, references: Mapping[str, Reference] | None = None) -> list[Array]:
     """The graph's outputs for the given inputs (by name).
 
     If `keep` is given, every computed value is put into it by name; otherwise values are dropped after their last use.
-    `observe` is called with every node's results as they come. Raises InputError for feeds that do not fit.
+    `observe` is called with every node's results as they come. `references` replace those of the ops they name.
+    Raises InputError for feeds that do not fit.
     """
     arrays: dict[str, Array] = {}
     for value in graph.inputs:
         if value.name not in feeds:
             raise InputError(f"input {value.name!r} is missing; expected {value.type}")
         arrays[value.name] = np.asarray(feeds[value.name])
-    sizes = bind_sizes(graph, arrays)
-    outputs = _run(graph, arrays, sizes, keep is None, observe)
+    try:
+        sizes = bind_sizes(graph, arrays)
+        outputs = _run(graph, arrays, sizes, keep is None, observe, references or {})
+    except ZeroDivisionError as error:
+        raise InputError(f"graph {graph.name}: the inputs' shapes make a size divide by zero: {error}") from error
     if keep is not None:
         keep.update(arrays)
     return outputs
@@ -47,6 +53,9 @@ def bind_sizes(graph: Graph, arrays: Mapping[str, Array]) -> dict[str, int]:
     for value in graph.inputs:
         for d, actual in zip(value.shape, arrays[value.name].shape, strict=True):
             _solve(d, actual, sizes)
+            unknown = sorted(symbols(d) - set(sizes))
+            if unknown:
+                raise InputError(f"input {value.name!r}: {unknown[0]} in {value.type} does not follow from the shapes")
             if evaluate(d, sizes) != actual:
                 raise InputError(f"input {value.name!r}: expected {value.type}, got {list(arrays[value.name].shape)}; "
                                  f"{d} is {evaluate(d, sizes)}")
@@ -67,13 +76,13 @@ def _solve(d: Dim, actual: int, sizes: dict[str, int]) -> None:
 
 
 def _run(graph: Graph, arrays: dict[str, Array], sizes: Mapping[str, int], drop: bool = False,
-         observe: Observe | None = None) -> list[Array]:
+         observe: Observe | None = None, references: Mapping[str, Reference] = MappingProxyType({})) -> list[Array]:
     last = {v: node for node in graph.nodes for v in node.operands} if drop else {}
     for name, value in graph.constants.items():
         arrays[name] = value.array()
     for node in graph.nodes:
         args = [None if v is None else arrays[v.name] for v in node.inputs]
-        for value, result in zip(node.outputs, run_node(node, args, sizes), strict=True):
+        for value, result in zip(node.outputs, run_node(node, args, sizes, references), strict=True):
             _check(node, value, result, sizes)
             arrays[value.name] = result
             if observe is not None:
@@ -84,13 +93,15 @@ def _run(graph: Graph, arrays: dict[str, Array], sizes: Mapping[str, int], drop:
     return [arrays[v.name] for v in graph.outputs]
 
 
-def run_node(node: Node, args: list[Array | None], sizes: Mapping[str, int]) -> list[Array]:
+def run_node(node: Node, args: list[Array | None], sizes: Mapping[str, int],
+             references: Mapping[str, Reference] = MappingProxyType({})) -> list[Array]:
     """One node's outputs for the given operands."""
     if node.body is not None:
         inner = {v.name: a for v, a in zip(node.body.inputs, args, strict=True) if a is not None}
-        return _run(node.body, inner, sizes)
+        return _run(node.body, inner, sizes, references=references)
     try:
-        return list(definition_of(node).reference(args, {k: _resolve(v, sizes) for k, v in attributes(node).items()}))
+        reference = references.get(node.op) or definition_of(node).reference
+        return list(reference(args, {k: _resolve(v, sizes) for k, v in attributes(node).items()}))
     except (ValueError, IndexError, TypeError) as error:
         raise Error(f"{node}: the reference failed: {error}") from error
 

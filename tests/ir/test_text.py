@@ -21,7 +21,7 @@ EVERY_LEVEL = """graph @all(%x: f32[batch, past + seq, 8], %"odd name": f32[batc
   const %flags: bool[2] = [true, false]
   const %tiny: f64[2] = [1e-300, -0.0]
   const %big: u64[] = 18446744073709551615
-  %q: i8[batch, past + seq, 8] @0, %s: f32[batch, past + seq, 1] @1, %t: i32[batch, past + seq, 1] @2 = dynamic_quantize(%x) from "a/MatMul", "b \\"quoted\\""
+  QUANTIZE
   %y: f32[batch, past + seq, 16] @3 = q8_linear(%q, %s, %t, %w, %scale, -, %"res 1") {activation = "gelu"}
   %z: f32[batch, past + seq, 16] @0 = loop(%y, %half) body(%a: f32[batch, past + seq, 16], %b: f32[]) {
     const %two: f32[] = 2.0
@@ -31,7 +31,8 @@ EVERY_LEVEL = """graph @all(%x: f32[batch, past + seq, 8], %"odd name": f32[batc
   }
   return %z as "last hidden", %q
 }
-"""
+""".replace("QUANTIZE", "%q: i8[batch, past + seq, 8] @0, %s: f32[batch, past + seq, 1] @1, "
+            '%t: i32[batch, past + seq, 1] @2 = dynamic_quantize(%x) from "a/MatMul", "b \\"quoted\\""')
 
 
 def build_every_level() -> Graph:
@@ -107,7 +108,7 @@ WRONG = {
     HEAD + "%y: f32[n, 4] = exp(%z)\nreturn %y }": "line 2: %z is not defined",
     HEAD + "%x: f32[n, 4] = exp(%x)\nreturn %x }": "line 2: %x is defined twice",
     HEAD + "%y: f31[n, 4] = exp(%x)\nreturn %y }": "line 2: unknown element type 'f31'",
-    HEAD + "%y: f32[n, 5] = exp(%x)\nreturn %y }": r"line 2: .*%y is stated as f32\[n, 5\] but the op gives f32\[n, 4\]",
+    HEAD + "%y: f32[n, 5] = exp(%x)\nreturn %y }": r"line 2: .*stated as f32\[n, 5\] but the op gives f32\[n, 4\]",
     HEAD + "%y: f32[n -] = exp(%x)\nreturn %y }": "line 2: not a dimension expression",
     HEAD + "%y: f32[n, 4] = exp(%x) {axis = 1}\nreturn %y }": "line 2: exp has no attribute 'axis'",
     HEAD + "%y: f32[n, 4] = softmax(%x) {axis = x}\nreturn %y }": "line 2: attribute axis expected int",
