@@ -26,7 +26,10 @@ _BOOLS = {"true": True, "false": False}
 
 @dataclass(frozen=True)
 class Pass(ABC):
-    """A rewrite of the whole graph; subclasses are frozen dataclasses whose fields have defaults."""
+    """A rewrite of the whole graph; subclasses are frozen dataclasses whose fields have defaults.
+
+    A field with `repr=False` cannot be written in a pass list.
+    """
 
     name: ClassVar[str]
     lossy: ClassVar[bool] = False  # True where results may change by more than rounding (quantization)
@@ -41,7 +44,7 @@ class Pass(ABC):
 
     def __str__(self) -> str:
         args = [f"{f.name.replace('_', '-')}={_text(getattr(self, f.name))}" for f in dataclasses.fields(self)
-                if getattr(self, f.name) != f.default]
+                if f.repr and getattr(self, f.name) != f.default]
         return self.name + (f"{{{','.join(args)}}}" if args else "")
 
 
@@ -160,7 +163,7 @@ def parse_passes(spec: str, available: Mapping[str, type[Pass]]) -> tuple[Pass, 
 
 def _make(kind: type[Pass], text: str) -> Pass:
     hints = get_type_hints(kind)
-    names = {f.name.replace("_", "-"): f.name for f in dataclasses.fields(kind)}
+    names = {f.name.replace("_", "-"): f.name for f in dataclasses.fields(kind) if f.repr}
     values: dict[str, Any] = {}
     for item in filter(None, (t.strip() for t in text.split(","))):
         key, _, value = item.partition("=")
