@@ -32,6 +32,8 @@ def import_onnx(model: Source) -> Graph:
         return import_graph(loaded)
     except Error:
         raise
+    except UnicodeDecodeError as error:
+        raise CompileError(f"a name in the model is not UTF-8 text: {error.object!r}") from error
     except Exception as error:  # a hostile file may break what a valid one cannot
         raise CompileError(f"the model cannot be imported: {type(error).__name__}: "
                            f"{' '.join(str(error).split())}") from error

@@ -8,7 +8,7 @@ import numpy as np
 from q8c.errors import CompileError, Error
 from q8c.frontend.symbolic import evaluate_symbolic
 from q8c.frontend.tensor import KNOWN_LIMIT, Tensor, constant, from_elements
-from q8c.ir.dims import Dim, Expr
+from q8c.ir.dims import SIZE_LIMIT, Dim, Expr
 from q8c.ir.graph import Array, Attr, Graph, Node, Value
 from q8c.ir.ops import attributes, definition_of, infer
 from q8c.ir.types import DType, TensorType
@@ -28,6 +28,9 @@ class Builder:
             return known
         operands = [None if t is None else self.value(t) for t in inputs]
         output = self.graph.add(op, operands, attrs, source=self.source).output
+        size = output.type.size
+        if isinstance(size, int) and size >= SIZE_LIMIT:
+            raise CompileError(f"{output.producer}: {output.type} has {size} elements; no machine holds so many")
         return Tensor(output.type, value=output)
 
     def value(self, tensor: Tensor) -> Value:
@@ -113,7 +116,10 @@ class Builder:
 def _symbolic(node: Node, arrays: Sequence[Array], type: TensorType, inputs: Sequence[Tensor | None]) -> Tensor | None:
     first = inputs[0]
     is_float = first is not None and first.dtype.is_float
-    found = evaluate_symbolic(node.op, arrays, attributes(node), is_float)
+    try:
+        found = evaluate_symbolic(node.op, arrays, attributes(node), is_float)
+    except (Error, ValueError, IndexError) as error:
+        raise CompileError(f"{node}: {error}") from error
     if found is None or found.shape != type.shape:
         return None
     try:

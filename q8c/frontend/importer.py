@@ -162,10 +162,13 @@ def note_unknown(nodes: Iterable[onnx.NodeProto], scope: Scope, functions: Conta
 
 
 def scan(model: Model) -> None:
-    """Raise UnsupportedError that lists every node of an op that nothing here imports, or for an opset too old."""
-    if model.opsets.get("", OLDEST_OPSET) < OLDEST_OPSET:
-        raise UnsupportedError(f"the model is of opset {model.opsets['']}, expected {OLDEST_OPSET} or newer; export it "
-                               f"again with a newer opset")
+    """Raise UnsupportedError that lists every node of an op that nothing here imports, or for an unknown opset."""
+    from onnx.defs import onnx_opset_version
+
+    opset, newest = model.opsets.get("", OLDEST_OPSET), onnx_opset_version()
+    if not OLDEST_OPSET <= opset <= newest:
+        raise UnsupportedError(f"the model is of opset {opset}, expected {OLDEST_OPSET} to {newest}; " + (
+            "export it again with a newer opset" if opset < OLDEST_OPSET else "upgrade the onnx package"))
     problems = Problems()
     functions = {function_key(f) for f in model.proto.functions}
     note_unknown(model.proto.graph.node, Scope(model.opsets, model.weights), functions, problems)

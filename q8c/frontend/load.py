@@ -181,11 +181,13 @@ def _skeleton(proto: onnx.ModelProto) -> onnx.ModelProto:
 
 
 def _resolve_alias(model: onnx.ModelProto) -> None:
-    """Write the default domain as ONNX's own tools expect it."""
+    """Write the default domain as ONNX's own tools expect it. Raises CompileError for an op that is not text."""
     for entry in (*model.opset_import, *(e for f in model.functions for e in f.opset_import), *model.functions):
         if entry.domain == "ai.onnx":
             entry.domain = ""
     for nodes in (model.graph.node, *(f.node for f in model.functions)):
         for node in all_nodes(nodes):
+            if not isinstance(node.op_type, str) or not isinstance(node.domain, str):  # protobuf gives bytes then
+                raise CompileError(f"the op {node.op_type!r} of the domain {node.domain!r} is not UTF-8 text")
             if node.domain == "ai.onnx":
                 node.domain = ""
