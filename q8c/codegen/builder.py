@@ -38,7 +38,7 @@ class Builder(Simd):
             name = f"llvm.x86.avx512.vpdpbusd.{32 * lanes}"
             return self.intrinsic(name, [acc, self.bitcast(u8, as_bytes), self.bitcast(s8, as_bytes)], acc.type)
         for u16, s16 in zip(self.split_u8(u8), self.split_s8(s8), strict=True):
-            acc = self.add(acc, self.dot_s16(u16, s16))
+            acc = self.dot_s16(acc, u16, s16)
         return acc
 
     def pick16(self, table: Value, index: Value) -> Value:
@@ -62,6 +62,15 @@ class Builder(Simd):
         pairs = self.bitcast(x, ir.VectorType(I16, 2 * x.type.count))
         return self.ashr(self.shl(pairs, 8), 8), self.ashr(pairs, 8)
 
-    def dot_s16(self, x: Value, y: Value) -> Value:
-        """<16 x i16> x <16 x i16> -> <8 x i32>: products of neighbours added in pairs (`vpmaddwd`)."""
-        return self.intrinsic("llvm.x86.avx2.pmadd.wd", [x, y], ir.VectorType(I32, x.type.count // 2))
+    def dot_s16(self, acc: Value, x: Value, y: Value) -> Value:
+        """acc + the dot product of the two i16 of every 32-bit lane; x and y have twice the lanes of acc.
+
+        One `vpdpwssd` per register where the tier has VNNI, else `vpmaddwd` and an addition.
+        """
+        lanes = acc.type.count
+        if 32 * lanes > self.tier.vector_bits:
+            parts = zip(*(self.halves(v) for v in (acc, x, y)), strict=True)
+            return self.concat(*(self.dot_s16(*part) for part in parts))
+        if self.tier.has_vnni:
+            return self.intrinsic(f"llvm.x86.avx512.vpdpwssd.{32 * lanes}", [acc, x, y], acc.type)
+        return self.add(acc, self.intrinsic("llvm.x86.avx2.pmadd.wd", [x, y], acc.type))

@@ -5,7 +5,6 @@ Every output is one chain of fma over ascending depth, so its bits depend on its
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 import llvmlite.ir as ir
 
@@ -20,7 +19,10 @@ from q8c.codegen.targets import Tier
 class F32LinearSpec(LinearSpec):
     """y = act(a @ w + bias) + residual for float rows a."""
 
-    FORMATS: ClassVar[str] = "f32"
+    @property
+    def formats(self) -> str:
+        """Floats throughout."""
+        return "f32"
 
     @property
     def steps(self) -> int:
@@ -47,7 +49,8 @@ class _F32TileEmitter(TileEmitter):
     def sums(self) -> list[list[Value]]:
         tile = self.tile
         starts = [self.b.splat(0.0)] * (tile.rows * tile.panels)
-        totals = self.along_depth(starts, [self.values["a"], self.values["w"]], self._step)
+        pointers = self.start([self.values["a"], self.values["w"]])
+        totals, _ = self.along_depth(starts, pointers, self.spec.steps, self._step)
         return [totals[r * tile.panels:(r + 1) * tile.panels] for r in range(tile.rows)]
 
     def _step(self, accs: list[Value], pointers: list[Value]) -> list[Value]:

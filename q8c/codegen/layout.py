@@ -64,6 +64,22 @@ def unpack_f32(packed: NDArray[np.float32], depth: int, cols: int) -> NDArray[np
     return np.ascontiguousarray(full[:, :cols])
 
 
+def pack_scales(scale: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Scales [cols] or [blocks, cols] as [panels, blocks, 16]."""
+    return pack_f32(scale.reshape(-1, scale.shape[-1]))
+
+
+def pack_sums(sums: NDArray[np.int32]) -> NDArray[np.int32]:
+    """Column sums [cols] or [blocks, cols] as [panels, blocks, 16], each split for a 16-bit multiplier.
+
+    A sum s becomes the pair of i16 (s mod 256, floor(s / 256)), the first in the low half: s * z is then the dot
+    product with (z, 256 z). Both fit because |s| <= 127 * 66000 < 2**23 and |z| <= 127.
+    """
+    split = (sums & 0xFF) | (sums >> 8 << 16)
+    full = _padded(split.reshape(-1, sums.shape[-1]), (split.size // sums.shape[-1], panels(sums.shape[-1]) * PANEL), 0)
+    return np.ascontiguousarray(full.reshape(full.shape[0], -1, PANEL).transpose(1, 0, 2))
+
+
 def pad_cols(values: NDArray[Scalar]) -> NDArray[Scalar]:
     """Per-column values [cols] (scale, bias, sums) padded with 0 to whole panels."""
     return _padded(values, (panels(values.shape[0]) * PANEL,), 0)

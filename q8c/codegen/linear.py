@@ -111,8 +111,8 @@ class LinearKernel:
         """The operands from `row` on."""
         operands = {n: b.arg(n) for n, _ in self.spec.operands}
         operands["a"] = b.at(operands["a"], b.mul(row, self.spec.lda))
-        for name in self.spec.ROW_VALUES:
-            operands[name] = b.at(operands[name], row, F32)
+        for name, count in self.spec.row_values.items():
+            operands[name] = b.at(operands[name], b.mul(row, count), F32)
         for name, stride in (("y", "ldy"), ("residual", "ldr")):
             if name in operands:
                 operands[name] = b.at(operands[name], b.mul(row, operands[stride]), F32)
@@ -121,9 +121,9 @@ class LinearKernel:
     def _from_group(self, b: Builder, operands: dict[str, Value], group: Value, panels: int) -> dict[str, Value]:
         """The operands from column group `group` on."""
         moved = {**operands, "w": b.at(operands["w"], b.mul(group, self.spec.panel_bytes * panels))}
-        for name in (*self.spec.col_values, "residual", "y"):
+        for name, count in {**self.spec.col_values, "residual": 1, "y": 1}.items():
             if name in operands:
-                moved[name] = b.at(operands[name], b.mul(group, PANEL * panels), F32)
+                moved[name] = b.at(operands[name], b.mul(group, PANEL * panels * count), F32)
         return moved
 
     def _ahead(self, b: Builder, task: Task, panels: int, tile: Value) -> dict[str, Value]:
@@ -158,15 +158,15 @@ class LinearKernel:
         name = f"{self.name}.{tile.rows}x{tile.cols}{'.ahead' if tile.ahead else ''}"
         b = Builder(self.module, self.tier, name, [*params, ("count", I64)], internal=True)
         operands = {n: b.arg(n) for n, _ in params}
-        right: dict[str, Value | int] = dict.fromkeys([*spec.col_values, "y"], 4 * PANEL * tile.panels)
+        per_col = {**spec.col_values, "y": 1, **({"residual": 1} if spec.residual else {})}
+        right: dict[str, Value | int] = {name: 4 * PANEL * tile.panels * count for name, count in per_col.items()}
         right["w"] = spec.panel_bytes * tile.panels
-        if spec.residual:
-            right["residual"] = right["y"]
         if tile.ahead:
             right["ahead"] = b.mul(operands["ahead_step"], spec.steps)
+        fixed = {**operands, **self.emitter.prepare(b, spec, tile.rows, operands)}
 
         def body(_: Value, carried: list[Value]) -> list[Value]:
-            self.emitter(b, spec, tile, {**operands, **dict(zip(right, carried, strict=True))}).emit()
+            self.emitter(b, spec, tile, {**fixed, **dict(zip(right, carried, strict=True))}).emit()
             return [b.at(v, step) for v, step in zip(carried, right.values(), strict=True)]
 
         b.loop(0, b.arg("count"), 1, [operands[n] for n in right], body)

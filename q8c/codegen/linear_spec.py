@@ -1,8 +1,8 @@
 """What a linear kernel computes: the static half of its contract, its name and its parameters."""
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import ClassVar
 
 import llvmlite.ir as ir
 
@@ -16,7 +16,7 @@ STEP_BYTES = 64
 
 
 @dataclass(frozen=True)
-class LinearSpec:
+class LinearSpec(ABC):
     """y = act(rows times weight + bias) + residual, rows known at run time.
 
     Attributes:
@@ -31,12 +31,6 @@ class LinearSpec:
     activation: str = "none"
     residual: bool = False
 
-    FORMATS: ClassVar[str]
-    ROW_VALUES: ClassVar[tuple[str, ...]] = ()
-    """Names of operands with one 4-byte value per row."""
-    COL_VALUES: ClassVar[tuple[str, ...]] = ()
-    """Names of operands with one float per column, padded to panels."""
-
     def __post_init__(self) -> None:
         if self.depth < 1 or self.cols < 1:
             raise CompileError(f"linear of {self.depth} x {self.cols}: expected depth >= 1, cols >= 1")
@@ -44,9 +38,24 @@ class LinearSpec:
             raise CompileError(f"linear: activation {self.activation!r}, expected one of {', '.join(ACTIVATIONS)}")
 
     @property
+    @abstractmethod
+    def formats(self) -> str:
+        """Element formats of rows, weight and result, as part of the name."""
+
+    @property
+    @abstractmethod
     def steps(self) -> int:
         """Steps along depth, 4 bytes of a row each."""
-        raise NotImplementedError
+
+    @property
+    def row_values(self) -> dict[str, int]:
+        """Operands that belong to rows beside `a`: how many 4-byte values each row has, without gaps."""
+        return {}
+
+    @property
+    def col_values(self) -> dict[str, int]:
+        """Operands that belong to columns, in panels: how many 4-byte values each column has."""
+        return {"bias": 1} if self.bias else {}
 
     @property
     def lda(self) -> int:
@@ -73,20 +82,19 @@ class LinearSpec:
         """The kernel's symbol without tile and tier: operation, formats, fused steps, shape."""
         fused = [part for part, used in (("bias", self.bias), (self.activation, self.activation != "none"),
                                          ("add", self.residual)) if used]
-        return "_".join([f"q8c_linear_{self.FORMATS}", *fused, f"k{self.depth}", f"n{self.cols}"])
+        return "_".join([f"q8c_linear_{self.formats}", *fused, f"k{self.depth}", f"n{self.cols}"])
 
     @property
-    def col_values(self) -> list[str]:
-        """Operands with one float per column."""
-        return [*self.COL_VALUES, *(["bias"] if self.bias else [])]
+    def pointers(self) -> list[str]:
+        """Operands in the order of the node's, then the result."""
+        present = {"bias": self.bias, "residual": self.residual}
+        return [name for name in ("a", "w", "bias", "residual", "y") if present.get(name, True)]
 
     @property
     def operands(self) -> list[tuple[str, ir.Type]]:
-        """What a strip of tiles needs, in order: pointers, each output-shaped one followed by its row stride."""
-        operands = [(name, PTR) for name in ("a", *self.ROW_VALUES, "w", *self.col_values)]
-        if self.residual:
-            operands += [("residual", PTR), ("ldr", I64)]
-        return [*operands, ("y", PTR), ("ldy", I64)]
+        """What a strip of tiles needs, in order: pointers, residual and result followed by their row strides."""
+        strides = {"residual": [("ldr", I64)], "y": [("ldy", I64)]}
+        return [operand for name in self.pointers for operand in [(name, PTR), *strides.get(name, [])]]
 
     @property
     def params(self) -> list[tuple[str, ir.Type]]:

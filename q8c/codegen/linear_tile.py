@@ -28,7 +28,7 @@ class Tile:
     @property
     def unroll(self) -> int:
         """Steps of depth in the loop body: enough work to drown the loop's own."""
-        return 2 if self.rows * self.panels >= 8 else 4
+        return 2 if self.rows * self.panels >= 4 else 4
 
     @property
     def cols(self) -> int:
@@ -44,6 +44,11 @@ class TileEmitter(ABC):
         self.spec = spec
         self.tile = tile
         self.values = values
+
+    @staticmethod
+    def prepare(b: Builder, spec: LinearSpec, rows: int, values: dict[str, Value]) -> dict[str, Value]:
+        """More values, made once for all tiles of a strip from the operands of its `rows` rows."""
+        return {}
 
     @abstractmethod
     def sums(self) -> list[list[Value]]:
@@ -87,26 +92,30 @@ class TileEmitter(ABC):
         else:
             self.b.store(y, address)
 
-    def along_depth(self, accs: Sequence[Value], pointers: Sequence[Value], step: Step) -> list[Value]:
-        """Run `step` for every step of depth, `tile.unroll` in a loop body.
+    def start(self, pointers: Sequence[Value]) -> list[Value]:
+        """The pointers `along_depth` moves: those given, to rows (4 bytes a step) and a panel, and the one ahead."""
+        return [*pointers, self.values["ahead"]] if self.tile.ahead else list(pointers)
 
-        `pointers` are to a row (4 bytes a step) and to a panel; step(accs, pointers) gives the next accs.
+    def along_depth(self, accs: Sequence[Value], pointers: Sequence[Value], steps: int,
+                    step: Step) -> tuple[list[Value], list[Value]]:
+        """Run `step` for `steps` steps of depth, `tile.unroll` in a loop body.
+
+        step(accs, pointers) gives the next accs. Returns accs and pointers after the last step.
         """
         b, unroll, count = self.b, self.tile.unroll, len(accs)
-        strides: list[Value | int] = [4, STEP_BYTES]
-        if self.tile.ahead:
-            pointers, strides = [*pointers, self.values["ahead"]], [*strides, self.values["ahead_step"]]
+        strides: list[Value | int] = [4, STEP_BYTES, *([self.values["ahead_step"]] if self.tile.ahead else [])]
 
-        def steps(carried: Sequence[Value], number: int) -> list[Value]:
+        def run(carried: Sequence[Value], number: int) -> list[Value]:
             accs, pointers = list(carried[:count]), list(carried[count:])
             for _ in range(number):
                 accs = step(accs, pointers[:2])
                 if self.tile.ahead:
-                    b.prefetch(pointers[-1], 2)
+                    b.prefetch(pointers[2], 2)
                 pointers = [b.at(p, s) for p, s in zip(pointers, strides, strict=True)]
             return [*accs, *pointers]
 
         carried = [*accs, *pointers]
-        if self.spec.steps >= unroll:
-            carried = b.loop(0, self.spec.steps // unroll, 1, carried, lambda _, carried: steps(carried, unroll))
-        return steps(carried, self.spec.steps % unroll)[:count]
+        if steps >= unroll:
+            carried = b.loop(0, steps // unroll, 1, carried, lambda _, carried: run(carried, unroll))
+        carried = run(carried, steps % unroll)
+        return carried[:count], carried[count:]

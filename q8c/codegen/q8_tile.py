@@ -1,48 +1,146 @@
-"""int8 tiles: with `vpdpbusd`, and without it on rows widened beforehand."""
+"""int8 tiles: exact integer sums per block of depth, scaled and added up in float."""
 from __future__ import annotations
+
+from typing import NamedTuple
 
 import llvmlite.ir as ir
 
-from q8c.codegen.builder import F32, I32, I64, V16F, V16I, Builder, Value, constant
+from q8c.codegen.builder import F32, I16, I32, I64, LANES, V16I, Builder, Operand, Value, constant
+from q8c.codegen.layout import PANEL
 from q8c.codegen.linear_spec import STEP_BYTES, LinearSpec
 from q8c.codegen.linear_tile import TileEmitter
+from q8c.codegen.q8_spec import Q8LinearSpec
 from q8c.ir.q8 import ZERO_POINT
 
 V8I = ir.VectorType(I32, 8)
 
 
+class Columns(NamedTuple):
+    """Columns that one register holds: `lanes` of a panel from lane `first` (an i64 value or a number) on."""
+
+    panel: int
+    first: Operand
+    lanes: int
+
+
 class Q8TileEmitter(TileEmitter):
-    """Rows of broadcast dwords against registers of weights, 4 steps of depth in one instruction."""
+    """Rows of broadcast dwords against registers of weights, 4 steps of depth in one instruction (`vpdpbusd`)."""
+
+    spec: Q8LinearSpec
+
+    @staticmethod
+    def prepare(b: Builder, spec: LinearSpec, rows: int, values: dict[str, Value]) -> dict[str, Value]:
+        """What the sums of each row and block start at, and zero points as pairs for `layout.pack_sums`, both i32."""
+        assert isinstance(spec, Q8LinearSpec)
+        count = rows * spec.blocks
+        made = {name: b.scratch(4 * (count + LANES)) for name in ("starts", *(["zeros"] if spec.zero_point else []))}
+        with b.range(0, count, LANES) as at:
+            left = b.sub(count, at)
+            sums = b.load_tail(V16I, b.at(values["row_sum"], at, I32), left)
+            b.store(b.mul(sums, -ZERO_POINT), b.at(made["starts"], at, I32))
+            if spec.zero_point:
+                minus = b.sub(0, b.load_tail(V16I, b.at(values["row_zero"], at, I32), left))
+                pair = b.or_(b.and_(minus, 0xFFFF), b.shl(minus, 24))
+                b.store(pair, b.at(made["zeros"], at, I32))
+        return made
 
     def scaled(self, total: Value, row: int, panel: int) -> Value:
-        """float(total) * (row scale * column scale) + bias, the last two in one fma."""
-        b = self.b
-        scale = b.splat(b.load(F32, b.at(self.values["row_scale"], row, F32)), V16F)
-        factor = b.mul(scale, self.column_values("w_scale", panel))
+        """With one scale per row and column, float(total) * (row scale * column scale) + bias, the last two in one
+        fma; what blocks gave already is a float."""
+        b, bias = self.b, None
+        if self.spec.bias:
+            bias = self.column_values("bias", panel)
+        if self.spec.block:
+            return total if bias is None else b.add(total, bias)
+        factor = b.mul(self.row_value("row_scale", row, constant(I64, 0)), self.column_values("w_scale", panel))
         y = b.to_f32(total)
-        return b.fma(y, factor, self.column_values("bias", panel)) if self.spec.bias else b.mul(y, factor)
+        return b.mul(y, factor) if bias is None else b.fma(y, factor, bias)
 
     def sums(self) -> list[list[Value]]:
-        """sum of a * (w - 127), int32."""
-        tile = self.tile
-        starts = [start for r in range(tile.rows) for start in [self.start(r)] * tile.panels]
-        totals = self.along_depth(starts, [self.values["a"], self.values["w"]], self.step)
-        return [totals[r * tile.panels:(r + 1) * tile.panels] for r in range(tile.rows)]
+        """The product of every row and panel: int32, or float if there are blocks."""
+        panels = self.tile.panels
+        totals = self.sums_of([Columns(p, 0, PANEL) for p in range(panels)])
+        return [totals[r * panels:(r + 1) * panels] for r in range(self.tile.rows)]
 
-    def start(self, row: int) -> Value:
-        """What a row's sums start at: minus the zero point times the row's sum."""
+    def sums_of(self, columns: list[Columns]) -> list[Value]:
+        """The product of some columns, row by row."""
+        return self.block_sums(columns) if self.spec.block else self.integer_sums(columns)
+
+    def integer_sums(self, columns: list[Columns]) -> list[Value]:
+        """sum of (a - zero) * (w - 127) over all of depth, row by row."""
+        pointers = self.start([self.values["a"], self.weights(columns)])
+        return self.block(columns, constant(I64, 0), pointers, self.spec.steps)[0]
+
+    def block_sums(self, columns: list[Columns]) -> list[Value]:
+        """Blocks scaled and added in order, row by row."""
+        b, spec = self.b, self.spec
+        *same, last = spec.block_steps
+        if last == spec.block_steps[0]:
+            same, last = spec.block_steps, 0
+        totals = [b.splat(0.0, ir.VectorType(F32, c.lanes)) for _ in range(self.tile.rows) for c in columns]
+
+        def add(number: Value, carried: list[Value], steps: int) -> list[Value]:
+            totals, pointers = carried[:len(carried) - moving], carried[len(carried) - moving:]
+            sums, pointers = self.block(columns, number, pointers, steps)
+            scales = [b.load(ir.VectorType(F32, c.lanes), self.block_address("w_scale", c, number)) for c in columns]
+            for r in range(self.tile.rows):
+                for n, c in enumerate(columns):
+                    at = r * len(columns) + n
+                    factor = b.mul(self.row_value("row_scale", r, number, c.lanes), scales[n])
+                    totals[at] = b.fma(b.to_f32(sums[at]), factor, totals[at])
+            return [*totals, *pointers]
+
+        pointers = self.start([self.values["a"], self.weights(columns)])
+        moving = len(pointers)
+        carried = [*totals, *pointers]
+        if same:
+            carried = b.loop(0, len(same), 1, carried, lambda number, carried: add(number, carried, same[0]))
+        if last:
+            carried = add(constant(I64, len(same)), carried, last)
+        return carried[:len(totals)]
+
+    def block(self, columns: list[Columns], number: Value, pointers: list[Value],
+              steps: int) -> tuple[list[Value], list[Value]]:
+        """int32 sums of one block, row by row, and the pointers after it."""
         b = self.b
-        return b.splat(b.mul(b.load(I32, b.at(self.values["row_sum"], row, I32)), -ZERO_POINT), V16I)
+        starts = []
+        for r in range(self.tile.rows):
+            for c in columns:
+                start = self.row_value("starts", r, number, c.lanes)
+                if self.spec.zero_point:
+                    sums = b.load(ir.VectorType(I16, 2 * c.lanes), self.block_address("w_sum", c, number))
+                    zeros = b.bitcast(self.row_value("zeros", r, number, c.lanes), sums.type)
+                    start = b.dot_s16(start, sums, zeros)
+                starts.append(start)
+        return self.along_depth(starts, pointers, steps, lambda accs, pointers: self.step(columns, accs, pointers))
 
-    def step(self, accs: list[Value], pointers: list[Value]) -> list[Value]:
+    def row_value(self, name: str, row: int, number: Value, lanes: int = PANEL) -> Value:
+        """A row's value for a block, in all lanes."""
+        b = self.b
+        scalar = F32 if name == "row_scale" else I32
+        address = b.at(self.values[name], b.add(number, row * self.spec.blocks), scalar)
+        return b.splat(b.load(scalar, address), ir.VectorType(scalar, lanes))
+
+    def block_address(self, name: str, columns: Columns, number: Value) -> Value:
+        """Where the values of some columns for a block are, in [panels][blocks][16]."""
+        b = self.b
+        panel = b.at(self.values[name], columns.panel * self.spec.blocks * PANEL, F32)
+        return b.at(b.at(panel, columns.first, F32), b.mul(number, PANEL), F32)
+
+    def weights(self, columns: list[Columns]) -> Value:
+        """Where the weights of the first columns begin."""
+        panel = self.b.at(self.values["w"], columns[0].panel * self.spec.panel_bytes)
+        return self.b.at(panel, columns[0].first, I32)
+
+    def step(self, columns: list[Columns], accs: list[Value], pointers: list[Value]) -> list[Value]:
         """4 columns of depth for every row and panel."""
         b, tile = self.b, self.tile
         a, w = pointers
-        weights = [b.load(V16I, b.at(w, p * self.spec.panel_bytes), align=STEP_BYTES) for p in range(tile.panels)]
+        weights = [b.load(V16I, b.at(w, c.panel * self.spec.panel_bytes), align=STEP_BYTES) for c in columns]
         for r in range(tile.rows):
             dword = b.splat(b.load(I32, b.at(a, r * self.spec.lda)), V16I)
-            for p in range(tile.panels):
-                accs[r * tile.panels + p] = b.dot_u8s8(accs[r * tile.panels + p], weights[p], dword)
+            for n, weight in enumerate(weights):
+                accs[r * len(columns) + n] = b.dot_u8s8(accs[r * len(columns) + n], weight, dword)
         return accs
 
 
@@ -53,17 +151,16 @@ class WidenedTileEmitter(Q8TileEmitter):
     """
 
     def sums(self) -> list[list[Value]]:
-        """sum of a * (w - 127), int32."""
-        halves = [[self._half(p, h) for h in range(2)] for p in range(self.tile.panels)]
-        return [[self.b.concat(low[r], high[r]) for low, high in halves] for r in range(self.tile.rows)]
+        """The product of every row and the only panel, half of it at a time."""
+        b, rows = self.b, self.tile.rows
+        typ = ir.VectorType(F32 if self.spec.block else I32, PANEL)
+        kept = b.scratch(STEP_BYTES * rows)
+        with b.range(0, PANEL, PANEL // 2) as first:
+            for r, total in enumerate(self.sums_of([Columns(0, first, PANEL // 2)])):
+                b.store(total, b.at(b.at(kept, r * STEP_BYTES), first, I32))
+        return [[b.load(typ, b.at(kept, r * STEP_BYTES))] for r in range(rows)]
 
-    def _half(self, panel: int, half: int) -> list[Value]:
-        b = self.b
-        starts = [b.halves(self.start(r))[half] for r in range(self.tile.rows)]
-        w = b.at(self.values["w"], panel * self.spec.panel_bytes + half * STEP_BYTES // 2)
-        return self.along_depth(starts, [self.values["a"], w], self.step)
-
-    def step(self, accs: list[Value], pointers: list[Value]) -> list[Value]:
+    def step(self, columns: list[Columns], accs: list[Value], pointers: list[Value]) -> list[Value]:
         """4 columns of depth for every row, even and odd bytes apart."""
         b, stride = self.b, widened_stride(self.spec)
         a, w = pointers
@@ -71,7 +168,7 @@ class WidenedTileEmitter(Q8TileEmitter):
         for r in range(self.tile.rows):
             for odd, weights in enumerate(pairs):
                 dword = b.load(I32, b.at(a, r * stride + odd * stride // 2))
-                accs[r] = b.add(accs[r], b.dot_s16(weights, b.bitcast(b.splat(dword, V8I), weights.type)))
+                accs[r] = b.dot_s16(accs[r], weights, b.bitcast(b.splat(dword, V8I), weights.type))
         return accs
 
 

@@ -84,6 +84,8 @@ _INTRINSIC_FEATURES: dict[str, tuple[str, ...]] = {
     "llvm.x86.avx512.permvar.sf.512": ("avx512f",),
     "llvm.x86.avx512.vpdpbusd.256": ("avxvnni", "avx512vnni"),
     "llvm.x86.avx512.vpdpbusd.512": ("avx512vnni",),
+    "llvm.x86.avx512.vpdpwssd.256": ("avxvnni", "avx512vnni"),
+    "llvm.x86.avx512.vpdpwssd.512": ("avx512vnni",),
     "llvm.x86.avx512bf16.dpbf16ps.512": ("avx512bf16",),
     "llvm.x86.avx512bf16.cvtneps2bf16.512": ("avx512bf16",),
     "llvm.x86.avx512bf16.cvtne2ps2bf16.512": ("avx512bf16",),

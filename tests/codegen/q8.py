@@ -27,11 +27,12 @@ def kernel(tier: Tier, spec: Q8LinearSpec) -> tuple[Loaded, str]:
 
 @dataclass
 class Problem:
-    """Operands of one linear: R8 rows, a Q8 weight and what is fused."""
+    """Operands of one linear: R8 rows, a Q8 weight and what is fused. Scales and zero points are [..., blocks]."""
 
     spec: Q8LinearSpec
     a: NDArray[np.int8]
     row_scale: NDArray[np.float32]
+    row_zero: NDArray[np.int32]
     w: NDArray[np.uint8]
     w_scale: NDArray[np.float32]
     bias: NDArray[np.float32]
@@ -39,14 +40,21 @@ class Problem:
     packed: dict[str, NDArray[Any]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self.packed = {"w": aligned(layout.pack_q8(self.w)), "w_scale": aligned(layout.pad_cols(self.w_scale)),
-                       "bias": aligned(layout.pad_cols(self.bias))}
+        sums = q8.column_sums(self.w, self.spec.block)
+        self.packed = {"w": aligned(layout.pack_q8(self.w)), "w_scale": aligned(layout.pack_scales(self.w_scale)),
+                       "w_sum": aligned(layout.pack_sums(sums)), "bias": aligned(layout.pad_cols(self.bias))}
 
     def rows(self, first: int, last: int) -> Problem:
         """The same problem for some of the rows."""
         part = slice(first, last)
-        return Problem(self.spec, self.a[part], self.row_scale[part], self.w, self.w_scale, self.bias,
-                       self.residual[part])
+        return Problem(self.spec, self.a[part], self.row_scale[part], self.row_zero[part], self.w, self.w_scale,
+                       self.bias, self.residual[part])
+
+    def row_sums(self) -> NDArray[np.int32]:
+        """Sums of the rows' int8 values, per block."""
+        block = self.spec.block or self.spec.depth
+        starts = np.arange(0, self.spec.depth, block)
+        return np.add.reduceat(self.a.astype(np.int32), starts, axis=1, dtype=np.int32)
 
 
 def problem(spec: Q8LinearSpec, rows: int, seed: int = 0, plain: bool = False) -> Problem:
@@ -54,12 +62,14 @@ def problem(spec: Q8LinearSpec, rows: int, seed: int = 0, plain: bool = False) -
     rng = np.random.default_rng(seed)
     a = rng.integers(-127, 128, (rows, spec.depth)).astype(np.int8)
     w = rng.integers(0, 255, (spec.depth, spec.cols)).astype(np.uint8)
-    row_scale = np.exp(rng.normal(-4, 1, rows)).astype(np.float32)
-    w_scale = np.exp(rng.normal(-6, 1, spec.cols)).astype(np.float32)
+    row_scale = np.exp(rng.normal(-4, 1, (rows, spec.blocks))).astype(np.float32)
+    w_scale = np.exp(rng.normal(-6, 1, (spec.blocks, spec.cols))).astype(np.float32)
+    row_zero = rng.integers(-127, 128, (rows, spec.blocks)).astype(np.int32)
     bias, residual = rng.normal(size=spec.cols), rng.normal(size=(rows, spec.cols))
     if plain:
         row_scale, w_scale = np.ones_like(row_scale), np.ones_like(w_scale)
-    return Problem(spec, a, row_scale, w, w_scale, bias.astype(np.float32), residual.astype(np.float32))
+    return Problem(spec, a, row_scale, row_zero, w, w_scale if spec.block else w_scale[0], bias.astype(np.float32),
+                   residual.astype(np.float32))
 
 
 def run(tier: Tier, p: Problem, threads: int = 1, ldy: int | None = None,
@@ -75,11 +85,10 @@ def run(tier: Tier, p: Problem, threads: int = 1, ldy: int | None = None,
     residual = view if in_place else guarded(p.residual)
     if in_place:
         view[...] = p.residual
-    sums = p.a.sum(axis=1, dtype=np.int32)
     values: dict[str, NDArray[Any] | int] = {
-        **p.packed, "a": guarded(a), "row_scale": guarded(p.row_scale), "row_sum": guarded(sums), "y": y, "ldy": stride,
-        "residual": residual, "ldr": stride if in_place else cols, "rows": rows, "threads": threads,
-        "counter": np.zeros(1, np.int64)}
+        **p.packed, "a": guarded(a), "row_scale": guarded(p.row_scale), "row_sum": guarded(p.row_sums()),
+        "row_zero": guarded(p.row_zero), "y": y, "ldy": stride, "residual": residual,
+        "ldr": stride if in_place else cols, "rows": rows, "threads": threads, "counter": np.zeros(1, np.int64)}
     args = [values[param] for param, _ in p.spec.params]
     workers = [threading.Thread(target=loaded, args=(name, *args)) for _ in range(threads)]
     for worker in workers:
@@ -91,12 +100,23 @@ def run(tier: Tier, p: Problem, threads: int = 1, ldy: int | None = None,
     return np.array(view)
 
 
+def products(p: Problem) -> NDArray[np.int32]:
+    """The exact int32 sums, [rows, cols] or [rows, blocks, cols]."""
+    return q8.matmul_ref(p.a, p.w, p.row_zero if p.spec.zero_point else None, p.spec.block)
+
+
 def linear_ref(p: Problem) -> NDArray[np.float64]:
-    """y in float64 from the exact int32 sums, each factor rounded where the kernel rounds it."""
-    acc = q8.matmul_ref(p.a, p.w).astype(np.float32).astype(np.float64)
-    y = acc * (p.row_scale[:, None] * p.w_scale).astype(np.float64)
+    """y in float64 from the exact int32 sums, the factors rounded where the kernel rounds them."""
+    y = sum_of_blocks(p, products(p).astype(np.float32).astype(np.float64))
     if p.spec.bias:
         y = y + p.bias
     if p.spec.activation == "relu":
         y = np.where(y < 0, 0, y)
     return y + p.residual if p.spec.residual else y
+
+
+def sum_of_blocks(p: Problem, acc: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Sums times their scales, blocks added up."""
+    if not p.spec.block:
+        return np.asarray(acc * (p.row_scale * p.w_scale).astype(np.float64))
+    return np.asarray((acc * (p.row_scale[:, :, None] * p.w_scale).astype(np.float64)).sum(axis=1))

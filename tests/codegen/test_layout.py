@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from q8c.codegen import layout
-from q8c.ir.q8 import ZERO_POINT
+from q8c.ir.q8 import MAX_DEPTH, ZERO_POINT
 
 sizes = st.integers(1, 70)
 
@@ -43,3 +43,16 @@ def test_column_values_round_trip(cols: int) -> None:
     padded = layout.pad_cols(values)
     assert padded.shape[0] % 16 == 0 and padded.shape[0] - cols < 16 and not padded[cols:].any()
     assert (layout.unpad_cols(padded, cols) == values).all()
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(1, 5), sizes, st.integers(0, 2**32 - 1))
+def test_sums_split_for_a_16_bit_multiplier(blocks: int, cols: int, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    sums = rng.integers(-127 * MAX_DEPTH, 127 * MAX_DEPTH, (blocks, cols), endpoint=True).astype(np.int32)
+    packed = layout.pack_sums(sums)
+    assert packed.shape == (-(-cols // 16), blocks, 16)
+    halves = packed.view(np.int16).reshape(*packed.shape, 2).astype(np.int64)
+    together = layout.unpack_f32((halves[..., 0] + 256 * halves[..., 1]).astype(np.float32), blocks, cols)
+    assert (together == sums).all()
+    assert (layout.pack_scales(sums[0].astype(np.float32))[-1, 0, (cols - 1) % 16] == sums[0, -1]).all()

@@ -11,51 +11,64 @@ from q8c.codegen.targets import Tier
 from q8c.errors import CompileError
 from q8c.ir import q8
 from tests.codegen.jit import all_tiers, runnable_tiers
-from tests.codegen.q8 import linear_ref, problem, run
+from tests.codegen.q8 import linear_ref, problem, products, run, sum_of_blocks
 
 FUSED = Q8LinearSpec(70, 53, bias=True, activation="relu", residual=True)
+BLOCKS = Q8LinearSpec(163, 53, bias=True, residual=True, block=64, zero_point=True)
 ROUNDINGS = 2
-"""Half-ulp roundings that `linear_ref` does not make: the fma's and the residual's."""
+"""Half-ulp roundings that `linear_ref` does not make: the fma's (one per block) and the residual's."""
 
 
 @all_tiers
 @pytest.mark.parametrize(("depth", "cols"), [(1, 1), (33, 17), (67, 100), (64, 64)])
 def test_integers_are_exact(tier: Tier, depth: int, cols: int) -> None:
-    spec = Q8LinearSpec(depth, cols)
+    spec = Q8LinearSpec(depth, cols, zero_point=cols == 17)
     for rows in (*range(15), 25, 31):
         p = problem(spec, rows, seed=rows, plain=True)
-        np.testing.assert_array_equal(run(tier, p), q8.matmul_ref(p.a, p.w))
+        np.testing.assert_array_equal(run(tier, p), products(p))
+
+
+@all_tiers
+@pytest.mark.parametrize(("depth", "block"), [(33, 32), (200, 64), (128, 128)])
+def test_blocks_are_exact(tier: Tier, depth: int, block: int) -> None:
+    spec = Q8LinearSpec(depth, 49, block=block, zero_point=block != 64)
+    for rows in (1, 3, 7, 13, 26):
+        p = problem(spec, rows, seed=rows, plain=True)
+        np.testing.assert_array_equal(run(tier, p), products(p).sum(axis=1))
 
 
 @all_tiers
 def test_extremes_do_not_saturate_or_overflow(tier: Tier) -> None:
-    spec = Q8LinearSpec(q8.MAX_DEPTH, 17)
-    p = problem(spec, 2, plain=True)
-    p.a[0], p.a[1], p.w[:] = 127, -127, 254
+    p = problem(Q8LinearSpec(q8.MAX_DEPTH, 17, zero_point=True), 4, plain=True)
+    p.a[:2], p.a[2:], p.w[:], p.row_zero[:, 0] = 127, -127, 254, [0, -127, 0, 127]
     p.__post_init__()
-    np.testing.assert_array_equal(run(tier, p)[0], np.float32(127 * 127 * q8.MAX_DEPTH))
-    np.testing.assert_array_equal(run(tier, p)[1], np.float32(-127 * 127 * q8.MAX_DEPTH))
+    unit = 127 * 127 * q8.MAX_DEPTH
+    np.testing.assert_array_equal(run(tier, p)[:, :1], np.array([[unit], [2 * unit], [-unit], [-2 * unit]], np.float32))
 
 
 @all_tiers
-@pytest.mark.parametrize("spec", [FUSED, Q8LinearSpec(516, 270, bias=True)])
+@pytest.mark.parametrize("spec", [FUSED, BLOCKS, Q8LinearSpec(516, 270, bias=True)])
 def test_fused_steps_are_within_their_roundings(tier: Tier, spec: Q8LinearSpec) -> None:
     p = problem(spec, 29, seed=1)
     y, expected = run(tier, p), linear_ref(p)
     largest = np.maximum(np.abs(y), np.abs(y - p.residual) if spec.residual else 0)
+    if spec.block:
+        largest = spec.blocks * sum_of_blocks(p, np.abs(products(p)).astype(np.float64)) + np.abs(p.bias) + largest
     assert (np.abs(y - expected) <= ROUNDINGS * 2.0**-24 * largest).all()
 
 
 @all_tiers
-def test_a_row_does_not_know_its_mates(tier: Tier) -> None:
-    p = problem(FUSED, 30, seed=2)
+@pytest.mark.parametrize("spec", [FUSED, BLOCKS])
+def test_a_row_does_not_know_its_mates(tier: Tier, spec: Q8LinearSpec) -> None:
+    p = problem(spec, 30, seed=2)
     whole = run(tier, p)
     for first, last in [(0, n) for n in range(1, 15)] + [(3, 4), (7, 12), (5, 30), (13, 26)]:
         assert run(tier, p.rows(first, last)).tobytes() == whole[first:last].tobytes(), (first, last)
 
 
-def test_every_tier_gives_the_same_bits() -> None:
-    p = problem(FUSED, 30, seed=3)
+@pytest.mark.parametrize("spec", [FUSED, BLOCKS])
+def test_every_tier_gives_the_same_bits(spec: Q8LinearSpec) -> None:
+    p = problem(spec, 30, seed=3)
     assert len({run(tier, p).tobytes() for tier in runnable_tiers()}) == 1
 
 
@@ -77,11 +90,12 @@ def test_output_may_have_gaps_and_be_the_residual(tier: Tier) -> None:
 
 
 @all_tiers
+@pytest.mark.parametrize("spec", [FUSED, BLOCKS])
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
-def test_a_nan_row_stays_one_row(tier: Tier, bad: float) -> None:
-    p = problem(FUSED, 14, seed=6)
+def test_a_nan_row_stays_one_row(tier: Tier, bad: float, spec: Q8LinearSpec) -> None:
+    p = problem(spec, 14, seed=6)
     good = run(tier, p)
-    p.row_scale[5] = bad
+    p.row_scale[5, -1] = bad
     y = run(tier, p)
     assert not np.isfinite(y[5]).all() and (np.isnan(y[5]).all() or bad == np.inf)
     assert np.delete(y, 5, 0).tobytes() == np.delete(good, 5, 0).tobytes()
@@ -91,7 +105,7 @@ def test_a_nan_row_stays_one_row(tier: Tier, bad: float) -> None:
 @given(st.integers(0, 60), st.integers(0, 2**32 - 1), st.integers(1, 3))
 def test_any_row_count_and_data(rows: int, seed: int, threads: int) -> None:
     p = problem(Q8LinearSpec(67, 100), rows, seed=seed, plain=True)
-    expected = q8.matmul_ref(p.a, p.w)
+    expected = products(p)
     for tier in runnable_tiers():
         np.testing.assert_array_equal(run(tier, p, threads=threads), expected)
 
@@ -99,5 +113,7 @@ def test_any_row_count_and_data(rows: int, seed: int, threads: int) -> None:
 def test_impossible_specs_are_refused() -> None:
     with pytest.raises(CompileError, match="depth 66001: expected at most 66000"):
         Q8LinearSpec(66_001, 4)
+    with pytest.raises(CompileError, match=r"block 48, expected one of \[0, 32, 64, 128\]"):
+        Q8LinearSpec(64, 4, block=48)
     with pytest.raises(CompileError, match="activation 'gelu', expected one of none, relu"):
         Q8LinearSpec(4, 4, activation="gelu")
