@@ -5,17 +5,18 @@ import contextlib
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from q8c.codegen.constants import Packed, packed_constants
+from q8c.codegen.frame import Frame
 from q8c.codegen.generate import Generated, generate
 from q8c.codegen.targets import TIERS, Tier, tier
 from q8c.errors import ArtifactError, CompileError
 from q8c.frontend import import_onnx
 from q8c.ir import Graph, print_graph
-from q8c.ir.dims import Dim, to_program
+from q8c.ir.dims import Dim, Expr, dim_max, to_program
 from q8c.ir.graph import Value
 from q8c.passes.manager import Observer, Report, run_passes
 from q8c.passes.pipeline import Options, pipeline
@@ -163,14 +164,8 @@ def _write(path: Path, graph: Graph, packed: Sequence[Packed], generated: Sequen
 
 
 def describe(graph: Graph, generated: Sequence[Generated], options: Options, report: Report) -> Model:
-    """What the artifact's manifest says about the model and how its code is called.
-
-    Raises CompileError if the tiers do not agree on the frame, which they must since one file has one.
-    """
-    frame = generated[0].frame
-    for other in generated[1:]:
-        if other.frame != frame:
-            raise CompileError(f"{other.tier.name} and {generated[0].tier.name} want different frames")
+    """What the artifact's manifest says about the model and how its code is called."""
+    frame = _common_frame(generated)
     symbols = graph.symbols()
     index = {name: i for i, name in enumerate(symbols)}
 
@@ -193,6 +188,27 @@ def describe(graph: Graph, generated: Sequence[Generated], options: Options, rep
         nodes=tuple(Node(n.source[0] if n.source else f"%{n.output.name}", n.op, _failure(n.op)) for n in graph.nodes),
         options=_described(options), tools=_tools(),
         notes={"rewrites": list(map(str, report.rewrites)), "declines": list(map(str, report.declines))})
+
+
+def _common_frame(generated: Sequence[Generated]) -> Frame:
+    """The frame of a file with these tiers, which may want more or less scratch: each is given the most.
+
+    The scratch size stands last among the sizes, where a tier's code reads how far one thread's lies from the next's.
+    Raises CompileError if the tiers differ in more.
+    """
+    frames = [one.frame for one in generated]
+    if all(frame == frames[0] for frame in frames):
+        return frames[0]
+    scratch = dim_max(*(frame.scratch for frame in frames))
+    common = [replace(frame, sizes=_with_last(frame.sizes, frame.scratch, scratch), scratch=scratch)
+              for frame in frames]
+    if any(frame != common[0] for frame in common):
+        raise CompileError(f"{' and '.join(g.tier.name for g in generated)} want different frames")
+    return common[0]
+
+
+def _with_last(sizes: tuple[Expr, ...], last: Dim, other: Dim) -> tuple[Expr, ...]:
+    return (*sizes[:-1], other) if sizes[-1:] == (last,) and isinstance(other, Expr) else sizes
 
 
 def _described(options: Options) -> dict[str, Any]:

@@ -25,15 +25,14 @@ def compare(path: str | os.PathLike[str], progress: Progress = lambda stage: Non
     """
     artifact = Artifact(path)
     graph, offsets = _graph(artifact)
-    same: dict[str, bool] = {}
+    made: list[Generated] = []
     for image in artifact.manifest.images:
         progress(f"code for {image.tier}")
-        made = generate(graph, _tier(image.tier, image.features), offsets)
-        model = describe(graph, [made], Options(), Report())
-        same[image.tier] = (artifact.read(image.section) == made.image.code
-                            and dict(image.entries) == made.image.symbols
-                            and _calling(model) == _calling(artifact.manifest.model))
-    return same
+        made.append(generate(graph, _tier(image.tier, image.features), offsets))
+    called = _calling(describe(graph, made, Options(), Report())) == _calling(artifact.manifest.model)
+    return {image.tier: called and artifact.read(image.section) == one.image.code
+            and dict(image.entries) == one.image.symbols
+            for image, one in zip(artifact.manifest.images, made, strict=True)}
 
 
 def rebuild(path: str | os.PathLike[str], output: str | os.PathLike[str], *, target: str = "native",
