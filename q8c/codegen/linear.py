@@ -36,6 +36,8 @@ class Schedule:
 # Accumulators, weights and one broadcast fill the registers; 10 accumulators hide an instruction's latency.
 ZMM_SCHEDULE = Schedule(rows=12, panels=2, few_rows=5, few_panels=4)
 YMM_SCHEDULE = Schedule(rows=6, panels=1, few_rows=3, few_panels=2)
+ZMM_BLOCK_SCHEDULE = Schedule(rows=8, panels=2, few_rows=3, few_panels=4)
+"""Float sums take a part of the registers too; 12 x 2 that spills them is slower, and so is 6 x 2."""
 
 
 class LinearKernel:

@@ -4,7 +4,7 @@ from __future__ import annotations
 import llvmlite.ir as ir
 
 from q8c.codegen.builder import Builder, Value
-from q8c.codegen.linear import YMM_SCHEDULE, ZMM_SCHEDULE, LinearKernel, Schedule
+from q8c.codegen.linear import YMM_SCHEDULE, ZMM_BLOCK_SCHEDULE, ZMM_SCHEDULE, LinearKernel, Schedule
 from q8c.codegen.q8_spec import Q8LinearSpec
 from q8c.codegen.q8_tile import Q8TileEmitter, WidenedTileEmitter, emit_widen, widened_stride
 from q8c.codegen.targets import Tier
@@ -24,7 +24,8 @@ def emit_q8_linear(module: ir.Module, tier: Tier, spec: Q8LinearSpec) -> ir.Func
     """
     if not tier.has_vnni:
         return _WidenedLinear(module, tier, spec, _WIDENED_SCHEDULE, WidenedTileEmitter).emit()
-    schedule = ZMM_SCHEDULE if tier.vector_bits == 512 else YMM_SCHEDULE
+    wide = ZMM_BLOCK_SCHEDULE if spec.block else ZMM_SCHEDULE
+    schedule = wide if tier.vector_bits == 512 else YMM_SCHEDULE
     return LinearKernel(module, tier, spec, schedule, Q8TileEmitter).emit()
 
 
