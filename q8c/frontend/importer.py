@@ -15,7 +15,7 @@ from q8c.frontend.problems import Problems
 from q8c.frontend.registry import Call, describe, find_importer, source_name
 from q8c.frontend.scope import Absent, Scope
 from q8c.frontend.tensor import Tensor
-from q8c.frontend.weights import border_type, compute_type, type_name
+from q8c.frontend.weights import WIDENED, border_type, compute_type, type_name
 from q8c.ir.dims import substitute
 from q8c.ir.graph import Graph
 from q8c.ir.types import TensorType
@@ -58,8 +58,6 @@ class GraphImporter:
             what = f"input {info.name!r}"
             tensor = Tensor(type, value=self._graph.add_input(info.name, type))
             scope.names[info.name] = self._builder.cast(tensor, compute_type(elem_type, what))
-            if type_name(elem_type) in ("FLOAT16", "BFLOAT16"):
-                log.info("%s is %s; the graph computes in f32", what, type_name(elem_type))
 
     def _output(self, info: onnx.ValueInfoProto, scope: Scope) -> None:
         found = scope.find(info.name)
@@ -185,6 +183,9 @@ def import_graph(model: Model) -> Graph:
     Sizes that the model needs to be equal to a size of another input are stated so: where `mask` is declared as
     `[batch, total]` and `total` turns out to be `past + seq`, the input becomes `[batch, past + seq]`.
     """
+    narrow = sum(type_name(elem_type) in WIDENED for _, elem_type, _ in model.weights.signatures())
+    if narrow:
+        log.info("%d weights are float16 or bfloat16; they are computed in f32", narrow)
     types = input_types(model.inputs())
     while True:
         graph = GraphImporter(model, types).run()

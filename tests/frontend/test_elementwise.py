@@ -8,6 +8,8 @@ import onnx
 import pytest
 from numpy.typing import DTypeLike
 
+from q8c.ir import interpret
+from q8c.ir.ops.elementwise import gelu, sigmoid
 from tests.frontend.support import BOOL, F32, I64, Array, compare, integers, load, model, node, normal, text
 
 ROWS = (1, 4, 0)
@@ -64,7 +66,6 @@ def test_binary_broadcasts(op: str, dtype: DTypeLike, result: DTypeLike) -> None
 def test_integer_division_truncates() -> None:
     proto = model([node("Div", "a b")], {"a": (I64, ["n"]), "b": (I64, ["n"])}, {"y": I64})
     graph = load(proto)
-    from q8c.ir import interpret
     got = interpret(graph, {"a": np.array([-7, 7, -7, 7]), "b": np.array([2, 2, -2, -2])})[0]
     assert got.tolist() == [-3, 3, 3, -3]
 
@@ -147,9 +148,6 @@ def test_bfloat16_stands_as_f32_at_the_borders() -> None:
     ("Gelu", "x", "erf"), ("FastGelu", "x b", "tanh"), ("FastGelu", "x", "tanh"), ("BiasGelu", "x b", "erf"),
     ("QuickGelu", "x", "sigmoid")])
 def test_gelu_of_onnx_runtime(op: str, operands: str, like: str) -> None:
-    from q8c.ir import interpret
-    from q8c.ir.ops.elementwise import gelu, sigmoid
-
     proto = model([node(op, operands, domain="com.microsoft")], {"x": (F32, ["n", 3])}, {"y": F32},
                   {"b": normal(3, seed=5)}, opset_imports=[onnx.helper.make_opsetid("com.microsoft", 1)])
     x = normal(4, 3)

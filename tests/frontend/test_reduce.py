@@ -6,7 +6,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.frontend.support import BOOL, F32, I64, compare, integers, model, node, normal
+from q8c.ir import interpret
+from tests.frontend.support import BOOL, F32, I64, compare, integers, load, model, node, normal
 
 OPS = ["ReduceSum", "ReduceMean", "ReduceMax", "ReduceMin", "ReduceProd", "ReduceL1", "ReduceL2", "ReduceSumSquare",
        "ReduceLogSum", "ReduceLogSumExp"]
@@ -54,8 +55,6 @@ def test_log_sum_exp_does_not_overflow() -> None:
     x = np.array([[1000, 1000, 0], [-np.inf, 2, 1]], F32)
     with np.errstate(all="ignore"):
         compare(proto, {"x": x})
-    from q8c.ir import interpret
-    from tests.frontend.support import load
     nothing = interpret(load(proto), {"x": np.full((1, 3), -np.inf, F32)})[0]
     assert nothing.tolist() == [[-np.inf]]
 
@@ -83,8 +82,6 @@ def test_softmax_before_13_takes_the_axes_from_axis_on_as_one(op: str, axis: int
     if opset >= 13:
         compare(proto, feed)
         return
-    from q8c.ir import interpret
-    from tests.frontend.support import load
     axes = tuple(range(axis % 3, 3))
     e = np.exp(feed["x"] - feed["x"].max(axis=axes, keepdims=True))
     want = e / e.sum(axis=axes, keepdims=True)
@@ -94,7 +91,5 @@ def test_softmax_before_13_takes_the_axes_from_axis_on_as_one(op: str, axis: int
 
 def test_softmax_11_has_axis_1() -> None:
     proto = model([node("Softmax", "x")], {"x": (F32, ["n", 3, 4])}, {"y": F32}, opset=11)
-    from q8c.ir import interpret
-    from tests.frontend.support import load
     y = interpret(load(proto), {"x": normal(2, 3, 4)})[0]
     np.testing.assert_allclose(y.sum(axis=(1, 2)), np.ones(2), rtol=1e-5)

@@ -5,7 +5,7 @@ import numpy as np
 
 from q8c.frontend.extent import slice_extent
 from q8c.frontend.registry import Call, importer
-from q8c.frontend.tensor import Tensor
+from q8c.frontend.tensor import Tensor, from_elements
 from q8c.ir.dims import Dim, floordiv, nonnegative
 from q8c.ir.types import DType
 
@@ -126,8 +126,6 @@ def scatter_nd(c: Call) -> Tensor:
         c.unsupported(f"reduction {c.attr_str('reduction')}")
     if data.known is None or updates.known is None or indices.known is None or indices.is_symbolic:
         c.unsupported("operands computed at run time; only shape arithmetic may use it")
-    from q8c.frontend.tensor import from_elements
-
     found = data.known.astype(object)
     try:
         for place in np.ndindex(indices.known.shape[:-1]):

@@ -4,6 +4,7 @@ from __future__ import annotations
 from q8c.frontend.registry import Call, importer
 from q8c.frontend.tensor import Tensor, from_size, from_sizes
 from q8c.ir.dims import Dim, floordiv, product
+from q8c.ir.types import DType
 
 
 @importer("Shape")
@@ -127,7 +128,5 @@ def dropout(c: Call) -> list[Tensor]:
     training = c.optional(2)
     if training is not None and (training.known is None or training.known.any()):
         c.unsupported("training_mode; export the model for inference")
-    from q8c.ir.types import DType
-
     mask = [c.builder.broadcast(c.builder.scalar(True, DType.bool), x.shape)] if c.outputs > 1 else []
     return [x, *mask]
