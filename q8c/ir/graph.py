@@ -167,10 +167,10 @@ class Graph:
 
     def replace_uses(self, old: Value, new: Value) -> None:
         """Make every reader of `old`, graph outputs included, read `new`."""
-        for node in list(dict.fromkeys(old.users)):
+        readers, old.users = old.users, []
+        for node in dict.fromkeys(readers):
             node.inputs = [new if v is old else v for v in node.inputs]
-            new.users.extend([node] * old.users.count(node))
-        old.users.clear()
+        new.users.extend(readers)
         self.outputs = [new if v is old else v for v in self.outputs]
 
     def set_inputs(self, node: Node, inputs: Sequence[Value | None]) -> None:

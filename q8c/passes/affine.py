@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import numpy as np
 
@@ -14,7 +15,7 @@ from q8c.ir import DType, Node, Value
 from q8c.ir.dims import Dim, compare, floordiv, nonnegative
 from q8c.passes.rules import attr
 
-_MAX_DEPTH = 32
+_MAX_NODES = 64  # more than any exporter needs for an index, few enough to look at for every comparison
 
 
 @dataclass(frozen=True)
@@ -60,18 +61,30 @@ class Affine:
         return tuple(1 if step == 0 else size for size, step in zip(self.shape, self.steps, strict=True))
 
 
-def affine(value: Value, depth: int = 0) -> Affine | None:
+Known: TypeAlias = "dict[Value, Affine | None]"
+
+
+def affine(value: Value, known: Known | None = None) -> Affine | None:
     """What an i32 or i64 tensor's elements are if they are affine in their positions, else None.
 
-    Overflow is not looked at: sizes and positions are far from where it starts.
+    `known` keeps the answers of one question, since a value may be reached many times. Overflow is not looked at:
+    sizes and positions are far from where it starts.
     """
-    if value.dtype not in (DType.i32, DType.i64) or depth > _MAX_DEPTH:
+    known = {} if known is None else known
+    if value not in known:
+        known[value] = None  # counts against the limit from here on, so that long chains end
+        known[value] = _read(value, known)
+    return known[value]
+
+
+def _read(value: Value, known: Known) -> Affine | None:
+    if value.dtype not in (DType.i32, DType.i64) or len(known) > _MAX_NODES:
         return None
     if value.data is not None:
         return _constant(value)
     node = value.producer
     reader = None if node is None else _READERS.get(node.op)
-    return None if node is None or reader is None else reader(node, depth + 1)
+    return None if node is None or reader is None else reader(node, known)
 
 
 def _make(shape: Sequence[Dim], offset: Dim, steps: Sequence[Dim]) -> Affine:
@@ -90,22 +103,22 @@ def _constant(value: Value) -> Affine | None:
     return _make(value.shape, offset, steps) if np.array_equal(expected, data) else None
 
 
-def _iota(node: Node, depth: int) -> Affine | None:
+def _iota(node: Node, known: Known) -> Affine | None:
     return _make(node.output.shape, 0, (1,))
 
 
-def _sizes(node: Node, depth: int) -> Affine | None:
+def _sizes(node: Node, known: Known) -> Affine | None:
     values = attr(node, "values")
     return _make((1,), values[0], (0,)) if len(values) == 1 else None
 
 
-def _cast(node: Node, depth: int) -> Affine | None:
-    return affine(node.input(0), depth)
+def _cast(node: Node, known: Known) -> Affine | None:
+    return affine(node.input(0), known)
 
 
-def _reshape(node: Node, depth: int) -> Affine | None:
+def _reshape(node: Node, known: Known) -> Affine | None:
     """Adds and drops axes of size 1; merging or splitting axes is affine only for what counts on in order."""
-    x = affine(node.input(0), depth)
+    x = affine(node.input(0), known)
     if x is None:
         return None
     shape = node.output.shape
@@ -128,8 +141,8 @@ def row_major(shape: Sequence[Dim]) -> tuple[Dim, ...]:
     return tuple(strides)
 
 
-def _broadcast(node: Node, depth: int) -> Affine | None:
-    x = affine(node.input(0), depth)
+def _broadcast(node: Node, known: Known) -> Affine | None:
+    x = affine(node.input(0), known)
     return None if x is None else _stretch(x, node.output.shape)
 
 
@@ -137,14 +150,14 @@ def _stretch(x: Affine, shape: tuple[Dim, ...]) -> Affine:
     return _make(shape, x.offset, (0,) * (len(shape) - len(x.shape)) + x.steps)
 
 
-def _transpose(node: Node, depth: int) -> Affine | None:
-    x = affine(node.input(0), depth)
+def _transpose(node: Node, known: Known) -> Affine | None:
+    x = affine(node.input(0), known)
     perm = attr(node, "perm")
     return None if x is None else _make(node.output.shape, x.offset, [x.steps[p] for p in perm])
 
 
-def _slice(node: Node, depth: int) -> Affine | None:
-    x = affine(node.input(0), depth)
+def _slice(node: Node, known: Known) -> Affine | None:
+    x = affine(node.input(0), known)
     if x is None:
         return None
     offset = x.offset
@@ -154,9 +167,9 @@ def _slice(node: Node, depth: int) -> Affine | None:
     return _make(node.output.shape, offset, steps)
 
 
-def _linear(sign: int) -> Callable[[Node, int], Affine | None]:
-    def reader(node: Node, depth: int) -> Affine | None:
-        a, b = affine(node.input(0), depth), affine(node.input(1), depth)
+def _linear(sign: int) -> Callable[[Node, Known], Affine | None]:
+    def reader(node: Node, known: Known) -> Affine | None:
+        a, b = affine(node.input(0), known), affine(node.input(1), known)
         if a is None or b is None:
             return None
         shape = node.output.shape
@@ -166,8 +179,8 @@ def _linear(sign: int) -> Callable[[Node, int], Affine | None]:
     return reader
 
 
-def _mul(node: Node, depth: int) -> Affine | None:
-    a, b = affine(node.input(0), depth), affine(node.input(1), depth)
+def _mul(node: Node, known: Known) -> Affine | None:
+    a, b = affine(node.input(0), known), affine(node.input(1), known)
     if a is None or b is None:
         return None
     if any(s != 0 for s in b.steps):
@@ -178,9 +191,9 @@ def _mul(node: Node, depth: int) -> Affine | None:
     return _make(a.shape, a.offset * b.offset, [s * b.offset for s in a.steps])
 
 
-def _div(node: Node, depth: int) -> Affine | None:
+def _div(node: Node, known: Known) -> Affine | None:
     """Exact quotients of single sizes, such as `heads * 32 / 32`."""
-    a, b = affine(node.input(0), depth), affine(node.input(1), depth)
+    a, b = affine(node.input(0), known), affine(node.input(1), known)
     if a is None or b is None or any(s != 0 for s in a.steps + b.steps) or b.offset == 0:
         return None
     if not isinstance(b.offset, int):
@@ -190,10 +203,10 @@ def _div(node: Node, depth: int) -> Affine | None:
         quotient * b.offset == a.offset) else None
 
 
-def _extreme(sign: int) -> Callable[[Node, int], Affine | None]:
-    def reader(node: Node, depth: int) -> Affine | None:
+def _extreme(sign: int) -> Callable[[Node, Known], Affine | None]:
+    def reader(node: Node, known: Known) -> Affine | None:
         """max (sign 1) or min (-1) where one operand is never the other's lesser (greater)."""
-        a, b = affine(node.input(0), depth), affine(node.input(1), depth)
+        a, b = affine(node.input(0), known), affine(node.input(1), known)
         if a is None or b is None:
             return None
         order = never_below(a, b) if sign > 0 else never_below(b, a)
@@ -230,7 +243,7 @@ def above(a: Affine, b: Affine) -> bool:
     return low is not None and compare(low, 0) == 1
 
 
-_READERS: dict[str, Callable[[Node, int], Affine | None]] = {
+_READERS: dict[str, Callable[[Node, Known], Affine | None]] = {
     "iota": _iota, "sizes": _sizes, "cast": _cast, "reshape": _reshape, "broadcast_to": _broadcast,
     "transpose": _transpose, "slice": _slice, "add": _linear(1), "sub": _linear(-1), "mul": _mul, "div": _div,
     "max": _extreme(1), "min": _extreme(-1)}

@@ -49,7 +49,7 @@ def fuse_normalized(r: Rewriter, node: Node) -> Value | Declined | None:
     if not isinstance(x, Value):
         return x
     scale = ones(r, x) if found.scale is None else found.scale
-    return r.from_nodes(nodes_between(node, [x])).add("layer_norm", x, scale, epsilon=found.epsilon)
+    return r.from_nodes(nodes_between(node, [x, scale])).add("layer_norm", x, scale, epsilon=found.epsilon)
 
 
 def centered(value: Value) -> Value | Declined | None:
@@ -79,8 +79,9 @@ def fuse_folded(r: Rewriter, node: Node) -> Value | Declined | None:
             bias = rest.input(0)
             if bias.shape != x.shape[-1:] or (scale is not None and scale.shape != x.shape[-1:]):
                 return Declined(f"scale and bias are not vectors of the last axis of {x.type}")
-            return r.from_nodes(nodes_between(node, [x])).add(
-                "layer_norm", x, ones(r, x) if scale is None else scale, bias, epsilon=epsilon)
+            scale = ones(r, x) if scale is None else scale
+            nodes = nodes_between(node, [x, scale, bias])
+            return r.from_nodes(nodes).add("layer_norm", x, scale, bias, epsilon=epsilon)
     return None
 
 

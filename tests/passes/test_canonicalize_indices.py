@@ -160,3 +160,15 @@ def test_ten_thousand_nodes_take_seconds() -> None:
     start = perf_counter()
     run_passes(graph, [Canonicalize(), FoldConstants(), ShareCommon(), EliminateDeadCode()])
     assert len(graph.nodes) == 2500 and perf_counter() - start < 10
+
+
+@pytest.mark.parametrize("op", ["add", "neg"])
+def test_long_index_arithmetic_is_not_followed_for_ever(op: str) -> None:
+    lines = ["graph @g(%x: f32[n]) {", "%i0: i64[n] = iota() {size = n}"]
+    for i in range(3000):
+        operands = f"%i{i}, %i{i}" if op == "add" else f"%i{i}"
+        lines.append(f"%i{i + 1}: i64[n] = {op}({operands})" if i % 2 else f"%i{i + 1}: i64[n] = add(%i{i}, %i{i})")
+    graph = parse("\n".join([*lines, "%y: bool[n] = less(%i3000, %i0)", "return %y", "}"]))
+    start = perf_counter()
+    Canonicalize().run(graph, Report())
+    assert perf_counter() - start < 10
