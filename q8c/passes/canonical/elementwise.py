@@ -194,7 +194,7 @@ def keeps_values(a: DType, b: DType) -> bool:
     return a.is_float == b.is_float and b is not DType.bool and bool(np.can_cast(a.numpy, b.numpy, "safe"))
 
 
-_FLOAT_LESS: dict[str, tuple[Rule, ...]] = {
+_BY_OP: dict[str, tuple[Rule, ...]] = {
     "add": (neutral(0),), "sub": (neutral(0),), "mul": (neutral(1), silu), "pow": (small_power,),
     "div": (neutral(1), divide_by_power_of_two, reciprocal), "reciprocal": (reciprocal_root,),
     "max": (same_operands, relu), "min": (same_operands,), "neg": (undo_twice,),
@@ -204,5 +204,5 @@ _FLOAT_LESS: dict[str, tuple[Rule, ...]] = {
 }
 RULES: Rules = {
     op: (compute_before_broadcast, shrink_constant, *((constant_to_the_right,) if op in MIRRORED else ()),
-         *_FLOAT_LESS.get(op, ()))
+         *_BY_OP.get(op, ()))
     for op, definition in OPS.items() if definition.elementwise}
