@@ -12,10 +12,10 @@ from __future__ import annotations
 import llvmlite.ir as ir
 
 from q8c.codegen.core import F32, F64, I1, I8, I16, I32, I64, PTR, VOID, Core, Operand, Value, constant, element, sizeof
-from q8c.codegen.simd import LANES, V16B, V16F, V16I, V16M, V16S, Simd
+from q8c.codegen.simd import LANES, V16B, V16F, V16I, V16M, Simd
 
 __all__ = [
-    "F32", "F64", "I1", "I8", "I16", "I32", "I64", "LANES", "PTR", "V16B", "V16F", "V16I", "V16M", "V16S", "VOID",
+    "F32", "F64", "I1", "I8", "I16", "I32", "I64", "LANES", "PTR", "V16B", "V16F", "V16I", "V16M", "VOID",
     "Builder", "Core", "Operand", "Simd", "Value", "constant", "element", "sizeof",
 ]
 

@@ -9,12 +9,11 @@ from collections.abc import Callable, Sequence
 
 import llvmlite.ir as ir
 
-from q8c.codegen.core import F32, I1, I8, I16, I32, I64, Core, Operand, Value, constant, element, sizeof, suffix
+from q8c.codegen.core import F32, I1, I8, I32, I64, Core, Operand, Value, constant, element, sizeof, suffix
 
 LANES = 16
 V16F = ir.VectorType(F32, LANES)
 V16I = ir.VectorType(I32, LANES)
-V16S = ir.VectorType(I16, LANES)
 V16B = ir.VectorType(I8, LANES)
 V16M = ir.VectorType(I1, LANES)
 
@@ -72,11 +71,6 @@ class Simd(Core):
         x, y = self.coerce(x, y)
         return self.select(self.fcmp(">", x, y), x, y)
 
-    def maximum(self, x: Operand, y: Operand) -> Value:
-        """The larger one; NaN if either is NaN (several instructions)."""
-        x, y = self.coerce(x, y)
-        return self.select(self.is_nan(x), x, self.fmax(x, y))
-
     def abs(self, x: Value) -> Value:
         """|x| of floats; clears the sign of NaN too."""
         return self.intrinsic("llvm.fabs", [x])
@@ -84,10 +78,6 @@ class Simd(Core):
     def sqrt(self, x: Value) -> Value:
         """The correctly rounded square root; NaN below zero."""
         return self.intrinsic("llvm.sqrt", [x])
-
-    def round(self, x: Value) -> Value:
-        """To the nearest integer, halves to even, still a float."""
-        return self.intrinsic("llvm.roundeven", [x])
 
     def floor(self, x: Value) -> Value:
         """The largest integer not above x, still a float."""
@@ -114,25 +104,11 @@ class Simd(Core):
     def _like(self, x: Value, scalar: ir.Type) -> ir.Type:
         return ir.VectorType(scalar, x.type.count) if isinstance(x.type, ir.VectorType) else scalar
 
-    # -- reductions: halves are combined until one lane is left, so the order is fixed
-
     def reduce(self, x: Value, combine: Callable[[Value, Value], Value]) -> Value:
-        """One scalar from a vector: combine(low half, high half) until one lane is left."""
+        """One scalar from a vector: combine(low half, high half) until one lane is left, so the order is fixed."""
         while x.type.count > 2:
             x = combine(*self.halves(x))
         return combine(self.lane(x, 0), self.lane(x, 1))
-
-    def reduce_add(self, x: Value) -> Value:
-        """The sum of all lanes, int or float."""
-        return self.reduce(x, self.add)
-
-    def reduce_max(self, x: Value) -> Value:
-        """The largest float lane; lanes that are NaN give no promise (test for them, or use `reduce_umax` on bits)."""
-        return self.reduce(x, self.fmax)
-
-    def reduce_umax(self, x: Value) -> Value:
-        """The largest lane as unsigned integers."""
-        return self.reduce(x, self.umax)
 
     # -- memory at the end of a row
 

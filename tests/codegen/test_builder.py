@@ -91,18 +91,17 @@ def test_min_max_and_nan(tier: Tier) -> None:
     def emit(module: ir.Module, tier: Tier) -> None:
         b = Builder(module, tier, "minmax", [("x", PTR), ("y", PTR), ("out", PTR)])
         x, y = b.load(V16F, b.arg("x")), b.load(V16F, b.arg("y"))
-        for n, v in enumerate((b.fmin(x, y), b.fmax(x, y), b.maximum(x, y))):
+        for n, v in enumerate((b.fmin(x, y), b.fmax(x, y))):
             b.store(v, b.at(b.arg("out"), 16 * n, F32))
         b.ret()
     run = build(tier, emit)
     nan = float("nan")
     x = np.array([1, 2, nan, 3, -1, float("inf")] + [0] * 10, np.float32)
     y = np.array([2, 1, 3, nan, -2, nan] + [0] * 10, np.float32)
-    out = np.zeros((3, 16), np.float32)
+    out = np.zeros((2, 16), np.float32)
     run("minmax", x, y, out)
     np.testing.assert_array_equal(out[0, :6], [1, 1, 3, nan, -2, nan])
     np.testing.assert_array_equal(out[1, :6], [2, 2, 3, nan, -1, nan])
-    np.testing.assert_array_equal(out[2, :6], [2, 2, nan, nan, -1, nan])
 
 
 @all_tiers
@@ -111,7 +110,7 @@ def test_conversions_and_reductions(tier: Tier) -> None:
         b = Builder(module, tier, "convert", [("x", PTR), ("i", PTR), ("f", PTR)])
         x = b.load(V16F, b.arg("x"))
         b.store(b.to_i32(x), b.arg("i"))
-        for n, v in enumerate((b.reduce_add(x), b.reduce_max(x), b.from_bits(b.reduce_umax(b.bits(b.abs(x)))))):
+        for n, v in enumerate((b.reduce(x, b.add), b.reduce(x, b.fmax), b.reduce(b.abs(x), b.fmin))):
             b.store(v, b.at(b.arg("f"), n, F32))
         b.ret()
     run = build(tier, emit)
@@ -122,10 +121,10 @@ def test_conversions_and_reductions(tier: Tier) -> None:
     tree = x.copy()
     while len(tree) > 1:
         tree = tree[:len(tree) // 2] + tree[len(tree) // 2:]
-    assert f.tolist() == [tree[0], np.float32(3e9), np.float32(3e9)]
+    assert f.tolist() == [tree[0], x.max(), np.abs(x).min()]
     x[3] = np.nan
     run("convert", x, i, f)
-    assert i[3] == -2**31 and np.isnan(f[2])
+    assert i[3] == -2**31
 
 
 @all_tiers
