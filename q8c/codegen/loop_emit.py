@@ -5,7 +5,7 @@ are combined by a fixed tree. So a row's result depends on its own elements and 
 """
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import llvmlite.ir as ir
 import numpy as np
@@ -23,8 +23,8 @@ from q8c.codegen.loop_memory import (
     vector_type,
 )
 from q8c.codegen.loop_plan import Plan, Result, RowPass
-from q8c.codegen.loop_program import Instr
-from q8c.codegen.loop_space import columns, each_row
+from q8c.codegen.loop_program import REDUCTIONS, Instr
+from q8c.codegen.loop_space import Run, columns, each_row, each_run
 from q8c.codegen.targets import Tier
 from q8c.ir.types import DType
 
@@ -53,34 +53,50 @@ class _Kernel:
         self.plan = plan
         self.bases = [b.arg(p) for p in pointers]
         self.itemsizes = [d.itemsize for d in plan.operands] + [r.dtype.itemsize for r in plan.results]
+        size = plan.rows.cols
+        self.cols: Operand = size if isinstance(size, int) else plan.sizes.value(b, size)
 
     def emit(self) -> None:
+        rows = self.plan.rows
         row = _Row(self.b, self.plan)
         row.hoist()
-        each_row(self.b, self.plan.sizes, self.plan.rows, lambda offsets, cols: self._row(row, offsets, cols))
+        if rows.chunk:
+            each_row(self.b, self.plan.sizes, rows,
+                     lambda offsets, cols: row.emit(1, lambda _: self._addresses(offsets), cols))
+        else:
+            each_run(self.b, self.plan.sizes, rows.outer, lambda run: self._run(row, run))
 
-    def _row(self, row: _Row, offsets: list[Value], cols: Operand) -> None:
-        b = self.b
-        addresses = [b.at(base, b.mul(offset, size))
-                     for base, offset, size in zip(self.bases, offsets, self.itemsizes, strict=True)]
-        row.emit(addresses, cols)
+    def _run(self, row: _Row, run: Run) -> None:
+        b, size = self.b, self.plan.together
+        with b.range(0, run.count, size) as first:
+            count = 1 if size == 1 else b.imin(b.sub(run.count, first), size)
+            row.emit(count, lambda index: self._addresses(run.offsets(b, b.add(first, index))), self.cols)
+
+    def _addresses(self, offsets: list[Value]) -> list[Value]:
+        return [self.b.at(base, self.b.mul(offset, size))
+                for base, offset, size in zip(self.bases, offsets, self.itemsizes, strict=True)]
 
 
 class _Row:
-    """Emits what happens to one row."""
+    """Emits what happens to the rows of a block: pass by pass, and in each pass row by row.
+
+    While one row's reduction ends in a chain of dependent operations, the next row's loads and sums go on. Reductions
+    wait on the stack for the next pass.
+    """
 
     def __init__(self, b: Builder, plan: Plan) -> None:
         self.b = b
         self.plan = plan
         self.instrs = plan.program.instrs
-        self.live = set(plan.live())
+        self.live = plan.live()
         self.fixed: dict[int, Value] = {}
+        self.slots = {n: b.scratch(8 * plan.together, align=8) for n in self.live if self.instrs[n].op in REDUCTIONS}
 
     def hoist(self) -> None:
         """Compute before all rows what depends on no row."""
         size = self.plan.rows.cols
         cols: Operand = size if isinstance(size, int) else self.plan.sizes.value(self.b, size)
-        for n in sorted(self.live):
+        for n in self.live:
             instr = self.instrs[n]
             if instr.op in ("columns", "reciprocal_columns"):
                 self.fixed[n] = self._columns(instr, cols)
@@ -88,27 +104,35 @@ class _Row:
     def _columns(self, instr: Instr, cols: Operand) -> Value:
         typ = scalar_type(instr.dtype)
         if isinstance(cols, int):
+            if instr.dtype.is_int:
+                return constant(typ, cols)
             count = instr.dtype.numpy.type(cols)  # f32 arithmetic, as the code for a run-time size does
             value = count if instr.op == "columns" else instr.dtype.numpy.type(1) / max(count, type(count)(1))
             return loop_ops.number(value, instr.dtype, typ)
         if instr.dtype.is_int:
-            return cols
+            return cols if typ == I64 else self.b.trunc(cols, typ)
         value = self.b.ir.sitofp(cols, typ)
         return value if instr.op == "columns" else self.b.ir.fdiv(constant(typ, 1.0), value)
 
-    def emit(self, addresses: list[Value], cols: Operand) -> None:
-        """One row: `addresses` of its operands and results, `cols` columns."""
-        self.addresses, self.cols = addresses, cols
+    def emit(self, count: Operand, place: Callable[[Value], list[Value]], cols: Operand) -> None:
+        """A block of `count` rows of `cols` columns; `place(i)` gives the addresses of row i's operands and results."""
+        self.cols = cols
+        for number, row_pass in enumerate(self.plan.passes or [RowPass((), (), ())]):
+            if isinstance(count, int):
+                self._row(ir.Constant(I64, 0), place, number, row_pass)
+                continue
+            with self.b.range(0, count) as index:
+                self._row(index, place, number, row_pass)
+
+    def _row(self, index: Value, place: Callable[[Value], list[Value]], number: int, row_pass: RowPass) -> None:
+        self.index, self.addresses = index, place(index)
         self.rows = dict(self.fixed)
         self.splats: dict[int, Value] = {}
-        for number, row_pass in enumerate(self.plan.passes):
-            for n in sorted(self.live):
-                if not self.instrs[n].vector and self.plan.avail[n] <= number:
-                    self.row_value(n)
-            self._pass(row_pass, number)
-        for k, result in enumerate(self.plan.results):
-            if not result.vector:
-                self._store_number(result, self.row_value(result.instr), self._result(k))
+        self._pass(row_pass, number)
+        if number >= len(self.plan.passes) - 1:
+            for k, result in enumerate(self.plan.results):
+                if not result.vector:
+                    self._store_number(result, self.row_value(result.instr), self.result(k))
 
     def _store_number(self, result: Result, value: Value, address: Value) -> None:
         if result.r8:
@@ -116,7 +140,8 @@ class _Row:
         else:
             store_scalar(self.b, result.dtype, value, address)
 
-    def _result(self, k: int) -> Value:
+    def result(self, k: int) -> Value:
+        """The address of a result's row."""
         return self.addresses[len(self.plan.operands) + k]
 
     def row_value(self, n: int) -> Value:
@@ -127,11 +152,16 @@ class _Row:
                 value = load_scalar(self.b, instr.dtype, self.addresses[instr.attr("index")])
             elif instr.op == "constant":
                 value = _constant(instr, scalar_type(instr.dtype))
+            elif instr.op in REDUCTIONS:
+                value = load_scalar(self.b, instr.dtype, self._slot(n))
             else:
                 types = [self.instrs[a].dtype for a in instr.args]
                 value = loop_ops.emit_op(self.b, instr, types, [self.row_value(a) for a in instr.args])
             self.rows[n] = value
         return self.rows[n]
+
+    def _slot(self, n: int) -> Value:
+        return self.b.at(self.slots[n], self.b.mul(self.index, self.instrs[n].dtype.itemsize))
 
     def splat(self, n: int) -> Value:
         """A number of the row in every lane."""
@@ -146,6 +176,8 @@ class _Row:
         for root in _operands_of_pass(self.plan, row_pass, number):
             if not self.instrs[root].vector:
                 self.splat(root)  # before the loop over columns
+        if row_pass == RowPass((), (), ()):
+            return
         parts = [accumulators(self.instrs[n].op, self.instrs[n].dtype) for n in row_pass.reductions]
         start = [neutral(self.instrs[n].op, self.instrs[n].dtype)
                  for n, part in zip(row_pass.reductions, parts, strict=True) for _ in range(part)]
@@ -154,6 +186,7 @@ class _Row:
         sums = columns(self.b, self.cols, group, start, block.emit)
         for n, part in zip(row_pass.reductions, parts, strict=True):
             self.rows[n] = self._finish(self.instrs[n], sums[:part])
+            store_scalar(self.b, self.instrs[n].dtype, self.rows[n], self._slot(n))
             sums = sums[part:]
 
     def _finish(self, instr: Instr, sums: Sequence[Value]) -> Value:
@@ -192,7 +225,7 @@ class _Block:
 
     def _store(self, k: int, value: Value, mask: Value | None) -> None:
         b, result = self.b, self.plan.results[k]
-        address = b.at(self.row._result(k), b.mul(self.col, result.dtype.itemsize))
+        address = b.at(self.row.result(k), b.mul(self.col, result.dtype.itemsize))
         count = self.count
         if result.r8 and count is not None and mask is not None:
             value = b.select(mask, value, constant(value.type, 0))
@@ -202,8 +235,9 @@ class _Block:
     def _kept_address(self, n: int) -> Value:
         b, kept, size = self.b, self.plan.kept[n], self.row.instrs[n].dtype.itemsize
         if kept.result is not None:
-            return b.at(self.row._result(kept.result), b.mul(self.col, size))
-        base = b.at(b.arg("scratch"), self.plan.sizes.value(b, kept.offset))
+            return b.at(self.row.result(kept.result), b.mul(self.col, size))
+        row = b.mul(self.row.index, self.plan.sizes.value(b, self.plan.row_scratch))
+        base = b.at(b.arg("scratch"), b.add(row, self.plan.sizes.value(b, kept.offset)))
         return b.at(base, b.mul(self.col, size))
 
     def vector(self, n: int) -> Value:

@@ -19,6 +19,9 @@ from q8c.ir.types import DType
 
 CHUNK = 4096
 """Columns of an elementwise loop that one thread takes at a time."""
+L1_BYTES = 20480
+"""What the rows of a block may take of the first cache (32 or 48 KB)."""
+MOST_ROWS = 4
 RECOMPUTE_COST = 4
 """A vector whose operations and loads are no more than this is computed again rather than kept."""
 
@@ -55,7 +58,9 @@ class RowPass:
 
 @dataclass
 class Plan:
-    """Everything the emitter needs. The operands of `rows` are the kernel's operands, then its results."""
+    """Everything the emitter needs. The operands of `rows` are the kernel's operands, then its results; `together`
+    rows go through each pass before the next; each has `row_scratch` bytes of scratch.
+    """
 
     ops: tuple[str, ...]
     program: Program
@@ -65,8 +70,14 @@ class Plan:
     passes: list[RowPass] = field(default_factory=list)
     avail: list[int] = field(default_factory=list)
     kept: dict[int, Kept] = field(default_factory=dict)
-    scratch: Dim = 0
+    row_scratch: Dim = 0
+    together: int = 1
     sizes: Sizes = field(default_factory=Sizes)
+
+    @property
+    def scratch(self) -> Dim:
+        """Bytes of scratch a thread needs."""
+        return self.row_scratch * self.together
 
     def live(self) -> list[int]:
         """Instructions some result needs, in order."""
@@ -84,7 +95,8 @@ class Plan:
         """Text that is equal exactly for kernels with the same code."""
         size = self.sizes.name
         parts = [str(self.program.instrs), str(self.operands), str(self.results), self.sizes.rows_name(self.rows),
-                 str(self.passes), str([(n, k.result, size(k.offset)) for n, k in self.kept.items()])]
+                 str(self.passes), str(self.together), size(self.row_scratch),
+                 *(f"{n} {k.result} {size(k.offset)}" for n, k in self.kept.items())]
         return "\n".join(parts)
 
     def symbol(self) -> str:
@@ -104,9 +116,22 @@ def make_plan(body: Graph) -> Plan:
     plan = _by_rows(body, shape, r8) if by_rows else _elementwise(body, shape)
     _schedule(plan)
     _keep(plan)
+    plan.together = _rows_together(plan)
     plan.sizes.need_rows(plan.rows)
-    plan.sizes.need(*(k.offset for k in plan.kept.values()))
+    plan.sizes.need(plan.row_scratch, *(k.offset for k in plan.kept.values()))
     return plan
+
+
+def _rows_together(plan: Plan) -> int:
+    """How many rows go through a pass together: as many as stay in L1, where there are several passes."""
+    if len(plan.passes) < 2:
+        return 1
+    if not isinstance(plan.rows.cols, int) or not isinstance(plan.row_scratch, int):
+        return 2
+    vectors = [d for d, own in zip(plan.operands, plan.rows.outer.strides, strict=False) if any(own)]
+    widths = [d.itemsize for d in vectors] + [r.dtype.itemsize for r in plan.results if r.vector]
+    row = sum(widths) * plan.rows.cols + plan.row_scratch
+    return max(1, min(MOST_ROWS, L1_BYTES // row))
 
 
 def _by_rows(body: Graph, shape: tuple[Dim, ...], r8: set[Value]) -> Plan:
@@ -190,10 +215,24 @@ class _Chooser:
             if n in seen or not instr.vector or instr.op == "input":
                 continue
             seen.add(n)
-            if self.plan.avail[n] < number and self._worth_keeping(n):
-                self.last_use[n] = max(number, self.last_use.get(n, 0))
-            else:
+            kept = self._origin(n) if self.plan.avail[n] < number and self._worth_keeping(n) else None
+            if kept is not None:
+                self.last_use[kept] = max(number, self.last_use.get(kept, 0))
+            if kept != n:
                 roots.extend(instr.args)
+
+    def _origin(self, n: int) -> int:
+        """n, or the vector that n is made of by a few operations on numbers of the row: keeping that serves more."""
+        start = n
+        for _ in range(RECOMPUTE_COST - 1):
+            instr = self.instrs[n]
+            vectors = {a for a in instr.args if self.instrs[a].vector}
+            if n in self.at_result or n in self.last_use:
+                return n
+            if instr.op in _COSTS or len(vectors) != 1:
+                break
+            n, = vectors
+        return start if self.instrs[n].op == "input" else n
 
     def _worth_keeping(self, n: int) -> bool:
         return n in self.at_result or n in self.last_use or self._cost(n) > RECOMPUTE_COST
@@ -226,6 +265,6 @@ def _place(plan: Plan, n: int, last_use: int) -> None:
                 and plan.avail[result.instr] >= last_use):
             plan.kept[n] = Kept(k)
             return
-    plan.kept[n] = Kept(None, plan.scratch)
-    plan.scratch = plan.scratch + floordiv(plan.rows.cols + 63, 64) * (64 * size)
+    plan.kept[n] = Kept(None, plan.row_scratch)
+    plan.row_scratch = plan.row_scratch + floordiv(plan.rows.cols + 63, 64) * (64 * size)
 

@@ -24,8 +24,9 @@ from q8c.ir.types import DType
 
 REDUCTIONS = frozenset({"row_sum", "row_prod", "row_max", "row_min", "row_umax", "row_any_max", "row_low", "row_high",
                         "row_poison"})
-"""`row_max` and `row_min` keep NaN, `row_any_max` of floats may lose it, `row_umax` compares bits as unsigned. `row_low`
-and `row_high` are the extremes of the row and 0 and may lose NaN; `row_poison` is 0, or NaN if the row is not finite.
+"""`row_max` and `row_min` keep NaN; `row_any_max` of floats may lose it; `row_umax` compares bits as unsigned.
+`row_low` and `row_high` are the extremes of the row and 0, and may lose NaN; `row_poison` is 0, or NaN if the row is
+not finite.
 """
 ABS_BITS = 0x7FFFFFFF
 INF_BITS = 0x7F800000
@@ -257,8 +258,10 @@ def _quantize_zero(p: Program, x: int) -> Sequence[int]:
               for end in (-q8.QMAX, q8.QMAX)]
     clipped = p.add("at_most", f32, p.add("at_least", f32, p.add("mul", f32, x, inverse), bounds[0]), bounds[1])
     zero_point = p.add("rint_i32", i32, offset)
-    q = p.add("add", i32, p.add("rint_i32", i32, clipped), zero_point)
-    return [p.add("low_byte", DType.i8, q), _shown_scale(p, finite, scale), p.reduce("row_sum", q), zero_point]
+    steps = p.add("rint_i32", i32, clipped)
+    q = p.add("add", DType.i8, p.add("low_byte", DType.i8, steps), p.add("low_byte", DType.i8, zero_point))
+    total = p.add("add", i32, p.reduce("row_sum", steps), p.add("mul", i32, p.columns(False, i32, x), zero_point))
+    return [q, _shown_scale(p, finite, scale), total, zero_point]
 
 
 def _bounded_scale(p: Program, scale: int) -> int:

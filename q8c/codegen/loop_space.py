@@ -163,16 +163,28 @@ def share(b: Builder, total: Operand, tid: Value, threads: Value) -> tuple[Value
     return start, b.imin(b.add(start, each), total)
 
 
-def walk(b: Builder, extents: Sequence[Value], strides: Sequence[Sequence[Value]], start: Value, stop: Value,
-         body: Callable[[Offsets], None]) -> None:
-    """Call `body(offsets)` for items start ... stop - 1 of the extents' product in row-major order.
+@dataclass(frozen=True)
+class Run:
+    """`count` items in a row along the last axis: item i of operand o is at bases[o] + i * steps[o]."""
 
-    `strides[operand][axis]` are elements; offsets come back per operand. The last axis is a plain loop; where it
-    ends, the other indices are found by division.
+    count: Value
+    bases: Offsets
+    steps: Offsets
+
+    def offsets(self, b: Builder, index: Value) -> Offsets:
+        """Where item `index` of the run is, per operand, in elements."""
+        return [b.add(base, b.mul(index, step)) for base, step in zip(self.bases, self.steps, strict=True)]
+
+
+def walk_runs(b: Builder, extents: Sequence[Value], strides: Sequence[Sequence[Value]], start: Value, stop: Value,
+              body: Callable[[Run], None]) -> None:
+    """Call `body(run)` so that its items are start ... stop - 1 of the extents' product in row-major order.
+
+    `strides[operand][axis]` are elements. Where the last axis ends, the other indices are found by division.
     """
     if len(extents) <= 1:
-        with b.range(start, stop) as item:
-            body([b.mul(item, s[0]) if s else ir.Constant(I64, 0) for s in strides])
+        steps = [s[0] if s else ir.Constant(I64, 0) for s in strides]
+        body(Run(b.sub(stop, start), [b.mul(start, step) for step in steps], steps))
         return
     last = extents[-1]
 
@@ -182,12 +194,21 @@ def walk(b: Builder, extents: Sequence[Value], strides: Sequence[Sequence[Value]
         first = b.sub(item, b.mul(outer, last))
         count = b.imin(b.sub(last, first), b.sub(stop, item))
         bases = _bases(b, extents[:-1], strides, outer)
-        with b.range(0, count) as step:
-            along = b.add(first, step)
-            body([b.add(base, b.mul(along, s[-1])) for base, s in zip(bases, strides, strict=True)])
+        steps = [s[-1] for s in strides]
+        body(Run(count, [b.add(base, b.mul(first, step)) for base, step in zip(bases, steps, strict=True)], steps))
         return [b.add(item, count)]
 
     b.while_([start], lambda state: b.icmp("<", state[0], stop), run)
+
+
+def walk(b: Builder, extents: Sequence[Value], strides: Sequence[Sequence[Value]], start: Value, stop: Value,
+         body: Callable[[Offsets], None]) -> None:
+    """Call `body(offsets)` for items start ... stop - 1."""
+    def items(run: Run) -> None:
+        with b.range(0, run.count) as index:
+            body(run.offsets(b, index))
+
+    walk_runs(b, extents, strides, start, stop, items)
 
 
 def _bases(b: Builder, extents: Sequence[Value], strides: Sequence[Sequence[Value]], index: Value) -> Offsets:
@@ -204,15 +225,24 @@ def _bases(b: Builder, extents: Sequence[Value], strides: Sequence[Sequence[Valu
     return bases
 
 
-def each_item(b: Builder, sizes: Sizes, space: Space, body: Callable[[Offsets], None]) -> None:
-    """Call `body(offsets)` for this thread's share (parameters `tid`, `threads`) of a space's items."""
+def each_run(b: Builder, sizes: Sizes, space: Space, body: Callable[[Run], None]) -> None:
+    """Call `body(run)` for this thread's share (parameters `tid`, `threads`) of a space's items."""
     extents = [sizes.value(b, e) for e in space.extents]
     strides = [[sizes.value(b, s) for s in own] for own in space.strides]
     total: Operand = 1
     for extent in extents:
         total = b.mul(total, extent)
     start, stop = share(b, total, b.arg("tid"), b.arg("threads"))
-    walk(b, extents, strides, start, stop, body)
+    walk_runs(b, extents, strides, start, stop, body)
+
+
+def each_item(b: Builder, sizes: Sizes, space: Space, body: Callable[[Offsets], None]) -> None:
+    """Call `body(offsets)` for this thread's share of a space's items."""
+    def items(run: Run) -> None:
+        with b.range(0, run.count) as index:
+            body(run.offsets(b, index))
+
+    each_run(b, sizes, space, items)
 
 
 def each_row(b: Builder, sizes: Sizes, rows: Rows, body: Callable[[Offsets, Operand], None]) -> None:
