@@ -83,11 +83,7 @@ def guarded(values: NDArray[Any]) -> NDArray[Any]:
         raise OSError(ctypes.get_errno(), "mprotect")
     copy = np.frombuffer(area, values.dtype, values.size, size - values.nbytes).reshape(values.shape)
     copy[...] = values
-    _areas.append(area)
     return copy
-
-
-_areas: list[mmap.mmap] = []
 
 
 def aligned(values: NDArray[Any]) -> NDArray[Any]:
