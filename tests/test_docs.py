@@ -7,6 +7,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import minilm
+
+from tests.examples.bert_folder import CONFIG, random_weights, write_folder
+
 ROOT = Path(__file__).parent.parent
 
 
@@ -55,6 +59,13 @@ for tier in runnable_tiers():
             loaded(kernels[0].function.name, x, y, count, tid, 3)
         np.testing.assert_array_equal(y, 2 * x)
 """
+
+
+def test_readme_works_as_printed(tmp_path: Path) -> None:
+    minilm.save(minilm.build(write_folder(tmp_path, CONFIG, random_weights(CONFIG))), tmp_path / "model.onnx")
+    printed = run_blocks("README.md", tmp_path, "\nprint(sorted(outputs), outputs['last_hidden_state'].shape)")
+    assert printed.splitlines() == [*(f"{name} ['batch', 'seq'] tensor(int64)" for name in minilm.INPUTS),
+                                    f"['last_hidden_state'] (2, 16, {CONFIG['hidden_size']})"]
 
 
 def test_contributing_works_as_printed(tmp_path: Path) -> None:
