@@ -101,6 +101,17 @@ def quantize_rows_zero(x: Array, block: int = 0) -> tuple[
     return *_finish(q, scale, finite, x.shape), np.where(finite, zero, 0)[..., 0].astype(np.int32)
 
 
+def dequantize_rows(q: Array, scale: Array, zero: Array | None = None, block: int = 0) -> NDArray[np.float32]:
+    """The float rows that R8 rows stand for."""
+    depth = q.shape[-1]
+
+    def spread(per_block: Array) -> Array:
+        return np.repeat(per_block, block, axis=-1)[..., :depth] if block else per_block
+
+    steps = q.astype(np.float32) if zero is None else q.astype(np.float32) - spread(zero).astype(np.float32)
+    return np.asarray(steps * spread(scale), dtype=np.float32)
+
+
 def matmul_ref(q: Array, u: Array, zero: Array | None = None, block: int = 0) -> NDArray[np.int32]:
     """The exact int32 product of R8 rows [..., depth] and a Q8 weight [depth, cols]: [..., cols].
 
@@ -113,8 +124,8 @@ def matmul_ref(q: Array, u: Array, zero: Array | None = None, block: int = 0) ->
             rows[..., -1, q.shape[-1] % block:] = 0
     weight = _blocks(u.astype(np.float64) - ZERO_POINT, block, axis=0)
     # float64 is exact here: every partial sum is an integer below 2**31
-    products = np.einsum("...bk,bkn->...bn", rows, weight) if block else rows[..., 0, :] @ weight[0]
-    return np.asarray(products).astype(np.int32)
+    products = [(rows[..., b, :] @ weight[b]).astype(np.int32) for b in range(len(weight))]
+    return np.stack(products, axis=-2) if block else products[0]
 
 
 def dequantize(acc: Array, row_scale: Array, col_scale: Array, block: int = 0) -> NDArray[np.float32]:

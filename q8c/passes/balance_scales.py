@@ -15,8 +15,8 @@ from q8c.passes.manager import Pass, Report
 from q8c.passes.rewrite import is_product, other_operand, sole_reader, sources, vector
 
 STRENGTHS = (0.0, 0.2, 0.3, 0.4, 0.5, 0.6)
-SAMPLED_COLS = 96       # columns of the weights on which the strengths are compared
-LIMITS = (1e-4, 1e4)    # no factor beyond these, so that a dead channel stays harmless
+SAMPLED_ROWS, SAMPLED_COLS = 64, 96  # of activations and weights, on which the strengths are compared
+LIMITS = (1e-4, 1e4)  # no factor beyond these, so that a dead channel stays harmless
 
 
 @dataclass(frozen=True)
@@ -53,10 +53,12 @@ def best_factors(rows: Array, weights: list[Array], block: int) -> Array:
     """The factor of each channel, f32[depth], of the strength that leaves the least error."""
     a = np.abs(rows).max(axis=0, initial=0.0).astype(np.float64)
     b = np.max([np.abs(w).max(axis=1, initial=0.0) for w in weights], axis=0).astype(np.float64)
-    w = np.concatenate(weights, axis=1)
-    w = w[:, ::max(w.shape[1] // SAMPLED_COLS, 1)]
+    step = max(sum(w.shape[1] for w in weights) // SAMPLED_COLS, 1)
+    w = np.ascontiguousarray(np.concatenate([w[:, ::step] for w in weights], axis=1))
+    sample = np.ascontiguousarray(rows[::max(len(rows) // SAMPLED_ROWS, 1)])
+    exact = sample @ w
     candidates = [factors(a, b, s) for s in STRENGTHS]
-    return min(candidates, key=lambda f: product_error(rows, w, f, block))
+    return min(candidates, key=lambda f: product_error(sample, w, f, block, exact))
 
 
 def factors(a: Array, b: Array, strength: float) -> Array:
@@ -69,24 +71,14 @@ def factors(a: Array, b: Array, strength: float) -> Array:
     return np.clip(f, *LIMITS).astype(np.float32)
 
 
-def product_error(rows: Array, w: Array, f: Array, block: int) -> float:
+def product_error(rows: Array, w: Array, f: Array, block: int, exact: Array) -> float:
     """The squared error of the product of rows and weights that both are quantized after balancing by f."""
     scaled = rows * f
-    zero_point = zero_point_gain(scaled, block) >= MIN_GAIN
-    u, scale = q8.quantize_weight(w / f[:, None], block)
-    error = dequantized_rows(scaled, block, zero_point) @ q8.dequantize_weight(u, scale, block) - rows @ w
-    return float((error.astype(np.float64) ** 2).sum())
-
-
-def dequantized_rows(rows: Array, block: int, zero_point: bool) -> Array:
-    """What quantized rows stand for."""
-    q, scale, _, *zero = (q8.quantize_rows_zero if zero_point else q8.quantize_rows)(rows, block)
-    depth = rows.shape[1]
-
-    def spread(per_block: Array) -> Array:
-        return np.repeat(per_block, block or depth, axis=1)[:, :depth]
-
-    return np.asarray((q.astype(np.float32) - (spread(zero[0]) if zero else 0)) * spread(scale), dtype=np.float32)
+    with_zero = zero_point_gain(scaled, block) >= MIN_GAIN
+    q, scale, _, *zero = (q8.quantize_rows_zero if with_zero else q8.quantize_rows)(scaled, block)
+    x = q8.dequantize_rows(q, scale, zero[0] if zero else None, block)
+    error = x @ q8.dequantize_weight(*q8.quantize_weight(w / f[:, None], block), block) - exact
+    return float(np.vdot(error, error))
 
 
 def balance(graph: Graph, x: Value, products: list[Node], f: Array, report: Report) -> Value:

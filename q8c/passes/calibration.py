@@ -10,9 +10,11 @@ import numpy as np
 from q8c.ir.feeds import typical_feeds
 from q8c.ir.graph import Array, Graph, Value
 from q8c.ir.interpret import interpret
+from q8c.ir.single import SINGLE
 
 Feeds: TypeAlias = "tuple[Mapping[str, Any], ...]"
-MAX_ROWS = 256
+MAX_ROWS = 256   # of one value; the search for factors gains nothing from more
+MAX_FEEDS = 32   # the model runs on no more, so that compiling does not take as long as the data is large
 
 
 @dataclass(frozen=True)
@@ -37,7 +39,8 @@ class Calibration:
 
 
 def run(graph: Graph, values: Iterable[Value], feeds: Feeds) -> dict[Value, Array]:
-    """The rows that node results take when the graph runs on the feeds."""
+    """The rows that node results take when the graph runs on the feeds, or on `MAX_FEEDS` spread evenly over them."""
+    feeds = tuple(feeds[i * len(feeds) // min(len(feeds), MAX_FEEDS)] for i in range(min(len(feeds), MAX_FEEDS)))
     share = max(MAX_ROWS // len(feeds), 1)
     found: dict[Value, list[Array]] = {v: [] for v in values}
 
@@ -48,5 +51,5 @@ def run(graph: Graph, values: Iterable[Value], feeds: Feeds) -> dict[Value, Arra
             found[value].append(rows[::max(len(rows) // share, 1)].copy())
 
     for feed in feeds:
-        interpret(graph, feed, observe=observe)
+        interpret(graph, feed, observe=observe, references=SINGLE)
     return {v: np.concatenate(parts) for v, parts in found.items()}

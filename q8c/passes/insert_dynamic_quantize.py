@@ -8,7 +8,6 @@ from typing import ClassVar
 import numpy as np
 
 from q8c.errors import CompileError
-from q8c.ir import q8
 from q8c.ir.graph import Array, Attr, Graph, Node, Value
 from q8c.passes.calibration import Calibration
 from q8c.passes.fold_weights import blocks
@@ -107,6 +106,8 @@ def zero_point_gain(rows: Array, block: int) -> float:
     """
     if not rows.size:
         return 0.0
-    symmetric = q8.quantize_rows(rows, block)[1].astype(np.float64)
-    asymmetric = q8.quantize_rows_zero(rows, block)[1].astype(np.float64)
+    starts = np.arange(0, rows.shape[1], block or rows.shape[1])
+    high = np.maximum.reduceat(rows, starts, axis=1).clip(0, None).astype(np.float64)
+    low = np.minimum.reduceat(rows, starts, axis=1).clip(None, 0).astype(np.float64)
+    symmetric, asymmetric = np.maximum(high, -low), (high - low) / 2
     return float(1 - (asymmetric**2).sum() / max((symmetric**2).sum(), 1e-300))

@@ -41,7 +41,8 @@ def _finish(o: Operands, rows: TensorType, cols: Any, bias: int, residual: int) 
     return [result]
 
 
-def _epilogue(y: Array, args: Sequence[Any], bias: int, residual: int, activation: str) -> Array:
+def epilogue(y: Array, args: Sequence[Any], bias: int, residual: int, activation: str) -> Array:
+    """activation(y + bias) + residual; the numbers say which operands these are, if given."""
     if len(args) > bias and args[bias] is not None:
         y = y + args[bias]
     y = activate(y, activation)
@@ -67,7 +68,7 @@ def q8_linear(args: Sequence[Any], attrs: Mapping[str, Any]) -> Sequence[Array]:
     """activation(dequantize(q8_matmul(q, w, zero)) + bias) + residual."""
     q, row_scale, _, w, col_scale, _, _, zero = (*args, None, None, None)[:8]
     y = q8.dequantize(q8.matmul_ref(q, w, zero, attrs["block"]), row_scale, col_scale, attrs["block"])
-    return [_epilogue(y, args, 5, 6, attrs["activation"])]
+    return [epilogue(y, args, 5, 6, attrs["activation"])]
 
 
 def _linear(o: Operands) -> Sequence[TensorType]:
@@ -81,7 +82,7 @@ def _linear(o: Operands) -> Sequence[TensorType]:
 def linear(args: Sequence[Any], attrs: Mapping[str, Any]) -> Sequence[Array]:
     """activation(x @ w + bias) + residual in float."""
     y = nn.matmul(args[:2], {"transpose_b": False})[0]
-    return [_epilogue(y, args, 2, 3, attrs["activation"])]
+    return [epilogue(y, args, 2, 3, attrs["activation"])]
 
 
 def _heads_of(o: Operands, index: int, count: int, size: int) -> tuple[Dim, Dim]:
