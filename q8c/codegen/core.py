@@ -177,6 +177,11 @@ class Core:
         x, y = self.coerce(x, y)
         return self.intrinsic("llvm.smax", [x, y])
 
+    def umax(self, x: Operand, y: Operand) -> Value:
+        """The larger of two unsigned integers; of float bits without the sign this orders NaN > Inf > finite."""
+        x, y = self.coerce(x, y)
+        return self.intrinsic("llvm.umax", [x, y])
+
     def bitcast(self, x: Value, typ: ir.Type) -> Value:
         """The same bits under another type of the same size."""
         return self.ir.bitcast(x, typ)
