@@ -25,10 +25,13 @@ class Layout:
 _PLAIN = Layout("", lambda s: s, lambda a: a)
 _Q8 = Layout("q8", lambda s: (layout.panels(s[1]), layout.groups(s[0]), layout.PANEL, layout.GROUP), layout.pack_q8)
 _F32 = Layout("f32", lambda s: (layout.panels(s[1]), s[0], layout.PANEL), layout.pack_f32)
+_SCALES = Layout("scales", lambda s: (layout.panels(s[-1]), s[0] if len(s) == 2 else 1, layout.PANEL),
+                 layout.pack_scales)
+_SUMS = Layout("sums", _SCALES.shape, layout.pack_sums)
 _COLS = Layout("cols", lambda s: (layout.panels(s[0]) * layout.PANEL,), layout.pad_cols)
 
 _OPERAND_LAYOUTS: dict[str, dict[int, Layout]] = {
-    "q8_linear": {3: _Q8, 4: _COLS, 5: _COLS},
+    "q8_linear": {3: _Q8, 4: _SCALES, 5: _COLS, 8: _SUMS},
     "linear": {1: _F32, 2: _COLS},
 }
 

@@ -34,7 +34,8 @@ def q8_linear_kernel(module: ir.Module, tier: Tier, node: Node) -> Kernel:
     """The int8 linear layer: R8 rows (row stride a multiple of 4) times a packed Q8 weight."""
     bias, residual = _present(node, 5), _present(node, 6)
     depth, cols = map(_fixed, node.input(3).shape)
-    spec = Q8LinearSpec(depth, cols, bias=bias, residual=residual, activation=_activation(node))
+    spec = Q8LinearSpec(depth, cols, bias=bias, residual=residual, activation=_activation(node),
+                        block=int(str(node.attrs.get("block", 0))), zero_point=_present(node, 7))
     return _adapt(module, tier, spec.name, node, spec.params, {"ldy": cols, "ldr": cols},
                   lambda: emit_q8_linear(module, tier, spec))
 
