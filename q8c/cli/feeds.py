@@ -3,7 +3,8 @@ from __future__ import annotations
 
 import argparse
 import zipfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -11,8 +12,10 @@ import numpy as np
 import numpy.typing as npt
 
 from q8c.cli.common import UsageError, one_line
+from q8c.errors import Error
 from q8c.ir import parse_graph
 from q8c.ir.feeds import typical_feeds
+from q8c.runtime.atomic import replacing
 from q8c.runtime.session import Session
 
 Array = npt.NDArray[Any]
@@ -74,6 +77,16 @@ def read_npz(path: Path) -> dict[str, Array]:
         raise UsageError(f"cannot read {path}: {error.strerror or one_line(str(error))}") from error
     except Exception as error:  # numpy, zipfile and zlib have many ways to say so
         raise UsageError(f"cannot read {path} ({one_line(str(error))}); expected an .npz of arrays by name") from error
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[BinaryIO]:
+    """A file that takes `path`'s place when the block ends well. Raises q8c.Error where it cannot be written."""
+    try:
+        with replacing(str(path)) as file:
+            yield file
+    except OSError as error:
+        raise Error(f"cannot write {path}: {error.strerror or error}") from error
 
 
 def write_npz(file: BinaryIO, arrays: Mapping[str, Array]) -> None:

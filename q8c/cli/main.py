@@ -9,7 +9,7 @@ import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from types import FrameType
-from typing import NoReturn, TextIO
+from typing import NoReturn
 
 from q8c import Error, __version__
 from q8c.cli import bench, check, compile, inspect, opt, run, verify
@@ -69,10 +69,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             sys.stdout.flush()
             return code
     except BrokenPipeError:
-        _silence(sys.stdout)
+        _silence_output()
         return 1
-    except OSError as error:  # standard output, for the most part: a full disk
-        _silence(sys.stdout)
+    except OSError as error:
+        _silence_output()
         return _fail(_about_file(error), 1)
     except KeyboardInterrupt:
         return _fail("interrupted", 130)
@@ -124,11 +124,14 @@ def _about_file(error: OSError) -> str:
     return f"{os.fsdecode(error.filename)}: {reason}" if error.filename is not None else reason
 
 
-def _silence(stream: TextIO) -> None:
-    """Let the interpreter's last flush go nowhere; it would fail a second time and say so."""
-    null = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(null, stream.fileno())
-    os.close(null)
+def _silence_output() -> None:
+    """If standard output takes no more, let the interpreter's last flush, which would complain again, go nowhere."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        null = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(null, sys.stdout.fileno())
+        os.close(null)
 
 
 @contextmanager

@@ -78,16 +78,15 @@ def read(path: Path) -> Graph:
 
 def write(graph: Graph, path: Path) -> None:
     """The graph as text, and its constants beside it where there are any."""
-    from q8c.cli.feeds import write_npz
+    from q8c.cli.feeds import write_npz, writing
     from q8c.ir import constant_data, print_graph
-    from q8c.runtime.atomic import replacing
     constants = constant_data(graph)
     if constants:
-        with replacing(str(constants_file(path))) as file:
+        with writing(constants_file(path)) as file:
             write_npz(file, constants)
     else:
         constants_file(path).unlink(missing_ok=True)  # one of an earlier graph
-    with replacing(str(path)) as file:
+    with writing(path) as file:
         file.write(print_graph(graph).encode())
 
 

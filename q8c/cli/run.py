@@ -23,13 +23,12 @@ def configure(verb: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Run once and show the outputs."""
-    from q8c.cli.feeds import feeds_for, write_npz
-    from q8c.runtime.atomic import replacing
+    from q8c.cli.feeds import feeds_for, write_npz, writing
     session = q8c.load(args.model, threads=args.threads)
     names = [o.name for o in session.get_outputs()]
     results = dict(zip(names, session.run(None, feeds_for(session, args)), strict=True))
     if args.output:
-        with replacing(str(args.output)) as file:
+        with writing(args.output) as file:
             write_npz(file, results)
     if args.json:
         print_json({"tier": session.tier, "threads": session.threads,
