@@ -8,18 +8,20 @@ import numpy as np
 from q8c.codegen import loop_ops
 from q8c.codegen.builder import Builder, Value, constant
 from q8c.codegen.loop_memory import vector_type
+from q8c.codegen.loop_pack import sum_lanes
+from q8c.codegen.targets import Tier
 from q8c.ir.types import DType
 
 
-def accumulators(op: str, dtype: DType) -> int:
-    """How many accumulators a reduction has: 4 where the order of additions shows, else what hides its latency."""
-    return 4 if op in ("row_sum", "row_prod") and dtype.is_float else 2
+def accumulators(tier: Tier, op: str, dtype: DType) -> int:
+    """How many accumulators a reduction has: 4 where the order of additions shows, else what fits in registers."""
+    return 4 if op in ("row_sum", "row_prod") and dtype.is_float or tier.registers > 16 else 2
 
 
 def neutral(op: str, dtype: DType) -> Value:
     """16 lanes of what changes no result: an accumulator's start, and the lanes past the end of a row."""
     typ = vector_type(dtype)
-    if op in ("row_sum", "row_umax", "row_low", "row_high", "row_poison"):
+    if op in ("row_sum", "row_umax", "row_low", "row_high", "row_poison", "row_r8_sum"):
         return loop_ops.number(0, dtype, typ)
     if op == "row_prod":
         return loop_ops.number(1, dtype, typ)
@@ -34,12 +36,14 @@ def taker(b: Builder, op: str, dtype: DType) -> Callable[[Value, Value], Value]:
     """take(accumulator, next vector of the row)"""
     if op == "row_poison":
         return lambda x, y: b.fma(y, 0.0, x)
+    if op == "row_r8_sum":
+        return lambda x, y: sum_lanes(b, x, y)
     return combiner(b, op, dtype)
 
 
 def combiner(b: Builder, op: str, dtype: DType) -> Callable[[Value, Value], Value]:
     """combine(accumulator, accumulator)"""
-    if op in ("row_sum", "row_poison"):
+    if op in ("row_sum", "row_poison", "row_r8_sum"):
         return b.add
     if op == "row_low":
         return lambda x, y: b.fmin(y, x)

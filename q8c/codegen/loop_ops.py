@@ -12,9 +12,10 @@ import llvmlite.ir as ir
 import numpy as np
 
 from q8c.codegen import loop_math
-from q8c.codegen.builder import F32, I8, I32, Builder, Value, constant, element
+from q8c.codegen.builder import F32, I32, Builder, Value, constant, element
 from q8c.codegen.core import is_float
 from q8c.codegen.loop_memory import like, round_f16, scalar_type
+from q8c.codegen.loop_pack import clip_step
 from q8c.codegen.loop_program import Instr
 from q8c.errors import CompileError
 from q8c.ir.types import DType
@@ -180,8 +181,7 @@ _OPS: dict[str, Emit] = {
     "where": lambda b, t, a: b.select(*a), "and_bits": lambda b, t, a: b.and_(*a),
     "bits": lambda b, t, a: b.bitcast(a[0], like(a[0], I32)),
     "from_bits": lambda b, t, a: b.bitcast(a[0], like(a[0], F32)),
-    "at_least": lambda b, t, a: b.fmax(*a), "at_most": lambda b, t, a: b.fmin(*a),  # NaN gives the bound
-    "rint_i32": lambda b, t, a: b.to_i32(*a), "low_byte": lambda b, t, a: b.trunc(a[0], like(a[0], I8)),
+    "rint_i32": lambda b, t, a: b.to_i32(*a), "r8_bytes": lambda b, t, a: clip_step(b, *a),
     **{name: _math(name) for name in loop_math.UNARY}}
 
 _EXACT = frozenset({"where", "neg", "abs", "sign", "relu", "min", "max", "floor", "ceil", "round", "from_bits"})

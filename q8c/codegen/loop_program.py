@@ -23,10 +23,10 @@ from q8c.ir.ops import attributes, definition_of
 from q8c.ir.types import DType
 
 REDUCTIONS = frozenset({"row_sum", "row_prod", "row_max", "row_min", "row_umax", "row_any_max", "row_low", "row_high",
-                        "row_poison"})
+                        "row_poison", "row_r8_sum"})
 """`row_max` and `row_min` keep NaN; `row_any_max` of floats may lose it; `row_umax` compares bits as unsigned.
 `row_low` and `row_high` are the extremes of the row and 0, and may lose NaN; `row_poison` is 0, or NaN if the row is
-not finite.
+not finite. `row_r8_sum` adds bytes up in 32 bits.
 """
 ABS_BITS = 0x7FFFFFFF
 INF_BITS = 0x7F800000
@@ -75,9 +75,9 @@ class Program:
         vector = any(self.instrs[a].vector for a in args)
         return self._put(Instr(op, dtype, args, tuple(sorted(attrs.items())), vector))
 
-    def reduce(self, op: str, x: int) -> int:
-        """A reduction over the row; a row of one element is its own sum, product and extremes."""
-        return self._put(Instr(op, self.dtype(x), (x,))) if self.spans(x) else x
+    def reduce(self, op: str, x: int, dtype: DType | None = None) -> int:
+        """A reduction over the row, in x's element type unless told; a row of one element is its own result."""
+        return self._put(Instr(op, dtype or self.dtype(x), (x,))) if self.spans(x) else x
 
     def columns(self, reciprocal: bool, dtype: DType, x: int) -> int:
         """The number of columns of x, or 1 over it, as a float."""
@@ -220,26 +220,19 @@ def _dynamic_quantize(p: Program, args: Sequence[int], attrs: dict[str, Any]) ->
 
 
 def _quantize(p: Program, x: int) -> Sequence[int]:
-    """As `q8.quantize_rows`. In a row that is not finite every x is multiplied by 0, which gives 0, or NaN whose
-    integer conversion has the low byte 0.
-    """
+    """As `q8.quantize_rows`."""
     i32, f32 = DType.i32, DType.f32
     bits = p.add("and_bits", i32, p.add("bits", i32, x), p.constant(ABS_BITS, i32))
     absmax = p.reduce("row_umax", bits)
     finite = p.add("less", DType.bool, absmax, p.constant(INF_BITS, i32))
-    zero = p.constant(0, f32)
-    largest = p.add("where", f32, finite, p.add("from_bits", f32, absmax), zero)
+    largest = p.add("where", f32, finite, p.add("from_bits", f32, absmax), p.constant(0, f32))
     scale = _bounded_scale(p, p.add("div", f32, largest, p.constant(q8.QMAX, f32)))
-    inverse = p.add("where", f32, finite, p.add("reciprocal", f32, scale), zero)
-    q = p.add("rint_i32", i32, p.add("mul", f32, x, inverse))
-    total = p.add("where", i32, finite, p.reduce("row_sum", q), p.constant(0, i32))
-    return [p.add("low_byte", DType.i8, q), _shown_scale(p, finite, scale), total]
+    q, total = _bytes(p, x, p.add("reciprocal", f32, scale), p.constant(0, i32), finite)
+    return [q, _shown_scale(p, finite, scale), total]
 
 
 def _quantize_zero(p: Program, x: int) -> Sequence[int]:
-    """As `q8.quantize_rows_zero`. x / scale is clipped before it is rounded and the zero point added, to bounds that
-    are integers; in a row that is not finite both are 0.
-    """
+    """As `q8.quantize_rows_zero`."""
     i32, f32 = DType.i32, DType.f32
     none, most = p.constant(0, f32), p.constant(q8.QMAX, f32)
     spans = p.spans(x)
@@ -253,15 +246,16 @@ def _quantize_zero(p: Program, x: int) -> Sequence[int]:
     inverse = p.add("reciprocal", f32, scale)
     offset = p.add("sub", f32, p.constant(-q8.QMAX, f32), p.add("mul", f32, low, inverse))
     offset = p.add("max", f32, p.add("min", f32, p.add("round", f32, offset), most), p.constant(-q8.QMAX, f32))
-    offset = p.add("where", f32, finite, offset, none)
-    bounds = [p.add("where", f32, finite, p.add("sub", f32, p.constant(end, f32), offset), none)
-              for end in (-q8.QMAX, q8.QMAX)]
-    clipped = p.add("at_most", f32, p.add("at_least", f32, p.add("mul", f32, x, inverse), bounds[0]), bounds[1])
-    zero_point = p.add("rint_i32", i32, offset)
-    steps = p.add("rint_i32", i32, clipped)
-    q = p.add("add", DType.i8, p.add("low_byte", DType.i8, steps), p.add("low_byte", DType.i8, zero_point))
-    total = p.add("add", i32, p.reduce("row_sum", steps), p.add("mul", i32, p.columns(False, i32, x), zero_point))
+    zero_point = p.add("where", i32, finite, p.add("rint_i32", i32, offset), p.constant(0, i32))
+    q, total = _bytes(p, x, inverse, zero_point, finite)
     return [q, _shown_scale(p, finite, scale), total, zero_point]
+
+
+def _bytes(p: Program, x: int, inverse: int, zero_point: int, finite: int) -> tuple[int, int]:
+    """The R8 bytes of a row and their sum."""
+    steps = p.add("rint_i32", DType.i32, p.add("mul", DType.f32, x, inverse))
+    q = p.add("r8_bytes", DType.i8, steps, zero_point, finite)
+    return q, p.reduce("row_r8_sum", q, DType.i32) if p.spans(q) else p.add("cast", DType.i32, q)
 
 
 def _bounded_scale(p: Program, scale: int) -> int:

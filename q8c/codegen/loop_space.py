@@ -258,38 +258,51 @@ def each_row(b: Builder, sizes: Sizes, rows: Rows, body: Callable[[Offsets, Oper
     each_item(b, sizes, rows.outer, row)
 
 
+Part = tuple[Value, int, "Operand | None"]
+"""One vector of columns: the first column, its slot in the group, and how many are there (None: all 16)."""
+
+
 def columns(b: Builder, cols: Operand, group: int, start: list[Value],
-             block: Callable[[Value, int, Operand | None, list[Value]], list[Value]]) -> list[Value]:
+            block: Callable[[Value, int, Operand | None, list[Value]], list[Value]]) -> list[Value]:
     """`block(column, slot, count, carried)` for every vector of the columns; the last one may be partial."""
+    def each(parts: list[Part], carried: list[Value]) -> list[Value]:
+        for col, slot, count in parts:
+            carried = block(col, slot, count, carried)
+        return carried
+
+    return column_groups(b, cols, group, start, each)
+
+
+def column_groups(b: Builder, cols: Operand, group: int, start: list[Value],
+                  body: Callable[[list[Part], list[Value]], list[Value]]) -> list[Value]:
+    """`body(parts, carried)` for groups of `group` whole vectors, then for what is left, in smaller groups."""
     step = group * LANES
 
-    def groups(col: Value, carried: list[Value]) -> list[Value]:
-        for slot in range(group):
-            carried = block(b.add(col, slot * LANES), slot, None, carried)
-        return carried
+    def whole_group(col: Value, carried: list[Value]) -> list[Value]:
+        return body([(b.add(col, slot * LANES), slot, None) for slot in range(group)], carried)
 
     if isinstance(cols, int):
         whole = cols // step * step
-        carried = b.loop(0, whole, step, start, groups) if whole > step else start
+        carried = b.loop(0, whole, step, start, whole_group) if whole > step else start
         if whole == step:
-            carried = groups(ir.Constant(I64, 0), carried)
-        for slot, col in enumerate(range(whole, cols, LANES)):
-            carried = block(ir.Constant(I64, col), slot, None if cols - col >= LANES else cols - col, carried)
-        return carried
+            carried = whole_group(ir.Constant(I64, 0), carried)
+        rest: list[Part] = [(ir.Constant(I64, col), slot, None if cols - col >= LANES else cols - col)
+                            for slot, col in enumerate(range(whole, cols, LANES))]
+        return body(rest, carried) if rest else carried
     whole = b.and_(cols, -step)
-    carried = b.loop(0, whole, step, start, groups)
-    return _rest(b, whole, cols, group, 0, carried, block)
+    carried = b.loop(0, whole, step, start, whole_group)
+    return _rest(b, whole, cols, group, 0, carried, body)
 
 
 def _rest(b: Builder, col: Value, cols: Value, group: int, slot: int, carried: list[Value],
-          block: Callable[[Value, int, Operand | None, list[Value]], list[Value]]) -> list[Value]:
+          body: Callable[[list[Part], list[Value]], list[Value]]) -> list[Value]:
     if slot == group:
         return carried
     rest = b.sub(cols, col)
 
     def some() -> list[Value]:
-        after = block(col, slot, b.imin(rest, LANES), carried)
-        return _rest(b, b.add(col, LANES), cols, group, slot + 1, after, block)
+        after = body([(col, slot, b.imin(rest, LANES))], carried)
+        return _rest(b, b.add(col, LANES), cols, group, slot + 1, after, body)
 
     if not carried:
         with b.if_(b.icmp(">", rest, 0)):

@@ -79,8 +79,13 @@ def tier(name: str) -> Tier:
 
 # One row per target intrinsic in use: any of the features makes it legal.
 _INTRINSIC_FEATURES: dict[str, tuple[str, ...]] = {
+    "llvm.x86.avx2.packssdw": ("avx2",),
+    "llvm.x86.avx2.packsswb": ("avx2",),
     "llvm.x86.avx2.permps": ("avx2",),
+    "llvm.x86.avx2.pmadd.ub.sw": ("avx2",),
     "llvm.x86.avx2.pmadd.wd": ("avx2",),
+    "llvm.x86.avx512.packssdw.512": ("avx512bw",),
+    "llvm.x86.avx512.packsswb.512": ("avx512bw",),
     "llvm.x86.avx512.permvar.sf.512": ("avx512f",),
     "llvm.x86.avx512.vpdpbusd.256": ("avxvnni", "avx512vnni"),
     "llvm.x86.avx512.vpdpbusd.512": ("avx512vnni",),
