@@ -2,7 +2,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -14,15 +13,16 @@ from q8c.ir.ops import attributes, definition_of
 from q8c.ir.ops.registry import Reference
 
 Observe = Callable[[Value, Array], None]
+Instead = Callable[[Node], Reference | None]
 
 
 def interpret(graph: Graph, feeds: Mapping[str, Any], keep: dict[str, Array] | None = None,
-              observe: Observe | None = None, references: Mapping[str, Reference] | None = None) -> list[Array]:
+              observe: Observe | None = None, instead: Instead | None = None) -> list[Array]:
     """The graph's outputs for the given inputs (by name).
 
     If `keep` is given, every computed value is put into it by name; otherwise values are dropped after their last use.
-    `observe` is called with every node's results as they come. `references` replace those of the ops they name.
-    Raises InputError for feeds that do not fit.
+    `observe` is called with every node's results as they come. `instead` may give a node another reference
+    than its op's own. Raises InputError for feeds that do not fit.
     """
     arrays: dict[str, Array] = {}
     for value in graph.inputs:
@@ -31,7 +31,7 @@ def interpret(graph: Graph, feeds: Mapping[str, Any], keep: dict[str, Array] | N
         arrays[value.name] = np.asarray(feeds[value.name])
     try:
         sizes = bind_sizes(graph, arrays)
-        outputs = _run(graph, arrays, sizes, keep is None, observe, references or {})
+        outputs = _run(graph, arrays, sizes, keep is None, observe, instead)
     except ZeroDivisionError as error:
         raise InputError(f"graph {graph.name}: the inputs' shapes make a size divide by zero: {error}") from error
     if keep is not None:
@@ -76,13 +76,13 @@ def _solve(d: Dim, actual: int, sizes: dict[str, int]) -> None:
 
 
 def _run(graph: Graph, arrays: dict[str, Array], sizes: Mapping[str, int], drop: bool = False,
-         observe: Observe | None = None, references: Mapping[str, Reference] = MappingProxyType({})) -> list[Array]:
+         observe: Observe | None = None, instead: Instead | None = None) -> list[Array]:
     last = {v: node for node in graph.nodes for v in node.operands} if drop else {}
     for name, value in graph.constants.items():
         arrays[name] = value.array()
     for node in graph.nodes:
         args = [None if v is None else arrays[v.name] for v in node.inputs]
-        for value, result in zip(node.outputs, run_node(node, args, sizes, references), strict=True):
+        for value, result in zip(node.outputs, run_node(node, args, sizes, instead), strict=True):
             _check(node, value, result, sizes)
             arrays[value.name] = result
             if observe is not None:
@@ -94,13 +94,13 @@ def _run(graph: Graph, arrays: dict[str, Array], sizes: Mapping[str, int], drop:
 
 
 def run_node(node: Node, args: list[Array | None], sizes: Mapping[str, int],
-             references: Mapping[str, Reference] = MappingProxyType({})) -> list[Array]:
+             instead: Instead | None = None) -> list[Array]:
     """One node's outputs for the given operands."""
     if node.body is not None:
         inner = {v.name: a for v, a in zip(node.body.inputs, args, strict=True) if a is not None}
-        return _run(node.body, inner, sizes, references=references)
+        return _run(node.body, inner, sizes, instead=instead)
     try:
-        reference = references.get(node.op) or definition_of(node).reference
+        reference = (instead(node) if instead else None) or definition_of(node).reference
         return list(reference(args, {k: _resolve(v, sizes) for k, v in attributes(node).items()}))
     except (ValueError, IndexError, TypeError) as error:
         raise Error(f"{node}: the reference failed: {error}") from error

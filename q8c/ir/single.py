@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from q8c.ir import q8
-from q8c.ir.graph import Array
+from q8c.ir.graph import Array, Node
 from q8c.ir.ops.fused import epilogue
 from q8c.ir.ops.registry import Reference
 
@@ -45,28 +45,32 @@ def _gelu(args: Sequence[Any], attrs: Mapping[str, Any]) -> Sequence[Array]:
 
 
 def _matmul(args: Sequence[Any], attrs: Mapping[str, Any]) -> Sequence[Array]:
-    return [_product(args[0], np.swapaxes(args[1], -1, -2) if attrs["transpose_b"] else args[1])]
+    return [product(args[0], np.swapaxes(args[1], -1, -2) if attrs["transpose_b"] else args[1])]
 
 
 def _linear(args: Sequence[Any], attrs: Mapping[str, Any]) -> Sequence[Array]:
-    return [epilogue(_product(args[0], args[1]), args, 2, 3, attrs["activation"])]
+    return [epilogue(product(args[0], args[1]), args, 2, 3, attrs["activation"])]
 
 
 def _q8_linear(args: Sequence[Any], attrs: Mapping[str, Any]) -> Sequence[Array]:
     q, row_scale, _, w, col_scale, _, _, zero = (*args, None, None, None)[:8]
     block = attrs["block"]
-    y = _product(q8.dequantize_rows(q, row_scale, zero, block), q8.dequantize_weight(w, col_scale, block))
+    y = product(q8.dequantize_rows(q, row_scale, zero, block), q8.dequantize_weight(w, col_scale, block))
     return [epilogue(y, args, 5, 6, attrs["activation"])]
 
 
-def _product(a: Array, b: Array) -> Array:
-    """a @ b, as one product of two matrices where b is one."""
+def product(a: Array, b: Array) -> Array:
+    """a @ b in single precision, as one product of two matrices where b is one."""
     with np.errstate(all="ignore"):
         if b.ndim > 2:
             return np.asarray(np.matmul(a, b))
         return np.asarray((a.reshape(-1, a.shape[-1]) @ b).reshape(*a.shape[:-1], b.shape[-1]))
 
 
-SINGLE: dict[str, Reference] = {
+_SINGLE: dict[str, Reference] = {
     "erf": _erf, "gelu": _gelu, "matmul": _matmul, "linear": _linear, "q8_linear": _q8_linear}
-"""What `interpret(..., references=SINGLE)` runs instead of the ops' own references."""
+
+
+def single(node: Node) -> Reference | None:
+    """What `interpret(..., instead=single)` runs for a node."""
+    return _SINGLE.get(node.op)

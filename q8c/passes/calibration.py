@@ -10,7 +10,7 @@ import numpy as np
 from q8c.ir.feeds import typical_feeds
 from q8c.ir.graph import Array, Graph, Value
 from q8c.ir.interpret import interpret
-from q8c.ir.single import SINGLE
+from q8c.ir.single import single
 
 Feeds: TypeAlias = "tuple[Mapping[str, Any], ...]"
 MAX_ROWS = 256   # of one value; the search for factors gains nothing from more
@@ -51,5 +51,5 @@ def run(graph: Graph, values: Iterable[Value], feeds: Feeds) -> dict[Value, Arra
             found[value].append(rows[::max(len(rows) // share, 1)].copy())
 
     for feed in feeds:
-        interpret(graph, feed, observe=observe, references=SINGLE)
+        interpret(graph, feed, observe=observe, instead=single)
     return {v: np.concatenate(parts) for v, parts in found.items()}
