@@ -69,6 +69,7 @@ def test_frame_is_the_same_in_code_and_run_time() -> None:
     mine = frame.Frame(2, 1, (sym("n"), sym("m")), (64, 64, 128), 64, 2)
     assert (mine.input(0), mine.output(0), mine.size(sym("n")), mine.slot(0), mine.counter(0)) == (
         model.frame.inputs, model.frame.outputs, model.frame.dims, model.frame.slots, model.frame.counters)
+    assert (frame.STAMPS, frame.ARGUMENTS) == (manifest.FRAME_STAMPS, manifest.FRAME_ARGUMENTS)
     assert set(targets.TIERS) == set(cpu.TIERS)
 
 

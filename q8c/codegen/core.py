@@ -200,11 +200,11 @@ class Core:
 
     def intrinsic(self, name: str, args: Sequence[Value], result: ir.Type | None = None) -> Value:
         """Call an LLVM intrinsic. `llvm.x86.*` names are complete, `result` is needed, and the tier must have the
-        instruction (CompileError); generic names get the type suffix of the first argument."""
+        instruction (CompileError); generic names get the type suffix of the first argument, if any."""
         result = result if result is not None else args[0].type
         if name.startswith("llvm.x86."):
             require(self.tier, name)
-        elif name.count(".") == 1:
+        elif args and name.count(".") == 1:
             name = f"{name}.{suffix(args[0].type)}"
         function = self.module.globals.get(name)
         if function is None:
@@ -350,6 +350,10 @@ class Core:
         """Add to an i64 shared by threads (sequentially consistent); returns what was there before."""
         value = constant(I64, value) if isinstance(value, (int, float)) else value
         return self.ir.atomic_rmw("add", address, value, "seq_cst")
+
+    def clock(self) -> Value:
+        """The time-stamp counter; instructions around it may be reordered with it."""
+        return self.intrinsic("llvm.readcyclecounter", [], I64)
 
     def prefetch(self, address: Value, level: int) -> None:
         """Hint that a cache line will be read: level 1, 2 or 3 of the caches."""

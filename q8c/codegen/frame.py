@@ -1,8 +1,9 @@
 """The frame a run passes to the compiled code: one int64 array of pointers, sizes and counters.
 
     [0] threads  [1] status: 0, or 1 + the number of the first node that failed  [2] the integer it failed on
-    [3] weights  [4] arena   [8..23] barrier   [24...] inputs, outputs, sizes, slot offsets, counters
+    [3] weights  [4] arena   [5] stamps, or 0   [8..23] barrier   [24...] inputs, outputs, sizes, slot offsets, counters
 
+Stamps are an int64 array [threads][nodes][2]: each thread notes the time-stamp counter before and after each node.
 The run time has the same layout from the manifest; a test holds the two together.
 """
 from __future__ import annotations
@@ -12,7 +13,7 @@ from dataclasses import dataclass
 
 from q8c.ir.dims import Dim, Expr
 
-THREADS, STATUS, DETAIL, WEIGHTS, ARENA = range(5)
+THREADS, STATUS, DETAIL, WEIGHTS, ARENA, STAMPS = range(6)
 ARGUMENTS = 24
 
 

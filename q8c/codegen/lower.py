@@ -40,10 +40,11 @@ class Call:
 
 @dataclass
 class Schedule:
-    """The calls of a run in order, and the frame they need."""
+    """The calls of a run in order, the frame they need, and how many nodes the graph has."""
 
     calls: list[Call]
     frame: Frame
+    nodes: int
 
 
 def schedule(graph: Graph, module: ir.Module, tier: Tier, kernels: Callable[[Node], EmitKernel],
@@ -64,7 +65,7 @@ def schedule(graph: Graph, module: ir.Module, tier: Tier, kernels: Callable[[Nod
     scratch = dim_max(0, *(round_up(c.kernel.scratch, CACHE_LINE) for c in calls if c.kernel.scratch is not None))
     sizes = [*(s for call in calls for s in call.kernel.sizes), scratch]
     frame = Frame(len(graph.inputs), len(graph.outputs), frames.distinct(sizes), tuple(slots), scratch, counters)
-    return Schedule(calls, frame)
+    return Schedule(calls, frame, len(graph.nodes))
 
 
 @dataclass
@@ -86,6 +87,9 @@ class Entry:
         self.threads = self.word(frames.THREADS)
         self.weights = b.load(PTR, self.address(frames.WEIGHTS))
         self.arena = b.load(PTR, self.address(frames.ARENA))
+        self.stamps = self.word(frames.STAMPS)
+        self.timed = b.icmp("!=", self.stamps, 0)
+        self.stamps = b.add(self.stamps, b.mul(self.tid, 16 * self.plan.nodes))
         for call in self.plan.calls:
             self.synchronize(call)
             self.call(call)
@@ -141,4 +145,11 @@ class Entry:
         expected = [a.type for a in kernel.function.args]
         if [a.type for a in args] + [I64, I64] != expected:
             raise CompileError(f"{call.node}: the call of {kernel.function.name} does not fit its parameters")
+        self.stamp(2 * call.number)
         self.b.ir.call(kernel.function, [*args, self.tid, self.threads])
+        self.stamp(2 * call.number + 1)
+
+    def stamp(self, index: int) -> None:
+        """Note the time in the thread's stamps, if anybody wants it: else a branch that is always predicted."""
+        with self.b.if_(self.timed, likely=False):
+            self.b.store(self.b.clock(), self.b.ir.inttoptr(self.b.add(self.stamps, 8 * index), PTR))

@@ -25,6 +25,8 @@ ENTRIES = ("q8c_run", "q8c_worker", "q8c_launch")
 ALIGNMENT = 64
 CHUNK = 4 << 20
 """Sections are hashed in pieces of this many bytes, so that several cores can check one."""
+FRAME_STAMPS = 5
+"""The frame word with the address of the run's stamps, int64 [threads][nodes][2], or 0."""
 FRAME_ARGUMENTS = 24
 """First frame word after the fixed ones and the barrier's two cache lines."""
 MAX_RANK = 32
