@@ -193,16 +193,18 @@ def fp32_encoder(model: bytes, threads: int) -> Encoder:
 def print_hits(queries: list[str], corpus: Corpus, int8: Array, fp32: Array, top: int) -> None:
     """For each query its `top` sentences by the int8 score; both scores are [queries, sentences]."""
     bold, plain = ("\x1b[1m", "\x1b[0m") if sys.stdout.isatty() and "NO_COLOR" not in os.environ else ("", "")
-    subject_width = max(map(len, [*corpus.subjects, "subject"]))
-    text_width = max(20, shutil.get_terminal_size((130, 24)).columns - subject_width - 29)
-    print(f"\n{'int8':>7} {'fp32':>7} {'diff':>8}   {'subject':<{subject_width}}  sentence")
+    columns = shutil.get_terminal_size((130, 24)).columns
+    subject_width = max(map(len, [*corpus.subjects, "subject"])) + 2 if columns >= 110 else 0  # no room: no subjects
+    text_width = max(20, columns - subject_width - 28)
+    print(f"\n{'int8':>7} {'fp32':>7} {'diff':>8}   {'subject'[:subject_width]:<{subject_width}} sentence")
     for query, scores, exact in zip(queries, int8, fp32, strict=True):
         print(f"\n{bold}{query}{plain}")
         for row in np.argsort(-scores, kind="stable")[:top]:
             text = corpus.sentences[row]
             text = text if len(text) <= text_width else text[: text_width - 1] + "…"
+            subject = corpus.subjects[row][:subject_width]
             numbers = f"{scores[row]:7.4f} {exact[row]:7.4f} {scores[row] - exact[row]:+8.4f}"
-            print(f"{numbers}   {corpus.subjects[row]:<{subject_width}}  {text}")
+            print(f"{numbers}   {subject:<{subject_width}} {text}")
 
 
 def print_summary(scores: dict[str, Array], tokens: dict[str, Array], seconds: dict[str, float], top: int) -> None:
