@@ -194,7 +194,7 @@ def print_hits(queries: list[str], corpus: Corpus, int8: Array, fp32: Array, top
     """For each query its `top` sentences by the int8 score; both scores are [queries, sentences]."""
     bold, plain = ("\x1b[1m", "\x1b[0m") if sys.stdout.isatty() and "NO_COLOR" not in os.environ else ("", "")
     columns = shutil.get_terminal_size((130, 24)).columns
-    subject_width = max(map(len, [*corpus.subjects, "subject"])) + 2 if columns >= 110 else 0  # no room: no subjects
+    subject_width = max(map(len, [*corpus.subjects, "subject"])) + 1 if columns >= 110 else 0  # no room: no subjects
     text_width = max(20, columns - subject_width - 28)
     print(f"\n{'int8':>7} {'fp32':>7} {'diff':>8}   {'subject'[:subject_width]:<{subject_width}} sentence")
     for query, scores, exact in zip(queries, int8, fp32, strict=True):
