@@ -10,8 +10,8 @@ from q8c.ir import q8
 from q8c.ir.graph import Array, Graph, Node, Value
 from q8c.passes.calibration import Calibration
 from q8c.passes.fold_weights import weight_array
-from q8c.passes.insert_dynamic_quantize import MIN_GAIN, zero_point_gain
 from q8c.passes.manager import Pass, Report
+from q8c.passes.quantized_product import rounded_rows, rounded_weight, wants_zero_point
 from q8c.passes.rewrite import is_product, other_operand, sole_reader, sources, vector
 
 STRENGTHS = (0.0, 0.2, 0.3, 0.4, 0.5, 0.6)
@@ -41,12 +41,12 @@ class BalanceScales(Pass):
         for node in graph.nodes:
             if is_product(node) and node.input(0).producer is not None:
                 groups.setdefault(node.input(0), []).append(node)
-        rows = self.calibration.rows(graph, groups)
-        for x, products in groups.items():
+        rows = self.calibration.rows(graph, groups, report)
+        for x, products in groups.items() if rows else ():
             f = best_factors(rows[x], [weight_array(p) for p in products], q8.block_size(self.format))
             self.calibration.seen[balance(graph, x, products, f, report)] = rows[x] * f
         graph.prune()
-        return bool(groups)
+        return bool(rows)
 
 
 def best_factors(rows: Array, weights: list[Array], block: int) -> Array:
@@ -74,10 +74,7 @@ def factors(a: Array, b: Array, strength: float) -> Array:
 def product_error(rows: Array, w: Array, f: Array, block: int, exact: Array) -> float:
     """The squared error of the product of rows and weights that both are quantized after balancing by f."""
     scaled = rows * f
-    with_zero = zero_point_gain(scaled, block) >= MIN_GAIN
-    q, scale, _, *zero = (q8.quantize_rows_zero if with_zero else q8.quantize_rows)(scaled, block)
-    x = q8.dequantize_rows(q, scale, zero[0] if zero else None, block)
-    error = x @ q8.dequantize_weight(*q8.quantize_weight(w / f[:, None], block), block) - exact
+    error = rounded_rows(scaled, block, wants_zero_point(scaled, block)) @ rounded_weight(w / f[:, None], block) - exact
     return float(np.vdot(error, error))
 
 

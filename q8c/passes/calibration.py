@@ -7,10 +7,12 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
+from q8c.errors import Error, InputError
 from q8c.ir.feeds import typical_feeds
 from q8c.ir.graph import Array, Graph, Value
 from q8c.ir.interpret import interpret
 from q8c.ir.single import single
+from q8c.passes.manager import Report
 
 Feeds: TypeAlias = "tuple[Mapping[str, Any], ...]"
 MAX_ROWS = 256   # of one value; the search for factors gains nothing from more
@@ -29,18 +31,34 @@ class Calibration:
     feeds: Feeds = ()
     seen: dict[Value, Array] = field(default_factory=dict, compare=False, repr=False)
 
-    def rows(self, graph: Graph, values: Iterable[Value]) -> dict[Value, Array]:
-        """Rows [n, depth] that each of the values takes, about `MAX_ROWS` of them; rows not finite are left out."""
+    def inputs(self, graph: Graph) -> Feeds:
+        """The feeds to run on, at most `MAX_FEEDS`, spread evenly. Raises InputError if none can be made up."""
+        count = len(self.feeds)
+        used = min(count, MAX_FEEDS)
+        return tuple(self.feeds[i * count // used] for i in range(used)) or (typical_feeds(graph),)
+
+    def rows(self, graph: Graph, values: Iterable[Value], report: Report) -> dict[Value, Array]:
+        """Rows [n, depth] that node results take, about `MAX_ROWS` of each; rows not finite are left out.
+
+        Empty, with the reason in the report, if the model does not run on made-up inputs. Raises Error if it does not
+        run on the feeds given.
+        """
         wanted = list(dict.fromkeys(values))
         missing = [v for v in wanted if v not in self.seen]
         if missing:
-            self.seen.update(run(graph, missing, self.feeds or (typical_feeds(graph),)))
+            try:
+                self.seen.update(run(graph, missing, self.inputs(graph)))
+            except Error as error:
+                if self.feeds:
+                    raise
+                if missing[0].producer is not None:
+                    report.decline(missing[0].producer, f"nothing is calibrated, give inputs to calibrate on: {error}")
+                return {}
         return {v: self.seen[v] for v in wanted}
 
 
 def run(graph: Graph, values: Iterable[Value], feeds: Feeds) -> dict[Value, Array]:
-    """The rows that node results take when the graph runs on the feeds, or on `MAX_FEEDS` spread evenly over them."""
-    feeds = tuple(feeds[i * len(feeds) // min(len(feeds), MAX_FEEDS)] for i in range(min(len(feeds), MAX_FEEDS)))
+    """The rows that node results take when the graph runs on the feeds."""
     share = max(MAX_ROWS // len(feeds), 1)
     found: dict[Value, list[Array]] = {v: [] for v in values}
 
@@ -53,3 +71,49 @@ def run(graph: Graph, values: Iterable[Value], feeds: Feeds) -> dict[Value, Arra
     for feed in feeds:
         interpret(graph, feed, observe=observe, instead=single)
     return {v: np.concatenate(parts) for v, parts in found.items()}
+
+
+def checked_feeds(graph: Graph, feeds: Iterable[Mapping[str, Any]]) -> Feeds:
+    """The feeds as arrays of the inputs' types, each with all inputs and no others.
+
+    Integers of another width are taken if their values fit. Raises InputError that names the feed and the input.
+    """
+    if isinstance(feeds, Mapping):
+        raise InputError("calibrate expected an iterable of feeds (dicts of arrays by input name), got one dict; "
+                         "put it into a list")
+    try:
+        found = tuple(_checked(graph, feed, f"calibration feed {i}") for i, feed in enumerate(feeds))
+    except TypeError as error:
+        raise InputError(f"calibrate expected an iterable of feeds (dicts of arrays by input name): {error}") from error
+    if not found:
+        raise InputError("calibrate holds no feeds; give at least one, or leave it out for made-up inputs")
+    return found
+
+
+def _checked(graph: Graph, feed: Any, where: str) -> dict[str, Array]:
+    if not isinstance(feed, Mapping):
+        raise InputError(f"{where}: expected a dict of arrays by input name, got {type(feed).__name__}")
+    names = [v.name for v in graph.inputs]
+    for name in feed:
+        if name not in names:
+            raise InputError(f"{where}: the model has no input {name!r}; expected {', '.join(names)}")
+    for name in names:
+        if name not in feed:
+            raise InputError(f"{where}: input {name!r} is missing")
+    arrays = {v.name: _array(v, feed[v.name], where) for v in graph.inputs}
+    if not any(a.size for a in arrays.values()):
+        raise InputError(f"{where}: all its arrays are empty")
+    return arrays
+
+
+def _array(value: Value, given: Any, where: str) -> Array:
+    array = np.asarray(given)
+    wanted = value.dtype.numpy
+    if array.dtype != wanted:
+        integers = array.dtype.kind in "iu" and np.dtype(wanted).kind in "iu"
+        if not (integers or array.dtype.newbyteorder("=") == wanted) or not np.array_equal(array.astype(wanted), array):
+            raise InputError(f"{where}: input {value.name!r} is {array.dtype}, expected {np.dtype(wanted)}")
+        array = array.astype(wanted)
+    if array.ndim != value.type.rank:
+        raise InputError(f"{where}: input {value.name!r} has the shape {list(array.shape)}, expected {value.type}")
+    return np.ascontiguousarray(array)

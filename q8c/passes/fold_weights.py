@@ -1,7 +1,7 @@
 """Quantize constant weights of matmuls offline."""
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -49,23 +49,23 @@ class FoldWeights(Pass):
 
     def run(self, graph: Graph, report: Report) -> bool:
         """Whether a weight was quantized. Raises CompileError for a weight that is not finite."""
+        return fold(graph, self.formats(graph, report), report)
+
+    def formats(self, graph: Graph, report: Report) -> dict[Node, str]:
+        """The matmuls whose weights may be quantized, each with its format; why others may not goes to the report."""
         matmuls = [n for n in graph.nodes if n.op == "matmul"]
         missing = set(self.keep) - {name for n in matmuls for name in n.source}
         if missing:
             raise CompileError(f"no matmul comes from node {sorted(missing)[0]!r}, which was to stay float; "
                                f"`q8c inspect` lists the names")
-        done: dict[tuple[Value, bool], tuple[Value, Value]] = {}
-        changed = False
+        found: dict[Node, str] = {}
         for node in matmuls:
             reason = self.reason_to_keep(node)
             if reason is None:
-                quantize(graph, node, q8.block_size(self.format), done)
-                report.rewrote(node, f"weight {node.input(1).type} as {self.format}")
-                changed = True
+                found[node] = self.format
             elif reason:
                 report.decline(node, reason)
-        graph.prune()
-        return changed
+        return found
 
     def reason_to_keep(self, node: Node) -> str | None:
         """Why a matmul's weight stays as it is (empty if it is quantized already), or None if it may be folded."""
@@ -88,6 +88,16 @@ class FoldWeights(Pass):
         return None
 
 
+def fold(graph: Graph, formats: Mapping[Node, str], report: Report) -> bool:
+    """Give matmuls quantized weights, each in its format; whether there were any."""
+    done: dict[tuple[Value, bool, int], tuple[Value, Value]] = {}
+    for node, format in formats.items():
+        quantize(graph, node, q8.block_size(format), done)
+        report.rewrote(node, f"weight {node.input(1).type} as {format}")
+    graph.prune()
+    return bool(formats)
+
+
 def blocks(block: int) -> dict[str, Attr]:
     """The attribute that says how many steps of depth share a scale."""
     return {"block": block} if block else {}
@@ -106,10 +116,10 @@ def weight_array(node: Node) -> Array:
     return w.T if node.attrs.get("transpose_b", False) else w
 
 
-def quantize(graph: Graph, node: Node, block: int, done: dict[tuple[Value, bool], tuple[Value, Value]]) -> None:
+def quantize(graph: Graph, node: Node, block: int, done: dict[tuple[Value, bool, int], tuple[Value, Value]]) -> None:
     """Give a matmul its quantized weight; `done` keeps those made already."""
     w = node.input(1)
-    key = (w, bool(node.attrs.get("transpose_b", False)))
+    key = (w, bool(node.attrs.get("transpose_b", False)), block)
     if key not in done:
         try:
             u, scale = q8.quantize_weight(weight_array(node), block)

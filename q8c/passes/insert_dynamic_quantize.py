@@ -5,20 +5,16 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import ClassVar
 
-import numpy as np
-
 from q8c.errors import CompileError
-from q8c.ir.graph import Array, Attr, Graph, Node, Value
+from q8c.ir.graph import Attr, Graph, Node, Value
 from q8c.passes.calibration import Calibration
 from q8c.passes.fold_weights import blocks
 from q8c.passes.manager import Pass, Report
+from q8c.passes.quantized_product import MIN_GAIN, zero_point_gain
 from q8c.passes.rewrite import substitute
 from q8c.passes.rules import attr
 
 POLICIES = ("auto", "always", "never")
-# A zero point costs two instructions per register of results and two per register of quantized elements, some 3 % of a
-# layer; it must take this share off the rows' mean squared rounding error to be worth it.
-MIN_GAIN = 0.2
 
 
 @dataclass(frozen=True)
@@ -76,7 +72,7 @@ class InsertDynamicQuantize(Pass):
             return set()
         if self.zero_point == "always":
             return set(block_by_input)
-        seen = self.calibration.rows(graph, (x for x in block_by_input if x.producer is not None))
+        seen = self.calibration.rows(graph, (x for x in block_by_input if x.producer is not None), report)
         chosen: set[Value] = set()
         for x, rows in seen.items():
             gain = zero_point_gain(rows, block_by_input[x])
@@ -97,17 +93,3 @@ def weight_of(node: Node) -> Node | None:
 def block_of(weight: Node | None) -> int:
     """How many steps of depth share a scale of a weight, 0 for all."""
     return int(str(weight.attrs.get("block", 0))) if weight is not None else 0
-
-
-def zero_point_gain(rows: Array, block: int) -> float:
-    """The share of the mean squared rounding error of rows that a zero point takes away.
-
-    The error of rounding to steps of `scale` is scale^2 / 12 on average, so the scales tell.
-    """
-    if not rows.size:
-        return 0.0
-    starts = np.arange(0, rows.shape[1], block or rows.shape[1])
-    high = np.maximum.reduceat(rows, starts, axis=1).clip(0, None).astype(np.float64)
-    low = np.minimum.reduceat(rows, starts, axis=1).clip(None, 0).astype(np.float64)
-    symmetric, asymmetric = np.maximum(high, -low), (high - low) / 2
-    return float(1 - (asymmetric**2).sum() / max((symmetric**2).sum(), 1e-300))
