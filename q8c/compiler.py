@@ -23,6 +23,7 @@ from q8c.passes.pipeline import Options, pipeline
 from q8c.products import Product, product_names, products_of
 from q8c.runtime import cpu, dims
 from q8c.runtime.manifest import Constraint, Model, Node, Tensor, constant_layout
+from q8c.runtime.strict_json import escaped, fits
 from q8c.runtime.writer import Writer
 
 if TYPE_CHECKING:
@@ -84,6 +85,7 @@ def compile_model(model: Source, output: str | os.PathLike[str] | None = None, *
     stages = _Stages(progress)
     with stages.stage("import"):
         graph = import_onnx(model)
+        _check_names(graph)
         names = product_names(graph)
         model_weight_bytes = sum(v.array().nbytes for v in graph.constants.values())
     with stages.stage("passes"):
@@ -141,6 +143,15 @@ def output_path(model: Source, output: str | os.PathLike[str] | None) -> Path:
     return path
 
 
+def _check_names(graph: Graph) -> None:
+    """Raise CompileError for names that a compiled file has no room for: people must be able to write them."""
+    for what, names in (("input", [v.name for v in graph.inputs]), ("output", graph.output_names)):
+        for name in names:
+            if not fits(name):
+                raise CompileError(f"{what} {name[:100]!r} has control characters in its name, or it is very long; "
+                                   "rename it in the model")
+
+
 def offsets_of(packed: Sequence[Packed]) -> dict[str, int]:
     """Where each packed constant lies in the weights section, in bytes."""
     return {c.name: c.offset for c in _layout(packed)}
@@ -176,7 +187,7 @@ def describe(graph: Graph, generated: Sequence[Generated], options: Options, rep
         return Tensor(name, value.dtype.value, tuple(map(program, value.shape)), tuple(map(str, value.shape)))
 
     return Model(
-        graph.name,
+        escaped(graph.name),
         tuple(tensor(v, v.name) for v in graph.inputs),
         tuple(tensor(v, name) for v, name in zip(graph.outputs, graph.output_names, strict=True)),
         tuple(symbols),
@@ -185,7 +196,8 @@ def describe(graph: Graph, generated: Sequence[Generated], options: Options, rep
         scratch=program(frame.scratch),
         counters=frame.counters,
         constraints=tuple(Constraint(program(a), program(b), f"{a} == {b}") for a, b in graph.assumptions),
-        nodes=tuple(Node(n.source[0] if n.source else f"%{n.output.name}", n.op, _failure(n.op)) for n in graph.nodes),
+        nodes=tuple(Node(escaped(n.source[0] if n.source else f"%{n.output.name}"), n.op, _failure(n.op))
+                    for n in graph.nodes),
         options=_described(options), tools=_tools(),
         notes={"rewrites": list(map(str, report.rewrites)), "declines": list(map(str, report.declines))})
 

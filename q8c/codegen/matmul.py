@@ -21,7 +21,7 @@ def matmul_kernel(module: ir.Module, tier: Tier, node: Node) -> Kernel:
     if a.dtype is not DType.f32:
         raise CompileError(f"{node}: matmul of {a.dtype.name} has no kernel; expected f32")
     batch = node.output.shape[:-2]
-    spec = F32MatmulSpec(len(batch), bool(node.attrs["transpose_b"]))
+    spec = F32MatmulSpec(len(batch), bool(node.attrs.get("transpose_b", False)))
     name = f"{spec.name}__{tier.name.replace('-', '')}"
     function = module.globals.get(name) or emit_f32_matmul(module, tier, spec)
     rows, cols, depth = *node.output.shape[-2:], a.shape[-1]

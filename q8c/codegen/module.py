@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import functools
+import re
 import struct
 from dataclasses import dataclass
 
@@ -10,6 +11,8 @@ import llvmlite.ir as ir
 
 from q8c.codegen.targets import TRIPLE, Tier
 from q8c.errors import CompileError
+
+_UNPLAIN = re.compile(r"[^\w.-]", re.ASCII)
 
 
 @dataclass(frozen=True)
@@ -26,8 +29,8 @@ class Compiled:
 
 
 def new_module(name: str) -> ir.Module:
-    """An empty module for `Builder` to fill."""
-    module = ir.Module(name)
+    """An empty module for `Builder` to fill. The name is a comment in LLVM's text, which a model's name must not end."""
+    module = ir.Module(_UNPLAIN.sub("_", name))
     module.triple = TRIPLE
     return module
 

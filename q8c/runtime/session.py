@@ -126,7 +126,7 @@ class Session:
             self._watcher(trace)
         return outputs if wanted is None else [outputs[i] for i in wanted]
 
-    def __call__(self, **feed: npt.ArrayLike) -> dict[str, Array]:
+    def __call__(self, /, **feed: npt.ArrayLike) -> dict[str, Array]:
         """All outputs by name. Raises InputError as `run` does."""
         outputs = self.run(None, feed)
         return {t.name: a for t, a in zip(self._open().model.outputs, outputs, strict=True)}

@@ -14,6 +14,7 @@ from q8c.errors import ArtifactError
 
 MAX_BYTES = 16 << 20
 """The longest JSON text read; parsed, it stays below half a gigabyte whatever it holds."""
+MAX_STRING = 4096
 _INTEGER_DIGITS = 20
 _UNFIT = re.compile("[\\x00-\\x1f\\x7f-\\x9f\\u2028\\u2029\\ud800-\\udfff]")
 
@@ -56,9 +57,19 @@ def items(value: object, where: str, limit: int = 1 << 20) -> list[tuple[str, An
     return [(f"{where}[{i}]", element) for i, element in enumerate(value)]
 
 
-def string(value: object, where: str, limit: int = 4096) -> str:
+def fits(text: str, limit: int = MAX_STRING) -> bool:
+    """Whether `string` takes the text."""
+    return len(text) <= limit and not _UNFIT.search(text)
+
+
+def escaped(text: str) -> str:
+    """The text as `string` takes it: control characters as escapes, the end cut off if it is very long."""
+    return _UNFIT.sub(lambda match: repr(match[0])[1:-1], text)[:MAX_STRING]
+
+
+def string(value: object, where: str, limit: int = MAX_STRING) -> str:
     """A string of at most `limit` characters, without any that break a line or cannot be printed."""
-    if not isinstance(value, str) or len(value) > limit or _UNFIT.search(value):
+    if not isinstance(value, str) or not fits(value, limit):
         raise bad(where, f"a string of at most {limit} characters without control characters", value)
     return value
 

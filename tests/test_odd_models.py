@@ -1,0 +1,141 @@
+"""Models nobody would call usual: odd names, no nodes, no inputs, other element types, sizes of 0 and 1."""
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+import q8c
+from tests.models import Array
+
+RNG = np.random.default_rng(0)
+X: Array = RNG.standard_normal((3, 32)).astype(np.float32)
+W: Array = RNG.standard_normal((32, 16)).astype(np.float32)
+FLOAT = TensorProto.FLOAT
+ROWS: list[int | str | None] = ["n", 32]
+INT8_L2, F32_L2 = 0.02, 1e-6  # tests/test_compile.py says why
+Node = tuple[str, str, str]
+
+
+def build(nodes: Sequence[Node | onnx.NodeProto], inputs: Mapping[str, Sequence[int | str | None]],
+          outputs: Sequence[str], constants: Mapping[str, Array] | None = None, dtype: int = FLOAT,
+          name: str = "g") -> onnx.ModelProto:
+    """A model of (op, inputs, output) nodes, names of inputs separated by |."""
+    made = [helper.make_node(n[0], n[1].split("|"), [n[2]]) if isinstance(n, tuple) else n for n in nodes]
+    graph = helper.make_graph(
+        made, name, [helper.make_tensor_value_info(n, dtype, s) for n, s in inputs.items()],
+        [helper.make_tensor_value_info(n, dtype, inputs.get(n)) for n in outputs],
+        [numpy_helper.from_array(a, n) for n, a in (constants or {}).items()])
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=9)
+
+
+def layer(x: str = "x", w: str = "w", y: str = "y", rows: str | None = "n", **more: Any) -> onnx.ModelProto:
+    return build([("MatMul", f"{x}|{w}", y)], {x: [rows, 32]}, [y], {w: W}, **more)
+
+
+def compare(proto: onnx.ModelProto, feed: Mapping[str, Array], folder: Path, budget: float = INT8_L2) -> None:
+    """Compile, run, and compare with ONNX Runtime."""
+    session = q8c.load(q8c.compile(proto, folder / "m.q8c"), threads=2)
+    peer = onnxruntime.InferenceSession(proto.SerializeToString(), providers=["CPUExecutionProvider"])
+    assert [i.name for i in session.get_inputs()] == [i.name for i in peer.get_inputs()]
+    assert [(o.name, o.type) for o in session.get_outputs()] == [(o.name, o.type) for o in peer.get_outputs()]
+    for y, reference in zip(session.run(None, feed), peer.run(None, dict(feed)), strict=True):
+        assert isinstance(reference, np.ndarray)
+        assert (y.dtype, y.shape) == (reference.dtype, reference.shape)
+        error = np.linalg.norm(y.astype(np.float64) - reference.astype(np.float64))
+        assert error <= budget * np.linalg.norm(reference.astype(np.float64))
+
+
+@pytest.mark.parametrize("name", ["a b/c:0", 'quote"d', "é日本\u3000", "%x", "0", "", "x @ {y} -> z # no"], ids=repr)
+def test_names_of_values(name: str, tmp_path: Path) -> None:
+    compare(layer(x=f"in{name}", w=f"w{name}", y=f"out{name}"), {f"in{name}": X}, tmp_path)
+
+
+@pytest.mark.parametrize("name", ["batch size", "lambda", "0", "max", "2*n + 1", "unk__5", "é", 'q"', "a\nb", None])
+def test_names_of_sizes(name: str | None, tmp_path: Path) -> None:
+    compare(layer(rows=name), {"x": X}, tmp_path)
+
+
+@pytest.mark.parametrize("name", ["my graph", 'x\n"y" } ; z', "é", "g" * 9000], ids=["space", "llvm", "accent", "long"])
+def test_names_of_graphs_and_nodes(name: str, tmp_path: Path) -> None:
+    proto = layer(name=name)
+    proto.graph.node[0].name = name
+    compare(proto, {"x": X}, tmp_path)
+
+
+def test_names_a_person_could_not_write_are_refused(tmp_path: Path) -> None:
+    for proto, what in ((layer(x="a\nb"), "input"), (layer(y="a\0b"), "output"), (layer(x="x" * 9000), "input")):
+        with pytest.raises(q8c.CompileError, match=f"^{what} .* rename it in the model$"):
+            q8c.compile(proto, tmp_path / "m.q8c")
+    assert not list(tmp_path.iterdir())
+
+
+WHOLE: dict[str, tuple[onnx.ModelProto, dict[str, Array]]] = {
+    "output is input": (build([], {"x": ROWS}, ["x"]), {"x": X}),
+    "input is also an output": (build([("Relu", "x", "y")], {"x": ROWS}, ["y", "x"]), {"x": X}),
+    "two names for one value": (build([("Relu", "x", "y"), ("Identity", "y", "z")], {"x": ROWS}, ["y", "z"]), {"x": X}),
+    "view of the input": (build([("Flatten", "x", "y")], {"x": ["n", 4, 8]}, ["y"]), {"x": X.reshape(3, 4, 8)}),
+    "unused input": (build([("Relu", "x", "y")], {"x": ROWS, "u": ["m"]}, ["y"]), {"x": X, "u": X[0]}),
+    "no inputs": (build([("Relu", "w", "y")], {}, ["y"], {"w": W}), {}),
+    "neither inputs nor nodes": (build([], {}, ["w"], {"w": W}), {}),
+    "constant beside the input": (build([], {"x": ROWS}, ["w", "x"], {"w": W}), {"x": X}),
+    "number": (build([("Exp", "x", "y")], {"x": []}, ["y"]), {"x": np.array(0.5, np.float32)}),
+    "nothing quantizable": (build([("MatMul", "x|w", "y")], {"x": ["n", 5]}, ["y"], {"w": W[:5, :3]}), {"x": X[:, :5]}),
+    "depth of one": (build([("MatMul", "x|w", "y")], {"x": ["n", 1]}, ["y"], {"w": W[:1]}), {"x": X[:, :1]}),
+    "one column": (build([("MatMul", "x|w", "y")], {"x": ROWS}, ["y"], {"w": W[:, :1]}), {"x": X}),
+    "vector times matrix": (build([("MatMul", "x|w", "y")], {"x": [32]}, ["y"], {"w": W}), {"x": X[0]}),
+    "matrix times vector": (build([("MatMul", "x|w", "y")], {"x": ROWS}, ["y"], {"w": W[:, 0].copy()}), {"x": X}),
+    "constant on the left": (build([("MatMul", "w|x", "y")], {"x": [16, "n"]}, ["y"], {"w": W}),
+                             {"x": X.T[:16].copy()}),
+    "two inputs": (build([("MatMul", "x|z", "y")], {"x": ["n", "k"], "z": ["k", "m"]}, ["y"]), {"x": X, "z": W}),
+    "product with itself": (build([("MatMul", "x|x", "y")], {"x": ["n", "n"]}, ["y"]), {"x": X[:, :3].copy()}),
+    "weights of zero": (build([("MatMul", "x|w", "y")], {"x": ROWS}, ["y"], {"w": W * 0}), {"x": X}),
+    "zero columns among others": (build([("MatMul", "x|w", "y")], {"x": ROWS}, ["y"],
+                                        {"w": np.where(np.arange(16) % 3 > 0, W, 0)}), {"x": X}),
+    "eight dimensions": (build([helper.make_node("Transpose", ["x"], ["y"], perm=[7, 6, 5, 4, 3, 2, 1, 0])],
+                               {"x": ["a", 2, 1, 3, "b", 1, 2, 2]}, ["y"]),
+                         {"x": X[:, :24].reshape(3, 2, 1, 3, 1, 1, 2, 2)}),
+    "float16": (build([("MatMul", "x|w", "m"), ("Relu", "m", "y")], {"x": ROWS}, ["y"], {"w": W.astype(np.float16)},
+                      TensorProto.FLOAT16), {"x": X.astype(np.float16)}),
+    "float64": (build([("Exp", "x", "y")], {"x": ROWS}, ["y"], dtype=TensorProto.DOUBLE), {"x": X.astype(np.float64)}),
+    "bool": (build([("Not", "x", "y")], {"x": ["n"]}, ["y"], dtype=TensorProto.BOOL), {"x": X[0] > 0}),
+    "uint8 that wraps": (build([("Add", "x|x", "y")], {"x": ["n"]}, ["y"], dtype=TensorProto.UINT8),
+                         {"x": np.arange(256, dtype=np.uint8)}),
+    "int32": (build([("Mul", "x|x", "y")], {"x": ["n"]}, ["y"], dtype=TensorProto.INT32),
+              {"x": np.array([7, -3, 2**30, -2**31], np.int32)}),
+}
+
+
+@pytest.mark.parametrize("name", WHOLE)
+def test_whole_models(name: str, tmp_path: Path) -> None:
+    compare(*WHOLE[name], tmp_path)
+
+
+def test_two_nodes_of_one_name(tmp_path: Path) -> None:
+    proto = build([("MatMul", "x|w", "a"), ("Relu", "a", "b"), ("MatMul", "b|v", "y")], {"x": ROWS}, ["y"],
+                  {"w": W, "v": W.T.copy()})
+    for node in proto.graph.node:
+        node.name = "same"
+    y = q8c.load(q8c.compile(proto, tmp_path / "m.q8c", quantize=False))(x=X)["y"]
+    np.testing.assert_allclose(y, np.maximum(X @ W, 0) @ W.T, rtol=1e-4, atol=1e-4)
+
+
+def test_inputs_of_any_name_by_call_and_by_feed(tmp_path: Path) -> None:
+    session = q8c.load(q8c.compile(layer(x="self"), tmp_path / "m.q8c"))
+    assert np.array_equal(session(**{"self": X})["y"], session.run(None, {"self": X})[0])
+
+
+def test_weights_that_are_not_finite(tmp_path: Path) -> None:
+    broken = W.copy()
+    broken[3, 4] = np.nan
+    proto = build([("MatMul", "x|w", "y")], {"x": ROWS}, ["y"], {"w": broken})
+    with pytest.raises(q8c.CompileError, match="%w: a weight holds NaN or Inf"):
+        q8c.compile(proto, tmp_path / "m.q8c")
+    y = q8c.load(q8c.compile(proto, tmp_path / "m.q8c", quantize=False))(x=X)["y"]
+    assert np.isnan(y[:, 4]).all() and np.isfinite(np.delete(y, 4, axis=1)).all()
