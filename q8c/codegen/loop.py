@@ -4,9 +4,9 @@ from __future__ import annotations
 import llvmlite.ir as ir
 
 from q8c.codegen.kernel import Kernel
+from q8c.codegen.loop_body import can_loop
 from q8c.codegen.loop_emit import emit_loop
-from q8c.codegen.loop_plan import make_plan
-from q8c.codegen.loop_program import can_loop
+from q8c.codegen.loop_schedule import make_plan
 from q8c.codegen.targets import Tier
 from q8c.errors import CompileError
 from q8c.ir.graph import Graph, Node, Value

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from q8c.codegen import loop_ops
-from q8c.codegen.builder import I16, Value, constant
+from q8c.codegen.builder import I16, Operand, Value, constant
 from q8c.codegen.loop_fold import accumulators, neutral, taker, total
 from q8c.codegen.loop_memory import load_lanes, round_f16, store_lanes
 from q8c.codegen.loop_pack import V32S, pack_steps, sum_bytes
@@ -29,6 +29,7 @@ class ColumnPass:
     def __init__(self, row: Row, row_pass: RowPass, number: int) -> None:
         self.row, self.row_pass, self.number = row, row_pass, number
         self.b, self.plan, self.instrs = row.b, row.plan, row.instrs
+        self.memo: dict[int, Value] = {}
         self.places: dict[int, range] = {}
         at = 0
         for n in row_pass.reductions:
@@ -41,6 +42,8 @@ class ColumnPass:
         for n in self._reads():
             if not self.instrs[n].vector:
                 self.row.splat(n)  # before the loop over columns
+        if not (self.places or self.row_pass.kept or self.row_pass.results):
+            return
         start = [neutral(self.instrs[n].op, self.instrs[n].dtype) for n, place in self.places.items() for _ in place]
         group = GROUP if self.places or self.plan.weight() < HEAVY else 2
         sums = column_groups(self.b, self.row.cols, group, start, self._group)
@@ -53,6 +56,7 @@ class ColumnPass:
         """Every instruction the pass reads or computes, numbers of the row included."""
         open_ = [self.plan.results[k].instr for k in self.row_pass.results] + list(self.row_pass.kept)
         open_ += [a for n in self.row_pass.reductions for a in self.instrs[n].args]
+        open_ += [blocks.x for blocks in self.row_pass.blocks]
         found: set[int] = set()
         while open_:
             n = open_.pop()
@@ -71,7 +75,7 @@ class ColumnPass:
         packed: dict[int, list[Value]] = {n: [] for n in self._r8_results()} if whole else {}
         for col, slot, count in parts:
             self.col, self.count = col, count
-            self.memo: dict[int, Value] = {}
+            self.memo = {}
             sums = self._vector(slot, sums, packed)
             for n, steps in packed.items():
                 steps.append(self.vector(self.instrs[n].args[0]))
@@ -141,8 +145,13 @@ class ColumnPass:
         row = b.mul(self.row.index, self.plan.sizes.value(b, self.plan.row_scratch))
         return self._at(b.at(b.arg("scratch"), b.add(row, self.plan.sizes.value(b, kept.offset))), dtype)
 
+    def lanes(self, n: int, col: Value, count: Operand | None) -> Value:
+        """An instruction's lanes at some columns, computed or read anew."""
+        self.col, self.count, self.memo = col, count, {}
+        return self.vector(n)
+
     def vector(self, n: int) -> Value:
-        """An instruction's 16 lanes."""
+        """An instruction's 16 lanes at the columns at hand."""
         if n in self.memo:
             return self.memo[n]
         instr = self.instrs[n]

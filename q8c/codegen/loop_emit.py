@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 import llvmlite.ir as ir
 
 from q8c.codegen.builder import I64, PTR, Builder, Operand, Value
+from q8c.codegen.loop_blocks import emit_blocks
 from q8c.codegen.loop_columns import ColumnPass
 from q8c.codegen.loop_plan import Plan
 from q8c.codegen.loop_row import Row
@@ -62,7 +63,10 @@ class _Kernel:
     def _pass(self, number: int, index: Value, place: Callable[[Value], list[Value]], cols: Operand) -> None:
         self.row.begin(index, place(index), cols)
         if self.plan.passes:
-            ColumnPass(self.row, self.plan.passes[number], number).emit()
+            columns = ColumnPass(self.row, self.plan.passes[number], number)
+            columns.emit()
+            for blocks in self.plan.passes[number].blocks:
+                emit_blocks(columns, blocks)
         if number >= len(self.plan.passes) - 1:
             self.row.store_numbers()
 

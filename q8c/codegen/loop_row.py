@@ -54,7 +54,7 @@ class Row:
             if instr.op == "input":
                 value = load_scalar(self.b, instr.dtype, self.addresses[instr.attr("index")])
             elif instr.op == "constant":
-                value = _number(instr, scalar_type(instr.dtype))
+                value = number_of(instr, scalar_type(instr.dtype))
             elif instr.op in REDUCTIONS:
                 value = load_scalar(self.b, instr.dtype, self._slot(n))
             else:
@@ -67,7 +67,7 @@ class Row:
         """A number of the row in every lane."""
         instr = self.instrs[n]
         if instr.op == "constant":
-            return _number(instr, vector_type(instr.dtype))
+            return number_of(instr, vector_type(instr.dtype))
         if n not in self.splats:
             self.splats[n] = self.b.splat(self.value(n), vector_type(instr.dtype))
         return self.splats[n]
@@ -83,7 +83,7 @@ class Row:
     def store_numbers(self) -> None:
         """Store the results that are one number per row."""
         for k, result in enumerate(self.plan.results):
-            if not result.vector:
+            if result.kind == "row":
                 self._store_number(result, self.value(result.instr), self.result(k))
 
     def _store_number(self, result: Result, value: Value, address: Value) -> None:
@@ -93,6 +93,7 @@ class Row:
             store_scalar(self.b, result.dtype, value, address)
 
 
-def _number(instr: Instr, typ: ir.Type) -> Value:
+def number_of(instr: Instr, typ: ir.Type) -> Value:
+    """A constant of a program as a scalar or vector type of its element type."""
     value = np.frombuffer(instr.attr("bytes"), instr.dtype.numpy)[0]
     return loop_ops.number(value, instr.dtype, typ)

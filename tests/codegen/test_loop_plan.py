@@ -5,8 +5,9 @@ import numpy as np
 import pytest
 
 from q8c.codegen.loop import loop_kernel
-from q8c.codegen.loop_plan import Kept, Plan, make_plan
+from q8c.codegen.loop_plan import Kept, Plan
 from q8c.codegen.loop_program import Program
+from q8c.codegen.loop_schedule import make_plan
 from q8c.codegen.loop_space import Space, broadcast_shape, broadcast_strides, dense_strides, rows_of
 from q8c.codegen.module import new_module
 from q8c.codegen.targets import TIERS
@@ -58,7 +59,7 @@ def test_residual_norm_quantize_makes_four_passes_and_keeps_nothing_apart() -> N
     inputs = {"x": FULL, "r": FULL, "w": "f32[384]"}
     plan = plan_of(loop_text(inputs, NORM + QUANTIZE.format(384, "y"), outputs))
     assert [[op(plan, n) for n in p.reductions] for p in plan.passes] == [
-        ["row_sum"], ["row_sum"], ["row_umax"], ["row_sum"]]
+        ["row_sum"], ["row_sum"], ["row_umax"], ["row_r8_sum"]]
     assert [p.results for p in plan.passes] == [(), (), (0,), (1,)]
     assert plan.scratch == 0 and list(plan.kept.values()) == [Kept(0)]
     assert plan.rows.outer.extents == (B * S,) and plan.sizes.dims == [B * S]
