@@ -58,7 +58,7 @@ class Calibration:
 
 
 def run(graph: Graph, values: Iterable[Value], feeds: Feeds) -> dict[Value, Array]:
-    """The rows that node results take when the graph runs on the feeds."""
+    """The rows that values take when the graph runs on the feeds."""
     share = max(MAX_ROWS // len(feeds), 1)
     found: dict[Value, list[Array]] = {v: [] for v in values}
 
@@ -69,6 +69,8 @@ def run(graph: Graph, values: Iterable[Value], feeds: Feeds) -> dict[Value, Arra
             found[value].append(rows[::max(len(rows) // share, 1)].copy())
 
     for feed in feeds:
+        for value in graph.inputs:
+            observe(value, np.asarray(feed[value.name]))
         interpret(graph, feed, observe=observe, instead=single)
     return {v: np.concatenate(parts) for v, parts in found.items()}
 

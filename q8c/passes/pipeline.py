@@ -3,9 +3,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from q8c.errors import CompileError
 from q8c.passes.balance_scales import BalanceScales
 from q8c.passes.calibration import Calibration, Feeds
 from q8c.passes.canonicalize import Canonicalize
+from q8c.passes.choose_formats import ChooseFormats
 from q8c.passes.eliminate_dead_code import EliminateDeadCode
 from q8c.passes.fold_constants import FoldConstants
 from q8c.passes.fold_weights import FoldWeights, Names
@@ -25,14 +27,17 @@ from q8c.passes.reduce_rows import ReduceRows
 from q8c.passes.share_common import ShareCommon
 from q8c.passes.sink_reshapes import SinkReshapes
 
+AUTO = "auto"
+
 
 @dataclass(frozen=True)
 class Options:
     """What a compilation can be told.
 
-    `quantize`: int8 products, or float ones; `weights`: the format of int8 weights; `numerics`: `fast` or
-    `reproducible`, for code generation; `keep`: names of the model's nodes whose products stay float; `balance`: scales
-    balanced between activations and weights; `feeds`: inputs to calibrate on, made up from the signature if empty.
+    `quantize`: int8 products, or float ones; `weights`: the format of int8 weights, or `auto`, the fastest for each
+    product that keeps the model's relative L2 under `max_error`; `numerics`: `fast` or `reproducible`, for code
+    generation; `keep`: names of the model's nodes whose products stay float; `balance`: scales balanced between
+    activations and weights; `feeds`: inputs to calibrate on, made up from the signature if empty.
     """
 
     quantize: bool = True
@@ -41,6 +46,11 @@ class Options:
     keep: tuple[str, ...] = ()
     balance: bool = True
     feeds: Feeds = ()
+    max_error: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.max_error is not None and self.weights != AUTO:
+            raise CompileError(f"a largest error goes with weights {AUTO!r}, not {self.weights!r}")
 
 
 def pipeline(options: Options) -> tuple[Pass, ...]:
@@ -72,20 +82,24 @@ def _balanced(options: Options, calibration: Calibration) -> tuple[Pass, ...]:
     if not (options.quantize and options.balance):
         return ()
     # before products merge: the columns of v can take the factor of what follows attention
-    return (BalanceScales(options.weights, calibration),)
+    weights = "q8-channel" if options.weights == AUTO else options.weights  # the format that needs balance most
+    return (BalanceScales(weights, calibration),)
 
 
 def _linear(options: Options, calibration: Calibration) -> tuple[Pass, ...]:
     if not options.quantize:
         return (FuseLinear(),)
+    keep = Names(options.keep)
+    fold: Pass = FoldWeights(options.weights, keep) if options.weights != AUTO else ChooseFormats(
+        ChooseFormats.max_error if options.max_error is None else options.max_error, keep, calibration)
     return (
-        FoldWeights(options.weights, Names(options.keep)),  # weights become Q8 offline
+        fold,                     # weights become Q8 offline
         InsertDynamicQuantize("never", calibration),  # products with Q8 weights become exact integer products
         FuseLinear(),             # product, dequantize, bias, activation and residual in registers
     )
 
 
 PASSES: dict[str, type[Pass]] = {kind.name: kind for kind in (
-    BalanceScales, Canonicalize, EliminateDeadCode, FoldConstants, FoldWeights, FuseAttention, FuseGelu, FuseLayerNorm,
-    FuseLinear, FuseLoops, FuseRmsNorm, FuseSoftmax, InsertDynamicQuantize, MergeMatmuls,
+    BalanceScales, Canonicalize, ChooseFormats, EliminateDeadCode, FoldConstants, FoldWeights, FuseAttention, FuseGelu,
+    FuseLayerNorm, FuseLinear, FuseLoops, FuseRmsNorm, FuseSoftmax, InsertDynamicQuantize, MergeMatmuls,
     OwnOutputs, PlanMemory, ReduceRows, ShareCommon, SinkReshapes)}
