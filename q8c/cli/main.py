@@ -12,16 +12,17 @@ from types import FrameType
 from typing import NoReturn
 
 from q8c import Error, __version__
-from q8c.cli import bench, check, compile, inspect, opt, run, verify
+from q8c.cli import bench, check, compile, inspect, opt, profile, run, verify
 from q8c.cli.common import UsageError, add_verbose_argument, one_line
 
-VERBS = (compile, run, inspect, check, bench, opt, verify)
+VERBS = (compile, run, inspect, check, bench, profile, opt, verify)
 EPILOG = """\
 the usual way:
   q8c compile model.onnx              writes model.q8c for this CPU
   q8c check model.q8c model.onnx      how far its answers are from fp32
   q8c run model.q8c -i inputs.npz     its answers
   q8c bench model.q8c -m model.onnx   its speed, beside ONNX Runtime where that is installed
+  q8c profile model.q8c --by kernel   where its time goes
 
 exit codes: 0 all is well, 1 q8c refuses (one line says why), 2 the command line is wrong
 """
