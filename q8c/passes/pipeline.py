@@ -94,7 +94,7 @@ def _linear(options: Options, calibration: Calibration) -> tuple[Pass, ...]:
         ChooseFormats.max_error if options.max_error is None else options.max_error, keep, calibration)
     return (
         fold,                     # weights become Q8 offline
-        InsertDynamicQuantize("never", calibration),  # products with Q8 weights become exact integer products
+        InsertDynamicQuantize(calibration=calibration),  # products with Q8 weights become exact integer products
         FuseLinear(),             # product, dequantize, bias, activation and residual in registers
     )
 
