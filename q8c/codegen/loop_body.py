@@ -135,7 +135,7 @@ def _rms_norm(p: Program, args: Sequence[int], attrs: dict[str, Any]) -> Sequenc
 
 def _softmax(p: Program, args: Sequence[int], attrs: dict[str, Any]) -> Sequence[int]:
     x, dtype = args[0], p.dtype(args[0])
-    e = p.add("exp", dtype, p.add("sub", dtype, x, p.reduce("row_any_max", x)))
+    e = p.add("exp_nonpositive", dtype, p.add("sub", dtype, x, p.reduce("row_any_max", x)))
     return [p.add("mul", dtype, e, p.add("reciprocal", dtype, p.reduce("row_sum", e)))]
 
 
