@@ -143,6 +143,17 @@ def test_reductions(cols: int | str, dtype: str) -> None:
             np.testing.assert_array_equal(y, want)
 
 
+@pytest.mark.parametrize("dtype", ["f32", "i64", "bool"])
+def test_products(dtype: str) -> None:
+    """Integers wrap; floats round once for every factor."""
+    rng = np.random.default_rng(7)
+    x = rng.uniform(0.9, 1.1, (4, 90)) if dtype == "f32" else rng.integers(dtype == "bool", 9, (4, 90))
+    x = x.astype(DType[dtype].numpy)
+    text = rows_text(90, f"%y: {dtype}[R] = reduce_prod(%x) {{axes = (-1)}}", {"y": f"{dtype}[R]"}, dtype=dtype)
+    (y,), (expected,) = run(text, x=x)
+    np.testing.assert_allclose(y, expected, rtol=90 * EPS if dtype == "f32" else 0)
+
+
 @pytest.mark.parametrize("cols", [17, 384, "cols"])
 def test_residual_norm_quantize(cols: int | str) -> None:
     """Every step is right given the one before it."""
