@@ -1,6 +1,7 @@
 """Runs ONNX's checker on a model whose initializers were set aside."""
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from q8c.errors import CompileError
@@ -8,6 +9,7 @@ from q8c.frontend.registry import MICROSOFT, find_importer
 
 if TYPE_CHECKING:
     import onnx
+    from google.protobuf.message import Message
 
     from q8c.frontend.load import Model
 
@@ -19,6 +21,9 @@ def check(model: Model) -> None:
     """
     import onnx
 
+    for name in (*_texts(model.proto), *model.weights):
+        if not isinstance(name, str):
+            raise CompileError(f"not a valid ONNX model: the text {name[:100]!r} is not UTF-8")
     copy = onnx.ModelProto()
     copy.CopyFrom(model.proto)
     declared = {v.name for v in copy.graph.input}
@@ -33,6 +38,16 @@ def check(model: Model) -> None:
         onnx.checker.check_model(copy, skip_opset_compatibility_check=True)
     except Exception as error:  # the checker raises ValidationError, and others for what it cannot serialize
         raise CompileError(f"not a valid ONNX model: {' '.join(str(error).split())[:600]}") from error
+
+
+def _texts(message: Message) -> Iterator[str | bytes]:
+    """Every text in a message; protobuf gives bytes for those that are not UTF-8."""
+    from google.protobuf.message import Message
+
+    for field, value in message.ListFields():
+        if field.type in (field.TYPE_STRING, field.TYPE_MESSAGE):
+            for part in [value] if isinstance(value, (str, bytes, Message)) else value:
+                yield from _texts(part) if isinstance(part, Message) else [part]
 
 
 def _set_aside_extensions(model: onnx.ModelProto, opsets: dict[str, int]) -> None:

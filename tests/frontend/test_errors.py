@@ -260,3 +260,13 @@ def test_operands_of_wrong_types(op: str, operands: str) -> None:
     inputs: dict[str, Any] = {"x": (F32, ["n", "n"]), "i": (I64, ["n"]), "b": (BOOL, ["n"])}
     proto = model([node(op, operands, name="the node")], inputs, {"y": F32})
     assert "the node" in message(proto)
+
+
+@pytest.mark.parametrize("place", ["node", "weight", "size"])
+def test_text_that_is_not_utf8(place: str) -> None:
+    proto = simple()
+    proto.graph.node[0].name, proto.graph.node[0].doc_string = "abcd", "efgh"
+    proto.graph.initializer[0].name = proto.graph.node[0].input[1] = "ijkl"
+    proto.graph.input[0].type.tensor_type.shape.dim[0].dim_param = "mnop"
+    old, new = {"node": (b"abcd", b"ab\xb1d"), "weight": (b"ijkl", b"\xffjkl"), "size": (b"mnop", b"mno\xe0")}[place]
+    assert "is not UTF-8" in message(proto.SerializeToString().replace(old, new))
