@@ -9,9 +9,9 @@ Running needs numpy alone; compiling needs the extra `q8c[compile]`.
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from q8c.errors import ArtifactError, CompileError, Error, InputError, UnsupportedError
 
@@ -26,28 +26,37 @@ __all__ = ["ArtifactError", "CompileError", "Error", "InputError", "UnsupportedE
 
 def compile(model: str | os.PathLike[str] | bytes | onnx.ModelProto, output: str | os.PathLike[str] | None = None, *,
             target: str = "native", weights: str = "q8-channel", quantize: bool = True, numerics: str = "fast",
-            keep: Sequence[str] = ()) -> Path:
+            keep: Sequence[str] = (), calibrate: Iterable[Mapping[str, Any]] | None = None, balance: bool = True,
+            max_error: float | None = None) -> Path:
     """Compile an ONNX model into one file and return its path.
 
     Args:
         model: path, bytes or ModelProto.
         output: the file to write; beside a model given by path, with the suffix .q8c, if not stated.
         target: `native` (the best tier of this CPU), `all`, or names of tiers separated by commas.
-        weights: the weight format; `q8-channel` has one scale per output channel.
+        weights: the weight format; `q8-channel` has one scale per output channel, `q8-block128`, `q8-block64` and
+            `q8-block32` one for so many steps of depth, each slower and closer than the one before; `auto` is the
+            fastest of them for each product, or float, that keeps the model's error under `max_error`.
         quantize: False keeps everything fp32.
         numerics: `reproducible` gives the same bits on every CPU tier; `fast` may use what only some tiers have.
         keep: names of nodes of the model to leave float.
+        calibrate: feeds (dicts of arrays by input name) like those the model is for; inputs made up from the model's
+            signature serve nearly as well.
+        balance: False leaves the scales of activations and weights as they are.
+        max_error: with weights "auto", the largest relative L2 error of the outputs on those feeds (0.02 if not given).
 
-    Raises CompileError, and UnsupportedError that lists every node q8c has no kernel for; nothing is left under the
-    output's name then.
+    Raises CompileError, InputError for feeds that do not fit the model, and UnsupportedError that lists every node q8c
+    has no kernel for; nothing is left under the output's name then.
     """
     from q8c.extras import require_compiler
     require_compiler()
     from q8c.compiler import compile_model
+    from q8c.passes.calibration import as_feeds
     from q8c.passes.pipeline import Options
     if isinstance(keep, str):
         raise CompileError(f"keep must be a list of names, got the text {keep!r}")
-    options = Options(quantize=quantize, weights=weights, numerics=numerics, keep=tuple(keep))
+    options = Options(quantize=quantize, weights=weights, numerics=numerics, keep=tuple(keep), balance=balance,
+                      feeds=() if calibrate is None else as_feeds(calibrate), max_error=max_error)
     return compile_model(model, output, target=target, options=options).path
 
 

@@ -7,7 +7,7 @@ from q8c.ir import Graph
 from q8c.passes.manager import Report
 
 _FORMS = {"q8_linear": "int8", "linear": "float", "matmul": "float", "attention": "attention"}
-_DECIDES = "fold-weights"  # the pass that says which products become int8
+_DECIDE = ("fold-weights", "choose-formats")  # the passes that say which products become int8
 _RANK = tuple(_FORMS)  # a node of the model may have left its name on several kernels; the first of these computes it
 
 
@@ -32,7 +32,7 @@ def products_of(graph: Graph, names: list[str], report: Report, quantize: bool) 
     for node in graph.nodes:
         for name in node.source if node.op in _FORMS else ():
             ops[name] = min(ops.get(name, node.op), node.op, key=_RANK.index)
-    reasons = {name: note.text for note in report.declines if note.pass_name == _DECIDES
+    reasons = {name: note.text for note in report.declines if note.pass_name in _DECIDE
                for name in note.source}
     found = []
     for name in names:

@@ -75,21 +75,23 @@ def run(graph: Graph, values: Iterable[Value], feeds: Feeds) -> dict[Value, Arra
     return {v: np.concatenate(parts) for v, parts in found.items()}
 
 
-def checked_feeds(graph: Graph, feeds: Iterable[Mapping[str, Any]]) -> Feeds:
+def as_feeds(given: object) -> Feeds:
+    """What a user gives to calibrate on, as a tuple of feeds. Raises InputError unless it is an iterable of dicts."""
+    if isinstance(given, Mapping) or not isinstance(given, Iterable):
+        raise InputError("calibrate expected an iterable of feeds, dicts of arrays by input name, got "
+                         f"{'one dict; put it into a list' if isinstance(given, Mapping) else type(given).__name__}")
+    found = tuple(given)
+    if not found:
+        raise InputError("calibrate holds no feeds; give at least one, or leave it out for made-up inputs")
+    return found
+
+
+def checked_feeds(graph: Graph, feeds: Feeds) -> Feeds:
     """The feeds as arrays of the inputs' types, each with all inputs and no others.
 
     Integers of another width are taken if their values fit. Raises InputError that names the feed and the input.
     """
-    if isinstance(feeds, Mapping):
-        raise InputError("calibrate expected an iterable of feeds (dicts of arrays by input name), got one dict; "
-                         "put it into a list")
-    try:
-        found = tuple(_checked(graph, feed, f"calibration feed {i}") for i, feed in enumerate(feeds))
-    except TypeError as error:
-        raise InputError(f"calibrate expected an iterable of feeds (dicts of arrays by input name): {error}") from error
-    if not found:
-        raise InputError("calibrate holds no feeds; give at least one, or leave it out for made-up inputs")
-    return found
+    return tuple(_checked(graph, feed, f"calibration feed {i}") for i, feed in enumerate(feeds))
 
 
 def _checked(graph: Graph, feed: Any, where: str) -> dict[str, Array]:
