@@ -5,7 +5,7 @@ import contextlib
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -16,9 +16,11 @@ from q8c.codegen.parallel import Generators
 from q8c.codegen.targets import TIERS, Tier, tier
 from q8c.errors import ArtifactError, CompileError
 from q8c.frontend import import_onnx
-from q8c.ir import Graph, print_graph
+from q8c.ir import Graph, clone, print_graph
 from q8c.ir.dims import Dim, Expr, dim_max, to_program
 from q8c.ir.graph import Value
+from q8c.measure import Measured, quantization_error
+from q8c.passes.calibration import checked_feeds
 from q8c.passes.manager import Observer, Report, run_passes
 from q8c.passes.pipeline import Options, pipeline
 from q8c.products import Product, product_names, products_of
@@ -39,13 +41,15 @@ _SMALL = 150
 
 @dataclass(frozen=True)
 class Result:
-    """What a compilation left: the file, what the passes did and made of the model's matrix products, how long each
-    stage took, and sizes in bytes (`model_weight_bytes`: the model's constants as they came)."""
+    """What a compilation left: the file, what the passes did and made of the model's matrix products, the error of
+    that (None where nothing is quantized or made-up inputs do not fit), how long each stage took, and sizes in bytes
+    (`model_weight_bytes`: the model's constants as they came)."""
 
     path: Path
     graph: Graph
     report: Report
     products: tuple[Product, ...]
+    measured: Measured | None
     generated: tuple[Generated, ...]
     seconds: dict[str, float]
     model_weight_bytes: int
@@ -95,17 +99,25 @@ def compile_model(model: Source, output: str | os.PathLike[str] | None = None, *
         _check_names(graph)
         names = product_names(graph)
         model_weight_bytes = sum(v.array().nbytes for v in graph.constants.values())
+        if options.feeds:
+            options = replace(options, feeds=checked_feeds(graph, options.feeds))
+            passes = pipeline(options)
+        imported = clone(graph)
     with Generators(_helpers(graph, tiers)) as generators:
         with stages.stage("passes"):
             report = run_passes(graph, passes, observers=observers)
+        with stages.stage("error"):
+            measured = quantization_error(imported, graph, options.feeds)
+            del imported
         packed = packed_constants(graph)
         made = generators.generate(graph, tiers, offsets_of(packed), stages.code)
     generated = [one for one, _ in made]
     stages.seconds |= {f"code for {one.tier.name}": seconds for one, seconds in made}
     with stages.stage("write"):
-        _write(path, graph, packed, generated, options, report)
-    return Result(path, graph, report, products_of(graph, names, report, options.quantize), tuple(generated),
-                  stages.seconds, model_weight_bytes, sum(c.nbytes for c in _layout(packed)), path.stat().st_size)
+        _write(path, graph, packed, generated, options, report, measured)
+    return Result(path, graph, report, products_of(graph, names, report, options.quantize), measured,
+                  tuple(generated), stages.seconds, model_weight_bytes, sum(c.nbytes for c in _layout(packed)),
+                  path.stat().st_size)
 
 
 def _helpers(graph: Graph, tiers: Sequence[Tier]) -> int:
@@ -174,19 +186,20 @@ def _layout(packed: Sequence[Packed]) -> list[Any]:
 
 
 def _write(path: Path, graph: Graph, packed: Sequence[Packed], generated: Sequence[Generated], options: Options,
-           report: Report) -> None:
+           report: Report, measured: Measured | None) -> None:
     try:
         with Writer(path) as writer:
             for item in packed:
                 writer.constant(item.name, item.array())
             for one in generated:
                 writer.image(one.tier.name, one.tier.extras, one.image.code, one.image.symbols)
-            writer.finish(describe(graph, generated, options, report), print_graph(graph))
+            writer.finish(describe(graph, generated, options, report, measured), print_graph(graph))
     except ArtifactError as error:
         raise CompileError(str(error)) from error
 
 
-def describe(graph: Graph, generated: Sequence[Generated], options: Options, report: Report) -> Model:
+def describe(graph: Graph, generated: Sequence[Generated], options: Options, report: Report,
+             measured: Measured | None = None) -> Model:
     """What the artifact's manifest says about the model and how its code is called."""
     frame = _common_frame(generated)
     symbols = graph.symbols()
@@ -211,7 +224,8 @@ def describe(graph: Graph, generated: Sequence[Generated], options: Options, rep
         nodes=tuple(Node(escaped(n.source[0] if n.source else f"%{n.output.name}"), n.op, _failure(n.op))
                     for n in graph.nodes),
         options=_described(options), tools=_tools(),
-        notes={"rewrites": list(map(str, report.rewrites)), "declines": list(map(str, report.declines))})
+        notes={"rewrites": list(map(str, report.rewrites)), "declines": list(map(str, report.declines)),
+               "error": None if measured is None else asdict(measured)})
 
 
 def _common_frame(generated: Sequence[Generated]) -> Frame:
