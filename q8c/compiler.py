@@ -106,11 +106,13 @@ def compile_model(model: Source, output: str | os.PathLike[str] | None = None, *
     with Generators(_helpers(graph, tiers)) as generators:
         with stages.stage("passes"):
             report = run_passes(graph, passes, observers=observers)
+        packed = packed_constants(graph)
+        offsets = offsets_of(packed)
+        generators.begin(graph, tiers, offsets)
         with stages.stage("error"):
             measured = quantization_error(imported, graph, options.feeds)
             del imported
-        packed = packed_constants(graph)
-        made = generators.generate(graph, tiers, offsets_of(packed), stages.code)
+        made = generators.finish(graph, tiers, offsets, stages.code)
     generated = [one for one, _ in made]
     stages.seconds |= {f"code for {one.tier.name}": seconds for one, seconds in made}
     with stages.stage("write"):
@@ -122,7 +124,7 @@ def compile_model(model: Source, output: str | os.PathLike[str] | None = None, *
 
 def _helpers(graph: Graph, tiers: Sequence[Tier]) -> int:
     """How many processes beside this one are to generate code."""
-    return 0 if len(graph.nodes) < _SMALL else min(len(tiers), cpu.count()) - 1
+    return 0 if len(graph.nodes) < _SMALL else min(len(tiers), cpu.count() - 1)
 
 
 def tiers_of(target: str) -> tuple[Tier, ...]:

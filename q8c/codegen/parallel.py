@@ -37,6 +37,9 @@ class Generators:
 
     def __init__(self, helpers: int = 0) -> None:
         self._helpers = [h for h in (_Helper() for _ in range(helpers)) if h.usable]
+        self._waiting: deque[Tier] = deque()
+        self._done: dict[str, tuple[Generated, float]] = {}
+        self._threads: list[threading.Thread] = []
 
     def __enter__(self) -> Generators:
         return self
@@ -46,35 +49,36 @@ class Generators:
         for helper in self._helpers:
             helper.end()
 
-    def generate(self, graph: Graph, tiers: Sequence[Tier], offsets: Mapping[str, int],
-                 begun: Begun = lambda tier: None) -> list[tuple[Generated, float]]:
-        """The code of each tier and the seconds it took, byte for byte what `generate` gives.
+    def begin(self, graph: Graph, tiers: Sequence[Tier], offsets: Mapping[str, int]) -> None:
+        """Let the helpers begin with the code of these tiers; `finish` does the rest. The graph stays as it is."""
+        self._waiting = deque(sorted(tiers, key=lambda t: t.registers))  # the most registers, the most code: the first
+        self._done = {}
+        text = print_graph(graph) if self._helpers else ""
+        self._threads = [threading.Thread(target=h.work, args=(text, offsets, self._waiting, self._done), daemon=True)
+                         for h in self._helpers]
+        for thread in self._threads:
+            thread.start()
+
+    def finish(self, graph: Graph, tiers: Sequence[Tier], offsets: Mapping[str, int],
+               begun: Begun = lambda tier: None) -> list[tuple[Generated, float]]:
+        """The code of each tier that was begun and the seconds it took, byte for byte what `generate` gives.
 
         `begun` hears, in this thread, of the tiers this process itself begins. Raises what `generate` raises.
         """
-        waiting = deque(sorted(tiers, key=lambda t: t.registers))  # the most registers, the most code: taken first
-        done: dict[str, tuple[Generated, float]] = {}
-        text = print_graph(graph) if self._helpers and len(tiers) > 1 else ""
-        threads = [threading.Thread(target=h.work, args=(text, offsets, waiting, done), daemon=True)
-                   for h in self._helpers if text]
-        for thread in threads:
-            thread.start()
-
         def take(tier: Tier) -> None:
             begun(tier)
             start = time.perf_counter()
             made = generate(graph, tier, offsets)
-            done[tier.name] = made, time.perf_counter() - start
+            self._done[tier.name] = made, time.perf_counter() - start
 
-        with contextlib.suppress(IndexError):
-            while True:
-                take(waiting.pop())
-        for thread in threads:
+        while (tier := _next(self._waiting)) is not None:
+            take(tier)
+        for thread in self._threads:
             thread.join()
         for tier in tiers:
-            if tier.name not in done:
+            if tier.name not in self._done:
                 take(tier)
-        return [done[tier.name] for tier in tiers]
+        return [self._done[tier.name] for tier in tiers]
 
 
 class _Helper:
@@ -103,14 +107,13 @@ class _Helper:
         requests, answers = self._process.stdin, self._process.stdout
         try:
             pickle.load(answers)
-            while waiting:
-                tier = waiting.pop()
+            while (tier := _next(waiting)) is not None:
                 pickle.dump((text, tier, dict(offsets)), requests)
                 requests.flush()
                 answer = pickle.load(answers)
                 if answer is not None:
                     done[tier.name] = answer
-        except (OSError, EOFError, ValueError, IndexError, pickle.UnpicklingError):
+        except (OSError, EOFError, ValueError, pickle.UnpicklingError):
             pass  # what is not done is seen to by the process that asks
 
     def end(self) -> None:
@@ -122,6 +125,14 @@ class _Helper:
             with contextlib.suppress(OSError):
                 stream.close() if stream else None
         self._process.wait()
+
+
+def _next(waiting: deque[Tier]) -> Tier | None:
+    """Another tier nobody has taken."""
+    try:
+        return waiting.pop()
+    except IndexError:
+        return None
 
 
 def serve() -> None:

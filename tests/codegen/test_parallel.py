@@ -45,8 +45,10 @@ def parts(made: Generated) -> Any:
 
 
 def generated(graph: Graph, generators: Generators) -> list[Any]:
+    offsets = offsets_of(packed_constants(graph))
     with generators:
-        made = generators.generate(graph, ALL, offsets_of(packed_constants(graph)))
+        generators.begin(graph, ALL, offsets)
+        made = generators.finish(graph, ALL, offsets)
     assert all(seconds > 0 for _, seconds in made)
     return [parts(one) for one, _ in made]
 
@@ -84,4 +86,5 @@ def test_without_an_interpreter_there_are_no_helpers(graph: Graph, monkeypatch: 
 def test_errors_are_those_of_this_process(graph: Graph) -> None:
     graph.nodes[-1].op = "layer_norm"
     with Generators(1) as generators, pytest.raises(CompileError, match="there is no kernel for layer_norm"):
-        generators.generate(graph, ALL, offsets_of(packed_constants(graph)))
+        generators.begin(graph, ALL, {})
+        generators.finish(graph, ALL, {})
