@@ -1,14 +1,16 @@
 """Measure a compiled model's error against fp32.
 
 The fp32 answers come from the ONNX file, by ONNX Runtime where it is installed and by the reference interpreter
-(slow) elsewhere; or from the inputs file itself, if it holds them under the names out:NAME.
+(slow) elsewhere; or from the inputs file itself, if it holds them under the names out:NAME. Rows that an attention
+mask among the inputs leaves out do not count. Outputs that are logits are compared as distributions too: KL, how often
+the best class is the same, and the likelihood of the tokens that came next in the inputs.
 """
 from __future__ import annotations
 
 import argparse
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import q8c
 from q8c.cli.common import (
@@ -22,6 +24,10 @@ from q8c.cli.common import (
     print_json,
     table,
 )
+from q8c.cli.layers import add_layer_arguments, layer_rows, layers_json, measured_layers, plot
+
+if TYPE_CHECKING:
+    from q8c.accuracy import Error, LogitError
 
 
 def configure(verb: argparse.ArgumentParser) -> None:
@@ -30,30 +36,43 @@ def configure(verb: argparse.ArgumentParser) -> None:
     verb.add_argument("onnx", type=Path, nargs="?", help="the ONNX file it was compiled from")
     add_feed_arguments(verb)
     add_threads_argument(verb)
+    add_layer_arguments(verb)
     add_json_argument(verb)
 
 
 def run(args: argparse.Namespace) -> int:
     """Run both, compare, print the errors of each output."""
     from q8c.cli.feeds import feeds_for
+    if not args.layers and (args.plot or args.weights):
+        raise UsageError(f"{'--plot' if args.plot else '--weights'} goes with --layers")
     session = q8c.load(args.model, threads=args.threads)
     feeds = feeds_for(session, args)
     names = [o.name for o in session.get_outputs()]
     results = dict(zip(names, session.run(None, feeds), strict=True))
     source, reference = fp32(args, feeds)
-    errors = {name: distance(name, results[name], reference) for name in names}
+    errors = {name: distance(name, results[name], reference, feeds) for name in names}
+    logits = {name: found for name in names if (found := as_logits(name, results[name], reference[name], feeds))}
+    layers = measured_layers(args, session.artifact, feeds) if args.layers else None
+    if layers is not None and args.plot:
+        plot(layers, args.plot)
     if args.json:
-        print_json({"reference": source, "outputs": {n: vars(e) for n, e in errors.items()}})
+        print_json({"reference": source, "outputs": {n: vars(e) for n, e in errors.items()},
+                    "logits": {n: vars(e) for n, e in logits.items()},
+                    **({"layers": layers_json(layers)} if layers else {})})
         return 0
     rows = [["output", "shape", "cosine", "worst row", "relative L2", "max"]]
     rows += [[n, "x".join(map(str, results[n].shape)), f"{e.cosine:.6f}", f"{e.worst_cosine:.6f}",
               f"{e.relative_l2:.5f}", f"{e.max_abs:.5g}"] for n, e in errors.items()]
-    print(f"error against fp32 ({source})")
+    print(f"error against fp32 ({source}), {'given' if args.inputs else 'made-up'} inputs")
     print(table(rows, right=[2, 3, 4, 5]))
+    for name, found in logits.items():
+        print(f"{name} as logits: {logit_text(found)}")
+    if layers is not None:
+        print(f"\n{layer_rows(layers)}")
     return 0
 
 
-def distance(name: str, result: Any, reference: Mapping[str, Any]) -> Any:
+def distance(name: str, result: Any, reference: Mapping[str, Any], feeds: Mapping[str, Any]) -> Error:
     """The error of one output. Raises UsageError where the reference is of another model."""
     from q8c.accuracy import error
     if name not in reference:
@@ -62,7 +81,49 @@ def distance(name: str, result: Any, reference: Mapping[str, Any]) -> Any:
     if reference[name].shape != result.shape:
         raise UsageError(f"output {name!r} is {list(result.shape)} and its reference {list(reference[name].shape)}; "
                          "is it of the same model and inputs?")
-    return error(result, reference[name])
+    real = real_rows(result, feeds)
+    return error(result, reference[name]) if real is None else error(result[real], reference[name][real])
+
+
+def real_rows(result: Any, feeds: Mapping[str, Any]) -> Any:
+    """Which rows [batch, seq] of an output a mask among the inputs says are real, None if no mask does."""
+    for name, mask in feeds.items():
+        if "mask" in name and mask.ndim == 2 and mask.shape == result.shape[:2] and result.ndim > 2 and mask.any():
+            return mask != 0
+    return None
+
+
+def as_logits(name: str, result: Any, reference: Any, feeds: Mapping[str, Any]) -> LogitError | None:
+    """The error of an output as logits, None if it is not taken for that."""
+    import numpy as np
+
+    from q8c.accuracy import is_logits, logit_error
+    if not is_logits(name, result.shape) or not result.size or result.dtype.kind != "f":
+        return None
+    real = real_rows(result, feeds)
+    keep = np.ones(result.shape[:-1], bool) if real is None else np.broadcast_to(real, result.shape[:-1])
+    following = next_tokens(result, feeds, keep)
+    return logit_error(result[keep], reference[keep], None if following is None else following[keep])
+
+
+def next_tokens(result: Any, feeds: Mapping[str, Any], real: Any) -> Any:
+    """The token that follows each position of logits [batch, seq, classes] in the inputs, -1 behind the last real one;
+    None if the inputs hold no token ids of that shape."""
+    import numpy as np
+    for name, ids in feeds.items():
+        plain = name.endswith("ids") and not any(word in name for word in ("position", "type"))
+        if plain and result.ndim == 3 and ids.shape == result.shape[:2] and ids.dtype.kind in "iu":
+            following = np.full(ids.shape, -1, np.int64)
+            following[:, :-1] = np.where(real[:, 1:] & (ids[:, 1:] < result.shape[-1]), ids[:, 1:], -1)
+            return following
+    return None
+
+
+def logit_text(found: LogitError) -> str:
+    """The figures for people."""
+    likelihood = "" if found.nll is None or found.reference_nll is None else (
+        f", next tokens' NLL {found.nll:.4f} (fp32 {found.reference_nll:.4f})")
+    return f"KL {found.kl:.5f}, the best class is the same in {found.top1:.1%} of rows{likelihood}"
 
 
 def fp32(args: argparse.Namespace, feeds: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 from collections import Counter
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,7 +25,15 @@ def configure(verb: argparse.ArgumentParser) -> None:
     verb.add_argument("-o", "--output", type=Path, help="the file to write (default: beside the model, .q8c)")
     verb.add_argument("--target", default="native", metavar="TIER,...",
                       help="native (the best tier of this CPU; default), all, or some of avx2,avx-vnni,avx512-vnni")
-    verb.add_argument("--weights", default="q8-channel", metavar="FORMAT", help="weight format (default: q8-channel)")
+    verb.add_argument("--weights", default="q8-channel", metavar="FORMAT",
+                      help="weight format: q8-channel (default), q8-block128, q8-block64, q8-block32, each slower and "
+                           "closer than the one before, or auto")
+    verb.add_argument("--max-error", type=float, metavar="X",
+                      help="with --weights auto: the largest relative L2 error of the outputs (default: 0.02)")
+    verb.add_argument("--calibrate", type=Path, metavar="FILE.npz|DIR",
+                      help="inputs like those the model is for, arrays by input name; made up if not given")
+    verb.add_argument("--no-balance", action="store_true",
+                      help="do not balance scales between activations and weights")
     verb.add_argument("--no-quantize", action="store_true", help="keep everything fp32")
     verb.add_argument("--numerics", default="fast", metavar="fast|reproducible",
                       help="reproducible: the same bits on every CPU tier (default: fast)")
@@ -38,12 +47,14 @@ def run(args: argparse.Namespace) -> int:
     """Compile and print a summary."""
     from q8c.extras import require_compiler
     require_compiler()
+    from q8c.cli.calibration import read_calibration
     from q8c.cli.watch import observers
     from q8c.compiler import compile_model
     from q8c.passes.pipeline import Options
 
     options = Options(quantize=not args.no_quantize, weights=args.weights, numerics=args.numerics,
-                      keep=tuple(args.keep))
+                      keep=tuple(args.keep), balance=not args.no_balance, max_error=args.max_error,
+                      feeds=read_calibration(args.calibrate))
     progress = Progress()
     try:
         result = compile_model(args.model, args.output, target=args.target, options=options, progress=progress,
@@ -69,6 +80,7 @@ def summary(result: Result) -> dict[str, Any]:
         "model_weight_bytes": result.model_weight_bytes,
         "code_bytes": {g.tier.name: len(g.image.code) for g in result.generated},
         "products": [vars(p) for p in result.products],
+        "error": asdict(result.measured) if result.measured else None,
         "nodes": Counter(n.op for n in result.graph.nodes),
         "rewrites": [note(n) for n in result.report.rewrites], "declines": [note(n) for n in result.report.declines],
         "seconds": result.seconds}
@@ -85,6 +97,8 @@ def text(result: Result, verbose: bool) -> str:
     lines = [f"{result.path}: {size_text(result.file_bytes)}, of which weights {size_text(result.weight_bytes)} "
              f"(in the model {size_text(result.model_weight_bytes)})"]
     lines += [f"  {line}" for line in product_lines(result.products, counts["q8_linear"], verbose)]
+    if result.measured:
+        lines.append(f"  error {result.measured}")
     lines.append(f"  nodes {len(result.graph.nodes)}: " + ", ".join(f"{n} {op}" for op, n in counts.most_common()))
     lines.append("  code " + ", ".join(f"{g.tier.name} {size_text(len(g.image.code))}" for g in result.generated))
     if verbose:

@@ -32,6 +32,7 @@ def run(args: argparse.Namespace) -> int:
 
 def text(artifact: Any, constants: bool) -> str:
     """The file for people."""
+    from q8c.measure import measured_from
     manifest = artifact.manifest
     model = manifest.model
     lines = [f"{artifact.path}: {size_text(artifact.size)}, sha256 {artifact.sha256}"]
@@ -42,6 +43,9 @@ def text(artifact: Any, constants: bool) -> str:
               for i in manifest.images]
     lines.append(f"  weights {size_text(manifest.weights.size)} in {len(manifest.constants)} constants")
     lines.append(f"  nodes  {len(model.nodes)}: {_count([n.op for n in model.nodes])}")
+    measured = measured_from(model.notes)
+    if measured:
+        lines.append(f"  error  {measured}")
     lines.append("  options " + ", ".join(f"{k}={v}" for k, v in model.options.items()))
     lines.append("  made by " + ", ".join(f"{k} {v}" for k, v in model.tools.items()))
     if constants:
