@@ -40,7 +40,7 @@ def _rows_together(plan: Plan) -> int:
     vectors = [d for d, own in zip(plan.operands, plan.rows.outer.strides, strict=False) if any(own)]
     widths = [d.itemsize for d in vectors] + [r.dtype.itemsize for r in plan.results if r.vector]
     row = sum(widths) * plan.rows.cols + plan.row_scratch
-    return max(1, min(MOST_ROWS, L1_BYTES // row))
+    return max(1, min(MOST_ROWS, L1_BYTES // max(row, 1)))  # a row may have no columns
 
 
 def _schedule(plan: Plan) -> None:
