@@ -17,7 +17,7 @@ from tests.cli.support import ROOT, Cli, spawn
 
 NAMES = [module.__name__.rpartition(".")[2] for module in VERBS]
 HELP_SECONDS = 0.15
-SIGNALLED = "import os, signal, q8c.compiler as c\nc.generate = lambda *a: os.kill(os.getpid(), signal.{})"
+SIGNALLED = "import os, signal, q8c.codegen.parallel as p\np.generate = lambda *a: os.kill(os.getpid(), signal.{})"
 
 
 def test_help_of_everything(cli: Cli) -> None:
