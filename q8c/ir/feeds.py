@@ -33,7 +33,8 @@ def typical_feeds(graph: Graph, seed: int = 0, sizes: Mapping[str, int] | None =
 
     Integers that pick rows of a table are drawn from the whole table, other integers (masks) are 1, floats are
     standard normal. A size that is the first of an integer input counts sequences, of which there are 4, others are
-    32 long, and those only float inputs have (a cache's past) are 0. Raises InputError if no sizes are found that fit.
+    32 long, and those only float inputs have (a cache's past) are 0. Where all inputs are floats, they are one image
+    (rank 4), 4 sequences of 32, or 128 rows. Raises InputError if no sizes are found that fit.
     """
     tables = {value: table_size(value) for value in graph.inputs}
 
@@ -43,13 +44,8 @@ def typical_feeds(graph: Graph, seed: int = 0, sizes: Mapping[str, int] | None =
         bound = tables[value]
         return (np.ones(shape) if bound is None else rng.integers(0, bound, shape)).astype(value.dtype.numpy)
 
-    integers = [v for v in graph.inputs if not v.dtype.is_float]
-    batch = {as_symbol(v.shape[0]) for v in integers if v.shape}
-    lengths = {as_symbol(d) for v in integers for d in v.shape[1:]}
     free = [name for name in graph.symbols() if name not in (sizes or {})]
-    first = {n: _BATCH if n in batch else _LENGTH if n in lengths or not integers else 0 for n in free}
-    if not integers:
-        first = dict.fromkeys(free, 1)
+    first = _usual_sizes(graph, free)
     return _first_fit(graph, _with(sizes, first, *(dict.fromkeys(free, n) for n in (_LENGTH, 16, 8, 4, 1))), seed, make)
 
 
@@ -67,6 +63,19 @@ def table_size(value: Value) -> int | None:
                 waiting += [v for v in node.outputs if v not in seen and not v.dtype.is_float]
                 seen.update(node.outputs)
     return min(found, default=None)
+
+
+def _usual_sizes(graph: Graph, free: Iterable[str]) -> dict[str, int]:
+    """Sizes of a small batch, for symbols by the inputs they are sizes of."""
+    integers = [v for v in graph.inputs if not v.dtype.is_float]
+    rows = [v for v in integers or graph.inputs if v.shape]
+    rank = max((v.type.rank for v in rows), default=0)
+    batch = {as_symbol(v.shape[0]) for v in rows}
+    lengths = {as_symbol(d) for v in rows for d in v.shape[1:]}
+    first = _BATCH
+    if not integers:
+        first = 1 if rank > 3 else _BATCH if rank == 3 else _BATCH * _LENGTH
+    return {n: first if n in batch else _LENGTH if n in lengths else 0 for n in free}
 
 
 def _with(fixed: Mapping[str, int] | None, *candidates: Mapping[str, int]) -> Iterator[dict[str, int]]:

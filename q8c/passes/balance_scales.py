@@ -16,7 +16,8 @@ from q8c.passes.rewrite import is_product, other_operand, sole_reader, sources, 
 
 STRENGTHS = (0.0, 0.2, 0.3, 0.4, 0.5, 0.6)
 SAMPLED_ROWS, SAMPLED_COLS = 64, 96  # of activations and weights, on which the strengths are compared
-LIMITS = (1e-4, 1e4)  # no factor beyond these, so that a dead channel stays harmless
+MIN_ROWS = 16           # fewer say too little of what other rows are like
+LIMITS = (1e-4, 1e4)    # no factor beyond these, so that a dead channel stays harmless
 
 
 @dataclass(frozen=True)
@@ -42,11 +43,18 @@ class BalanceScales(Pass):
             if is_product(node) and node.input(0).producer is not None:
                 groups.setdefault(node.input(0), []).append(node)
         rows = self.calibration.rows(graph, groups, report)
+        changed = False
         for x, products in groups.items() if rows else ():
             f = best_factors(rows[x], [weight_array(p) for p in products], q8.block_size(self.format))
-            self.calibration.seen[balance(graph, x, products, f, report)] = rows[x] * f
+            if len(rows[x]) < MIN_ROWS:
+                report.decline(products[0], f"%{x.name} took {len(rows[x])} rows, balancing wants {MIN_ROWS} to go by")
+            elif (f == 1).all():
+                report.decline(products[0], f"no factors for the channels of %{x.name} lower the error")
+            else:
+                self.calibration.seen[balance(graph, x, products, f, report)] = rows[x] * f
+                changed = True
         graph.prune()
-        return bool(rows)
+        return changed
 
 
 def best_factors(rows: Array, weights: list[Array], block: int) -> Array:
