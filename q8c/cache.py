@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+from importlib.metadata import version
 from pathlib import Path
 
 from q8c import __version__
@@ -60,10 +61,8 @@ def _place(model: str, target: str) -> Path:
 
 def _compiler() -> str:
     """What the bytes of a compiled file depend on besides the model: the versions, and the compiler's own source."""
-    import llvmlite
-    import onnx
     digest = hashlib.sha256()
     root = Path(__file__).parent
     for source in sorted(root.rglob("*.py")):
         digest.update(str(source.relative_to(root)).encode() + source.read_bytes())
-    return f"{__version__} {llvmlite.__version__} {onnx.__version__} {digest.hexdigest()}"
+    return f"{__version__} {version('llvmlite')} {version('onnx')} {digest.hexdigest()}"
