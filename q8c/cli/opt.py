@@ -28,6 +28,7 @@ def configure(verb: argparse.ArgumentParser) -> None:
     verb.add_argument("--list", action="store_true", help="list the passes there are")
     verb.add_argument("-o", "--output", type=Path, metavar="FILE",
                       help="write the text here and the constants to FILE.npz")
+    verb.add_argument("--draw", type=Path, metavar="FILE.dot", help="write the graph for Graphviz's dot to draw")
     add_watch_arguments(verb)
 
 
@@ -52,9 +53,12 @@ def run(args: argparse.Namespace) -> int:
     if args.verbose:
         for note in [*report.rewrites, *report.declines]:
             print(f"# {note}", file=sys.stderr)
+    if args.draw:
+        from q8c.ir.analysis import draw
+        args.draw.write_text(draw(graph), encoding="utf-8")
     if args.output:
         write(graph, args.output)
-    else:
+    elif not args.draw:
         print(print_graph(graph), end="")
     return 0
 
