@@ -1,4 +1,4 @@
-"""Every weight format, compiled: what a linear's scales allow, odd rows, and the same bits whatever else a run holds."""
+"""Every weight format, compiled: what its scales allow, odd rows, and the same bits whatever else a run holds."""
 from __future__ import annotations
 
 from pathlib import Path

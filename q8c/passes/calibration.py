@@ -10,7 +10,7 @@ import numpy as np
 from q8c.errors import Error, InputError
 from q8c.ir.feeds import typical_feeds
 from q8c.ir.graph import Array, Graph, Value
-from q8c.ir.interpret import interpret
+from q8c.ir.interpret import bind_sizes, interpret
 from q8c.ir.single import single
 from q8c.passes.manager import Report
 
@@ -107,6 +107,10 @@ def _checked(graph: Graph, feed: Any, where: str) -> dict[str, Array]:
     arrays = {v.name: _array(v, feed[v.name], where) for v in graph.inputs}
     if not any(a.size for a in arrays.values()):
         raise InputError(f"{where}: all its arrays are empty")
+    try:
+        bind_sizes(graph, arrays)
+    except InputError as error:
+        raise InputError(f"{where}: {error}") from error
     return arrays
 
 

@@ -152,8 +152,8 @@ graph @g(%x: f32[n, 70]) {{
   return %z1, %z2
 }}""")
     u, scale = q8.quantize_weight(RNG.standard_normal((70, 24)).astype(np.float32), block)
-    constants = {"u": u, "s": scale, "c": q8.column_sums(u, block), "w": RNG.standard_normal((24, 16)),
-                 "b": RNG.standard_normal(16)}
+    constants: dict[str, Array] = {"u": u, "s": scale, "c": q8.column_sums(u, block),
+                                   "w": RNG.standard_normal((24, 16)), "b": RNG.standard_normal(16)}
     for value in graph.constants.values():
         value.data = constants[value.name].astype(value.dtype.numpy)
     x = (RNG.standard_normal((40, 70)) + 1).astype(np.float32)

@@ -45,6 +45,7 @@ def test_what_is_no_iterable_of_feeds(given: object, says: str) -> None:
     (feed(ids=IDS + 0.5), "input 'ids' is float64, expected int64"),
     (feed(ids=IDS[0]), r"input 'ids' has the shape \[3\], expected i64\[batch, seq\]"),
     (feed(ids=IDS[:0], x=np.ones((0, 8), np.float32)), "calibration feed 1: all its arrays are empty"),
+    (feed(ids=IDS[:1]), "calibration feed 1: input 'x': expected f32\\[batch, 8\\], got .*batch is 1"),
     (feed(ids=np.array([["a"]])), "input 'ids' is <U1, expected int64"),
 ])
 def test_feeds_that_do_not_fit(bad: object, says: str) -> None:
