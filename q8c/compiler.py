@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from q8c.codegen.constants import Packed, packed_constants
+from q8c.codegen.cost import total_cost
 from q8c.codegen.frame import Frame
 from q8c.codegen.generate import Generated
 from q8c.codegen.parallel import Generators
@@ -221,7 +222,7 @@ def describe(graph: Graph, generated: Sequence[Generated], options: Options, rep
         dims=tuple(map(program, frame.sizes)),
         slots=tuple(map(program, frame.slots)),
         scratch=program(frame.scratch),
-        counters=frame.counters,
+        cost=program(total_cost(graph)),
         constraints=tuple(Constraint(program(a), program(b), f"{a} == {b}") for a, b in graph.assumptions),
         nodes=tuple(Node(escaped(n.source[0] if n.source else f"%{n.output.name}"), n.op, _failure(n.op))
                     for n in graph.nodes),

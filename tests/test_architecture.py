@@ -64,11 +64,10 @@ def test_frame_is_the_same_in_code_and_run_time() -> None:
 
     shape = ("$", 0)
     inputs = tuple(manifest.Tensor(n, "int64", (shape,), ("n",)) for n in "ab")
-    model = manifest.Model("m", inputs, inputs[:1], ("n",), dims=(shape, 5), slots=(64, 64, 128), scratch=64,
-                           counters=2)
-    mine = frame.Frame(2, 1, (sym("n"), sym("m")), (64, 64, 128), 64, 2)
-    assert (mine.input(0), mine.output(0), mine.size(sym("n")), mine.slot(0), mine.counter(0)) == (
-        model.frame.inputs, model.frame.outputs, model.frame.dims, model.frame.slots, model.frame.counters)
+    model = manifest.Model("m", inputs, inputs[:1], ("n",), dims=(shape, 5), slots=(64, 64, 128), scratch=64)
+    mine = frame.Frame(2, 1, (sym("n"), sym("m")), (64, 64, 128), 64)
+    assert (mine.input(0), mine.output(0), mine.size(sym("n")), mine.slot(0), mine.slot(4)) == (
+        model.frame.inputs, model.frame.outputs, model.frame.dims, model.frame.slots, model.frame.size)
     assert (frame.STAMPS, frame.ARGUMENTS) == (manifest.FRAME_STAMPS, manifest.FRAME_ARGUMENTS)
     assert set(targets.TIERS) == set(cpu.TIERS)
 

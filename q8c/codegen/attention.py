@@ -19,7 +19,7 @@ def attention_kernel(module: ir.Module, tier: Tier, node: Node) -> Kernel:
     """The kernel of an `attention` node: q, k, v, mask if there is one, the result; sizes; scratch.
 
     Scratch holds one head's keys and values, 8 bytes per element, and the scores of one tile of queries, 128 bytes per
-    key (64 without AVX-512). Work is split by batch item, head and tile of queries.
+    key (64 without AVX-512). Pieces are runs of batch items, heads and tiles of queries.
     """
     spec = attention_spec(node)
     keys = node.input(1).shape[-2]
@@ -40,17 +40,20 @@ class _Driver:
         self.functions = [TileEmitter(module, tier, spec, tile).emit() for tile in self.tiles]
         pointers = ["q", "k", "v", *(["mask"] if spec.mask is not None else []), "out"]
         sizes = ["batch", "queries", "keys", *(MASK_SIZES if spec.mask is not None else [])]
-        params = [*((n, PTR) for n in pointers), *((n, I64) for n in sizes), ("scratch", PTR), ("tid", I64),
-                  ("threads", I64)]
+        params = [*((n, PTR) for n in pointers), *((n, I64) for n in sizes), ("scratch", PTR), ("piece", I64),
+                  ("pieces", I64)]
         self.b = Builder(module, tier, spec.symbol(tier), params, internal=True)
 
     def emit(self) -> ir.Function:
         """The whole function."""
         b, tile = self.b, self.tiles[0]
         per_head = b.ceildiv(b.arg("queries"), tile.queries)
-        items = b.mul(b.mul(b.arg("batch"), self.spec.heads), per_head)
-        tid, threads = b.arg("tid"), b.arg("threads")
-        first, last = (b.div(b.mul(items, n), threads) for n in (tid, b.add(tid, 1)))
+        heads = b.mul(b.arg("batch"), self.spec.heads)
+        # Whole heads where there are enough: a piece that begins inside of one copies its keys again.
+        unit = b.select(b.icmp(">=", b.mul(heads, 2), b.arg("pieces")), per_head, 1)
+        units = b.select(b.icmp("==", unit, 1), b.mul(heads, per_head), heads)
+        first, last = (b.mul(b.div(b.mul(units, n), b.arg("pieces")), unit)
+                       for n in (b.arg("piece"), b.add(b.arg("piece"), 1)))
         self.k = b.arg("scratch")
         self.v, self.rest = (b.at(self.k, b.mul(b.arg("keys"), n * self.spec.pitch), F32) for n in (1, 2))
 

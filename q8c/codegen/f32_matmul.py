@@ -11,6 +11,7 @@ import llvmlite.ir as ir
 
 from q8c.codegen.attention_math import transpose
 from q8c.codegen.builder import F32, I64, LANES, PTR, V16F, Builder, Value, constant
+from q8c.codegen.draw import draw
 from q8c.codegen.targets import Tier
 from q8c.codegen.tasks import for_tiles
 
@@ -43,7 +44,7 @@ class F32MatmulSpec:
     def params(self) -> list[tuple[str, ir.Type]]:
         """The kernel's parameters, in order. Rows of every operand are dense; y is dense throughout."""
         return [*((n, PTR) for n in ("a", "b", "y")), *((n, I64) for n in self.sizes), ("scratch", PTR),
-                ("counter", PTR), ("tid", I64), ("threads", I64)]
+                ("threads", I64), ("queue", PTR)]
 
 
 def panel_groups(tier: Tier) -> int:
@@ -58,7 +59,7 @@ SCRATCH_PER_DEPTH = 2 * 4 * LANES
 def emit_f32_matmul(module: ir.Module, tier: Tier, spec: F32MatmulSpec) -> ir.Function:
     """Add the kernel of `spec` to the module: `void name(params)` with `spec.params`.
 
-    Threads draw tasks (a batch entry and a group of columns) from `counter`, an i64 that is 0 before the first call.
+    Threads draw tasks (a batch entry and a group of columns) from `queue` (see `draw`).
     """
     return _Matmul(module, tier, spec).emit()
 
@@ -80,10 +81,10 @@ class _Matmul:
 
         def task(drawn: list[Value]) -> list[Value]:
             self.task(b.div(drawn[0], groups), b.rem(drawn[0], groups))
-            return [b.atomic_add(b.arg("counter"), 1)]
+            return [draw(b, b.arg("queue"), tasks)]
 
         with b.if_(b.xor(empty, 1)):
-            b.while_([b.atomic_add(b.arg("counter"), 1)], lambda drawn: b.icmp("<", drawn[0], tasks), task)
+            b.while_([draw(b, b.arg("queue"), tasks)], lambda drawn: b.icmp(">=", drawn[0], 0), task)
         b.ret()
         return b.function
 

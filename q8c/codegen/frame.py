@@ -1,7 +1,7 @@
 """The frame a run passes to the compiled code: one int64 array of pointers, sizes and counters.
 
     [0] threads  [1] status: 0, or 1 + the number of the first node that failed  [2] the integer it failed on
-    [3] weights  [4] arena   [5] stamps, or 0   [8..23] barrier   [24...] inputs, outputs, sizes, slot offsets, counters
+    [3] weights  [4] arena   [5] stamps, or 0   [8...] inputs, outputs, sizes, slot offsets
 
 Stamps are an int64 array [threads][nodes][2]: each thread notes the time-stamp counter before and after each node.
 The run time has the same layout from the manifest; a test holds the two together.
@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from q8c.ir.dims import Dim, Expr
 
 THREADS, STATUS, DETAIL, WEIGHTS, ARENA, STAMPS = range(6)
-ARGUMENTS = 24
+ARGUMENTS = 8
 
 
 @dataclass(frozen=True)
@@ -23,7 +23,6 @@ class Frame:
 
     `sizes` are the run-time integers the code reads. `slots` are the bytes of each arena slot. `scratch` is how many
     bytes each thread has for the node at hand; if not 0, they lie behind one more slot word, thread after thread.
-    `counters` are words that are 0 at the start of a run.
     """
 
     inputs: int
@@ -31,7 +30,6 @@ class Frame:
     sizes: tuple[Expr, ...]
     slots: tuple[Dim, ...]
     scratch: Dim
-    counters: int
 
     def input(self, index: int) -> int:
         """The word that points to an input."""
@@ -48,10 +46,6 @@ class Frame:
     def slot(self, index: int) -> int:
         """The word that holds a slot's offset from the arena."""
         return self.output(self.outputs) + len(self.sizes) + index
-
-    def counter(self, index: int) -> int:
-        """The word of a counter."""
-        return self.slot(len(self.slots) + (self.scratch != 0)) + index
 
 
 def distinct(sizes: Sequence[Dim]) -> tuple[Expr, ...]:

@@ -7,10 +7,9 @@ from dataclasses import dataclass
 from q8c.codegen.frame import Frame
 from q8c.codegen.image import Image, link
 from q8c.codegen.kernels import kernel_for
-from q8c.codegen.lower import ENTRY, Entry, schedule
+from q8c.codegen.lower import Entry, schedule
 from q8c.codegen.module import Compiled, compile_module, new_module
 from q8c.codegen.targets import Tier
-from q8c.codegen.threads import emit_pool
 from q8c.ir.graph import Graph
 from q8c.ir.memory import slot_sizes
 
@@ -34,6 +33,5 @@ def generate(graph: Graph, tier: Tier, offsets: Mapping[str, int]) -> Generated:
     module = new_module(graph.name)
     plan = schedule(graph, module, tier, kernel_for, slot_sizes(graph))
     Entry(module, tier, plan, offsets).emit()
-    emit_pool(module, module.get_global(ENTRY))
     compiled = compile_module(module, tier)
     return Generated(tier, link(compiled.object), plan.frame, compiled)

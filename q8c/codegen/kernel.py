@@ -14,9 +14,10 @@ class Kernel:
 
     Its parameters are, in this order: a pointer per operand that is present and per output; `sizes` as i64; if
     `scratch` is given, a pointer to that many bytes of the thread's own, 64-byte aligned; if `reports`, the frame and
-    the node's number (i64), to note a
-    failure; if `counter`, a pointer to an i64 that is 0 when the node starts; the thread's number and the number of
-    threads (i64).
+    the node's number (i64), to note a failure; and two more. If `draws` they are the number of threads (i64) and the
+    thread's queue: each thread calls once, draws pieces of the work (`draw`) until there are none, and never waits for
+    another. If not, they are the number of a piece and how many pieces the work is cut into (i64): the function is
+    called once for each, by any thread.
     Sizes and scratch are the same on every tier.
     """
 
@@ -24,4 +25,4 @@ class Kernel:
     sizes: tuple[Dim, ...] = ()
     scratch: Dim | None = None
     reports: bool = False
-    counter: bool = False
+    draws: bool = False

@@ -58,14 +58,14 @@ def _adapt(module: ir.Module, tier: Tier, name: str, node: Node, params: Sequenc
     if function is None:
         inner = emit()
         inner.linkage = "internal"
-        pointers = [n for n, t in params if t == PTR and n != "counter"]
-        b = Builder(module, tier, symbol, [*((n, PTR) for n in pointers), ("rows", I64), ("counter", PTR),
-                                           ("tid", I64), ("threads", I64)], internal=True)
+        pointers = [n for n, t in params if t == PTR and n != "queue"]
+        b = Builder(module, tier, symbol, [*((n, PTR) for n in pointers), ("rows", I64), ("threads", I64),
+                                           ("queue", PTR)], internal=True)
         args: list[Value] = [ir.Constant(I64, fixed[n]) if n in fixed else b.arg(n) for n, _ in params]
         b.ir.call(inner, args)
         b.ret()
         function = b.function
-    return Kernel(function, (rows,), counter=True)
+    return Kernel(function, (rows,), draws=True)
 
 
 def _activation(node: Node) -> str:

@@ -91,7 +91,7 @@ class LinearKernel:
                     operands |= self._ahead(b, task, panels, b.add(b.div(first, size), tile))
                 self._across(b, operands, sizes, size, task, panels)
 
-        for_tasks(b, grid, b.arg("rows"), b.arg("threads"), b.arg("counter"), lambda task: for_tiles(
+        for_tasks(b, grid, b.arg("rows"), b.arg("threads"), b.arg("queue"), lambda task: for_tiles(
             b, task.rows, most, lambda *tile: tiles(task, *tile)))
 
     def _across(self, b: Builder, operands: dict[str, Value], sizes: Iterable[int], rows: Value, task: Task,

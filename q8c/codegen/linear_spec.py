@@ -99,7 +99,7 @@ class LinearSpec(ABC):
     @property
     def params(self) -> list[tuple[str, ir.Type]]:
         """The kernel's parameters, in order. Strides `ldy`, `ldr` are in elements."""
-        return [*self.operands, ("rows", I64), ("threads", I64), ("counter", PTR)]
+        return [*self.operands, ("rows", I64), ("threads", I64), ("queue", PTR)]
 
 
 def tile_name(rows: int, panels: int) -> str:

@@ -1,33 +1,42 @@
-"""A final graph to one native function: every thread runs the same list of kernel calls with barriers between them."""
+"""A final graph to one native function: phases of kernel calls, whose work threads share.
+
+A phase ends where a kernel touches what another one wrote, or overwrites what another one read.
+"""
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import llvmlite.ir as ir
 
 from q8c.codegen import frame as frames
-from q8c.codegen.builder import I64, PTR, Builder
+from q8c.codegen.builder import I64, PTR
 from q8c.codegen.builder import Value as Code
 from q8c.codegen.constants import packed_name
+from q8c.codegen.cost import cost_of
+from q8c.codegen.draw import draw
 from q8c.codegen.frame import Frame
 from q8c.codegen.kernel import Kernel
 from q8c.codegen.places import Place, find_places
 from q8c.codegen.targets import Tier
-from q8c.codegen.threads import emit_barrier
+from q8c.codegen.threads import Body
 from q8c.errors import CompileError
-from q8c.ir.dims import Dim, Expr, dim_max
+from q8c.ir.dims import Dim, Expr, dim_max, floordiv
 from q8c.ir.graph import Graph, Node, Value
 from q8c.ir.memory import CACHE_LINE, round_up
 
 EmitKernel = Callable[[ir.Module, Tier, Node], Kernel]
-ENTRY = "q8c_run"
 SCRATCH = Place("scratch")
+PIECE = 1500
+"""Nanoseconds of work that are worth drawing (some 100 ns where threads meet at the counter)."""
+PIECES_PER_THREAD = 8
+"""So that a thread slowed by others leaves little for the rest to wait for."""
 
 
 @dataclass(frozen=True)
 class Call:
-    """One kernel call: pointers in parameter order, what it reads and writes, and the node's number in the manifest."""
+    """One kernel call: pointers in parameter order, what it reads and writes, the node's number in the manifest, and
+    how many pieces it is worth."""
 
     node: Node
     number: int
@@ -35,14 +44,14 @@ class Call:
     pointers: tuple[tuple[Place, Value, int], ...]
     reads: frozenset[Place]
     writes: frozenset[Place]
-    counter: int = 0
+    pieces: Dim
 
 
 @dataclass
 class Schedule:
-    """The calls of a run in order, the frame they need, and how many nodes the graph has."""
+    """The phases of a run in order, each of calls in order; the frame they need, and how many nodes the graph has."""
 
-    calls: list[Call]
+    phases: list[list[Call]]
     frame: Frame
     nodes: int
 
@@ -52,7 +61,6 @@ def schedule(graph: Graph, module: ir.Module, tier: Tier, kernels: Callable[[Nod
     """Generate every node's kernel into `module` and lay out the frame. Equal kernels are generated once."""
     places = find_places(graph)
     calls: list[Call] = []
-    counters = 0
     for number, node in enumerate(graph.nodes):
         if node.op == "reshape":
             continue
@@ -60,40 +68,55 @@ def schedule(graph: Graph, module: ir.Module, tier: Tier, kernels: Callable[[Nod
         operands = [(places[v], v, i) for i, v in enumerate(node.inputs) if v is not None]
         results = [(places[v], v, -1) for v in node.outputs]
         calls.append(Call(node, number, kernel, (*operands, *results), frozenset(p for p, _, _ in operands),
-                          frozenset(p for p, _, _ in results), counters))
-        counters += kernel.counter
+                          frozenset(p for p, _, _ in results), floordiv(cost_of(node), PIECE) + 1))
     scratch = dim_max(0, *(round_up(c.kernel.scratch, CACHE_LINE) for c in calls if c.kernel.scratch is not None))
-    sizes = [*(s for call in calls for s in call.kernel.sizes), scratch]
-    frame = Frame(len(graph.inputs), len(graph.outputs), frames.distinct(sizes), tuple(slots), scratch, counters)
-    return Schedule(calls, frame, len(graph.nodes))
+    pieces = [c.pieces for c in calls if not c.kernel.draws]
+    sizes = [*(s for call in calls for s in call.kernel.sizes), *pieces, scratch]
+    frame = Frame(len(graph.inputs), len(graph.outputs), frames.distinct(sizes), tuple(slots), scratch)
+    return Schedule(phases_of(calls), frame, len(graph.nodes))
 
 
-@dataclass
+def phases_of(calls: Sequence[Call]) -> list[list[Call]]:
+    """Calls in order, those together that threads may make at the same time."""
+    phases: list[list[Call]] = []
+    reads: set[Place] = set()
+    writes: set[Place] = set()
+    for call in calls:
+        if not phases or call.reads & writes or call.writes & (writes | reads):
+            phases.append([])
+            reads, writes = set(), set()
+        phases[-1].append(call)
+        reads |= call.reads
+        writes |= call.writes
+    return phases
+
+
 class Entry:
-    """Writes `q8c_run(frame, tid)` for a schedule; `offsets` are the constants' places in the weights section."""
+    """Writes a schedule's entries into a module; `offsets` are the constants' places in the weights section."""
 
-    module: ir.Module
-    tier: Tier
-    plan: Schedule
-    offsets: Mapping[str, int]
-    pending_reads: set[Place] = field(default_factory=set)
-    pending_writes: set[Place] = field(default_factory=set)
+    def __init__(self, module: ir.Module, tier: Tier, plan: Schedule, offsets: Mapping[str, int]) -> None:
+        self.plan, self.offsets = plan, offsets
+        self.b = Body(module, tier)
+        self.tid = self.b.arg("tid")
 
     def emit(self) -> None:
-        """Write the function."""
-        b = self.b = Builder(self.module, self.tier, ENTRY, [("frame", PTR), ("tid", I64)], I64)
-        self.frame, self.tid = b.arg("frame"), b.arg("tid")
-        self.barrier = emit_barrier(self.module)
+        """Write the functions."""
+        for calls in self.plan.phases:
+            with self.b.phase() as frame:
+                self.phase(frame, calls)
+        self.b.finish()
+
+    def phase(self, frame: Code, calls: Sequence[Call]) -> None:
+        """The calls of one phase."""
+        b, self.frame = self.b, frame
         self.threads = self.word(frames.THREADS)
         self.weights = b.load(PTR, self.address(frames.WEIGHTS))
         self.arena = b.load(PTR, self.address(frames.ARENA))
         self.stamps = self.word(frames.STAMPS)
         self.timed = b.icmp("!=", self.stamps, 0)
         self.stamps = b.add(self.stamps, b.mul(self.tid, 16 * self.plan.nodes))
-        for call in self.plan.calls:
-            self.synchronize(call)
+        for call in calls:
             self.call(call)
-        b.ret(0)
 
     def address(self, word: int) -> Code:
         """The address of a frame word."""
@@ -118,36 +141,41 @@ class Entry:
         word = frame.input(place.index) if place.kind == "input" else frame.output(place.index)
         return self.b.load(PTR, self.address(word))
 
-    def synchronize(self, call: Call) -> None:
-        """A barrier where the call touches what was written since the last one, or overwrites what was read."""
-        if call.reads & self.pending_writes or call.writes & (self.pending_writes | self.pending_reads):
-            self.wait()
-        self.pending_reads |= call.reads
-        self.pending_writes |= call.writes
-
-    def wait(self) -> None:
-        """All threads meet here."""
-        self.b.ir.call(self.barrier, [self.frame, self.tid])
-        self.pending_reads.clear()
-        self.pending_writes.clear()
-
     def call(self, call: Call) -> None:
-        """One kernel call."""
-        kernel = call.kernel
+        """One kernel call, or one for each piece this thread draws."""
+        b, kernel = self.b, call.kernel
         args = [self.pointer(place, packed_name(call.node, operand, value)) for place, value, operand in call.pointers]
         args += [self.size(s) for s in kernel.sizes]
         if kernel.scratch is not None:
-            args.append(self.b.at(self.pointer(SCRATCH), self.b.mul(self.tid, self.size(self.plan.frame.scratch))))
+            args.append(b.at(self.pointer(SCRATCH), b.mul(self.tid, self.size(self.plan.frame.scratch))))
         if kernel.reports:
             args += [self.frame, ir.Constant(I64, call.number)]
-        if kernel.counter:
-            args.append(self.address(self.plan.frame.counter(call.counter)))
-        expected = [a.type for a in kernel.function.args]
-        if [a.type for a in args] + [I64, I64] != expected:
-            raise CompileError(f"{call.node}: the call of {kernel.function.name} does not fit its parameters")
         self.stamp(2 * call.number)
-        self.b.ir.call(kernel.function, [*args, self.tid, self.threads])
+        if kernel.draws:
+            self.call_kernel(call, [*args, self.threads, b.queue()])
+        else:
+            self.pieces(call, args)
         self.stamp(2 * call.number + 1)
+
+    def pieces(self, call: Call, args: Sequence[Code]) -> None:
+        """Draw pieces until there are no more; a thread alone takes all as one."""
+        b, queue = self.b, self.b.queue()
+        count = b.imin(b.mul(self.threads, PIECES_PER_THREAD), self.size(call.pieces))
+        whole = b.mul(b.ir.udiv(count, self.threads), self.threads)  # parts that are the same rows in all kernels
+        count = b.select(b.icmp("==", self.threads, 1), 1, b.select(b.icmp(">", whole, 0), whole, count))
+
+        def make(drawn: Sequence[Code]) -> list[Code]:
+            self.call_kernel(call, [*args, drawn[0], count])
+            return [draw(b, queue, count)]
+
+        b.while_([draw(b, queue, count)], lambda drawn: b.icmp(">=", drawn[0], 0), make)
+
+    def call_kernel(self, call: Call, args: Sequence[Code]) -> None:
+        """Call the generated function."""
+        function = call.kernel.function
+        if [a.type for a in args] != [a.type for a in function.args]:
+            raise CompileError(f"{call.node}: the call of {function.name} does not fit its parameters")
+        self.b.ir.call(function, args)
 
     def stamp(self, index: int) -> None:
         """Note the time in the thread's stamps, if anybody wants it: else a branch that is always predicted."""

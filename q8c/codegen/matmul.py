@@ -28,7 +28,7 @@ def matmul_kernel(module: ir.Module, tier: Tier, node: Node) -> Kernel:
     strides = zip(batch, _strides(a.shape, batch), _strides(b.shape, batch), strict=True)
     sizes: tuple[Dim, ...] = (rows, cols, depth, *(d for entry in strides for d in entry))
     scratch = SCRATCH_PER_DEPTH * LANES * floordiv(depth + LANES - 1, LANES)
-    return Kernel(function, sizes, scratch=scratch, counter=True)
+    return Kernel(function, sizes, scratch=scratch, draws=True)
 
 
 def _strides(shape: Sequence[Dim], batch: Sequence[Dim]) -> list[Dim]:

@@ -1,4 +1,4 @@
-"""How a kernel shares a rows x columns result out to threads: tasks drawn from a shared counter.
+"""How a kernel shares a rows x columns result out to threads: tasks drawn from a queue.
 
 A task is a block of rows by a run of column groups. Which thread runs a task, and how many there are, never
 changes a result: every output is computed whole, by one task, in one order.
@@ -9,11 +9,15 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from q8c.codegen.builder import I64, Builder, Value, constant
+from q8c.codegen.draw import draw
 
 GRAIN = 1 << 18
 """Multiply-adds below which another task is not worth its dispatch (about 1 us)."""
 TASKS_PER_THREAD = 12
 """Enough for threads that are slowed by others to be made up for."""
+TILES_PER_THREAD = 2
+"""Tiles of rows from which on each thread takes rows, and all columns: what it reads is then what it wrote. Below that
+it takes columns, as weights are more to read than rows."""
 RUN_BYTES = (32 << 10, 256 << 10)
 """Weights of a run of columns that more than one tile of rows goes over: the first run comes late into the cache, so
 it must be short beside the work on it, which grows with the rows; long runs write whole stretches of result rows."""
@@ -50,33 +54,31 @@ class Task:
     next_group: Value
 
 
-def for_tasks(b: Builder, grid: Grid, rows: Value, threads: Value, counter: Value,
+def for_tasks(b: Builder, grid: Grid, rows: Value, threads: Value, queue: Value,
               body: Callable[[Task], None]) -> None:
     """Emit the loop in which a thread draws tasks until none is left. `rows` must be positive.
 
-    `counter` points to an i64 that is zero before the first thread enters and belongs to this kernel alone.
+    Tasks are numbered along the columns first, so that a thread's part of them is a stretch of rows where it can be.
     """
-    alone = b.icmp("==", threads, 1)
+    groups = constant(I64, grid.groups)
     worth = b.add(b.div(b.mul(rows, grid.work), GRAIN), 1)
-    wanted = b.select(alone, 1, b.imin(b.mul(threads, TASKS_PER_THREAD), worth))
+    wanted = b.select(b.icmp("==", threads, 1), 1, b.imin(b.mul(threads, TASKS_PER_THREAD), worth))
     run_bytes = b.imin(b.imax(b.mul(rows, RUN_BYTES_PER_ROW), RUN_BYTES[0]), RUN_BYTES[1])
     reused = b.icmp(">", rows, grid.tile_rows)
-    run_groups = b.select(reused, b.imax(b.div(run_bytes, grid.group_bytes), 1), grid.groups)
-    runs = b.imax(b.imin(wanted, grid.groups), b.ceildiv(constant(I64, grid.groups), run_groups))
-    fitting = b.ceildiv(rows, grid.block_rows)
-    finer = b.imin(b.ceildiv(wanted, runs), b.div(rows, grid.tile_rows))
-    blocks = b.imax(fitting, finer)
+    run_groups = b.select(reused, b.imax(b.div(run_bytes, grid.group_bytes), 1), groups)
+    each = b.select(b.icmp(">=", rows, b.mul(threads, grid.tile_rows * TILES_PER_THREAD)), threads, 1)
+    blocks = b.mul(b.ceildiv(b.ceildiv(rows, grid.block_rows), each), each)
+    runs = b.imax(b.imin(b.ceildiv(wanted, blocks), groups), b.ceildiv(groups, run_groups))
     count = b.mul(runs, blocks)
 
     def task(drawn: list[Value]) -> list[Value]:
         block, run = b.div(drawn[0], runs), b.rem(drawn[0], runs)
         first_row, end_row = _part(b, rows, block, blocks)
-        groups = constant(I64, grid.groups)
-        following, _ = _part(b, groups, b.rem(b.add(run, threads), runs), runs)
+        following, _ = _part(b, groups, b.rem(b.add(run, 1), runs), runs)
         body(Task(first_row, b.sub(end_row, first_row), *_part(b, groups, run, runs), following))
-        return [b.atomic_add(counter, 1)]
+        return [draw(b, queue, count)]
 
-    b.while_([b.atomic_add(counter, 1)], lambda drawn: b.icmp("<", drawn[0], count), task)
+    b.while_([draw(b, queue, count)], lambda drawn: b.icmp(">=", drawn[0], 0), task)
 
 
 def _part(b: Builder, total: Value, index: Value, count: Value) -> tuple[Value, Value]:

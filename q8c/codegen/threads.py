@@ -1,222 +1,302 @@
-"""Worker threads and the barrier, emitted into a model's own image.
+"""Worker threads and the phases of a run they share, emitted into a model's own image.
 
-A model runs as one function on several threads (`q8c_run(frame, tid)`); `barrier` separates dependent kernels, workers
-stay inside `q8c_worker` between runs, and `q8c_launch` sets them off. Every wait spins for `SPIN_CYCLES` with `pause`
-and then sleeps in a futex, so that a thread whose peer lost its core gives up its own; whoever ends a wait makes a
-system call only if somebody sleeps. Words are 32-bit futexes in int64 slots, on cache lines of their own.
+A run is a list of phases, each a few kernels that do not depend on each other. Threads draw the pieces of a kernel
+(`draw`), so a phase is over as soon as all pieces are drawn and nobody is still at one: no phase waits for a thread
+that has not come, because it still sleeps or another program has its core, and one that comes late skips what is over.
+Phases are numbered on and on from run to run, so that a thread late by whole runs enters none that is not its own, and
+nothing of a frame is read outside of a phase: a run that is over waits for nobody.
 
-The pool is 32 zeroed int64 words, 64-byte aligned:
-    0   generation: one more with each launch    16  workers still at the current run
-    8   the frame to run; null ends the workers  24  whether the launcher sleeps
-    1   workers asleep
-In a frame the barrier has [8] threads that arrived, [16] its generation and [17] threads asleep.
+Every wait spins for `SPIN_CYCLES` with `pause` and then sleeps in a futex, so that a thread whose peer lost its core
+gives up its own; whoever ends a wait makes a system call only if somebody sleeps.
+
+The pool is 32 int64 words and a slot of `draw` for each thread, 64-byte aligned and zero but for [2] and [3]; words
+waited on are 32-bit futexes:
+    0   launches so far                          16  the phase that is open, and in the high half threads in it
+    1   workers asleep between runs              17  threads asleep in a run
+    2   address of a count of the threads that   24  1 while a run, or the end, has the workers
+        are in runs of the process               25  threads asleep until it is over
+    3   how many there should be at most
+    8   the frame to run; null ends the workers
+    9   the first phase of the run
+    10  the threads of the run                   32  slots
 """
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from llvmlite import ir
 
-SPIN_CYCLES = 60_000
-"""Time-stamp cycles of spinning before a sleep, some 20 us: several times what a sleep and wake-up cost, while a
-machine with more threads than cores loses no more than that at each wait."""
+from q8c.codegen.builder import I32, I64, PTR, Builder
+from q8c.codegen.draw import KERNEL, QUEUE_WORDS, SLOT_BYTES, SLOTS, THREAD, THREADS
+from q8c.codegen.futex import ANY, Waits, define, waits_of, word_at
+from q8c.codegen.targets import Tier
 
-_I32, _I64, _POINTER = ir.IntType(32), ir.IntType(64), ir.PointerType()
-_FUTEX, _WAIT_PRIVATE, _WAKE_PRIVATE = 202, 128, 129
-_EVERYONE = 2**31 - 1
-_GENERATION, _SLEEPERS, _FRAME, _REMAINING, _LAUNCHER_ASLEEP = 0, 1, 8, 16, 24
-_ARRIVED, _BARRIER_GENERATION, _BARRIER_SLEEPERS = 8, 16, 17
+RUN, WORKER, LAUNCH = "q8c_run", "q8c_worker", "q8c_launch"
+
+_I1, _I32, _I64, _POINTER = ir.IntType(1), ir.IntType(32), ir.IntType(64), ir.PointerType()
+_NULL = ir.Constant(_POINTER, None)
+_LAUNCHES, _IDLE, _TAKEN, _CORES, _FRAME, _FIRST, _THREADS = 0, 1, 2, 3, 8, 9, 10
+_STATE, _WAITING, _BUSY, _QUEUED, _SLOTS = 16, 17, 24, 25, 32
+_ONE_THREAD = 1 << 32
 
 
-@dataclass(frozen=True)
-class _Waits:
-    """The two helpers everything else is made of.
+class Body(Builder):
+    """The function `q8c.body(place, slots, pool, first, tid)` that runs all phases of a frame, under construction.
 
-    `wait(word, old, sleepers)` returns once the i32 at `word` is no longer `old`; `wake(word, sleepers)` wakes those
-    who sleep on it, if `sleepers` says there are any.
+    `place` points to the frame's address, `slots` to those of `draw`, `first` is the number of the first phase, `tid`
+    the thread's; where there are no other threads `pool` is null.
     """
 
-    wait: ir.Function
-    wake: ir.Function
+    def __init__(self, module: ir.Module, tier: Tier) -> None:
+        super().__init__(module, tier, "q8c.body", [("place", PTR), ("slots", PTR), ("pool", PTR), ("first", I32),
+                                                    ("tid", I64)], internal=True)
+        self.phases = 0
+        self._kernels = 0
+        self._enter, self._leave = _emit_enter(module), _emit_leave(module)
+        self._queue = self.scratch(8 * QUEUE_WORDS)
+        for word, value in ((SLOTS, self.arg("slots")), (THREAD, self.arg("tid"))):
+            self.store(value, self.at(self._queue, word, I64))
+
+    @contextmanager
+    def phase(self) -> Iterator[ir.Value]:
+        """Code for the threads that come while the next phase is open; gives the frame. What was written in phases
+        before is visible."""
+        number = self.add(self.arg("first"), self.phases)
+        self.phases += 1
+        with self.if_(self.ir.call(self._enter, [self.arg("pool"), number])):
+            frame = self.load(PTR, self.arg("place"))
+            self.store(self.load(I64, frame), self.at(self._queue, THREADS, I64))
+            yield frame
+            self.ir.call(self._leave, [self.arg("pool")])
+
+    def queue(self) -> ir.Value:
+        """What the kernel called next draws its pieces with."""
+        self._kernels += 1
+        self.store(ir.Constant(I64, self._kernels), self.at(self._queue, KERNEL, I64))
+        return self._queue
+
+    def finish(self) -> None:
+        """Close the body and define the image's entries, which return frame[1] where they return anything:
+
+        `i64 q8c_run(frame, tid)` runs a frame, whose frame[0] must be 1, on the calling thread. `void q8c_worker(pool,
+        tid)` is a worker's life, with tid from 1 on; it may begin before or after the first launch. `i64
+        q8c_launch(pool, frame)` runs a frame on the calling thread and up to frame[0] - 1 workers, fewer where other
+        runs of the process have the cores, none where one has the workers; frame[0] becomes how many threads it was
+        given. With a null frame it tells the workers to return, after the run that has them.
+        """
+        self.ret()
+        _emit_run(self.module, self.function)
+        _emit_worker(self.module, self.function)
+        _emit_launch(self.module, self.function, self.phases)
 
 
-def emit_barrier(module: ir.Module) -> ir.Function:
-    """Define the internal function `barrier(frame, tid)`: returns when all `frame[0]` threads have called it.
+def _emit_enter(module: ir.Module) -> ir.Function:
+    """enter(pool, phase): waits until the phase is open and is in it, or tells that it is over."""
+    function, b = define(module, "q8c.enter", _I1, _POINTER, _I32)
+    pool, phase = function.args
+    waits = waits_of(module)
+    again, open_, join, early, entered, over = map(
+        b.append_basic_block, ("again", "open", "join", "early", "entered", "over"))
+    b.cbranch(b.icmp_unsigned("==", pool, _NULL), entered, again)
 
-    What a thread wrote before is visible to all after. Costs one load and a branch where there is one thread.
-    """
-    function, b = _define(module, "q8c.barrier", ir.VoidType(), _POINTER, _I64)
-    frame = function.args[0]
-    waits = _waits(module)
-    threads = b.load(frame, typ=_I64)
-    alone, together, last, wait = map(b.append_basic_block, ("alone", "together", "last", "wait"))
-    b.cbranch(b.icmp_signed("<=", threads, _I64(1)), alone, together)
-    b.position_at_end(alone)
-    b.ret_void()
+    b.position_at_end(again)
+    state = word_at(b, pool, _STATE)
+    now = b.load_atomic(state, "acquire", 8, typ=_I64)
+    at = b.trunc(now, _I32)
+    ahead = b.sub(at, phase)
+    b.cbranch(b.icmp_signed(">", ahead, _I32(0)), over, open_)
+    b.position_at_end(open_)
+    b.cbranch(b.icmp_signed("<", ahead, _I32(0)), early, join)
 
-    b.position_at_end(together)
-    arrived, generation, sleepers = (_word(b, frame, i) for i in (_ARRIVED, _BARRIER_GENERATION, _BARRIER_SLEEPERS))
-    now = b.load_atomic(generation, "acquire", 4, typ=_I32)
-    before = b.atomic_rmw("add", arrived, _I32(1), "acq_rel")
-    b.cbranch(b.icmp_signed("==", b.add(before, _I32(1)), b.trunc(threads, _I32)), last, wait)
+    b.position_at_end(early)
+    b.call(waits.wait, [state, at, word_at(b, pool, _WAITING), _I32(ANY)])
+    b.branch(again)
+    b.position_at_end(join)
+    swap = b.cmpxchg(state, now, b.add(now, _I64(_ONE_THREAD)), "acq_rel", "monotonic")
+    b.cbranch(b.extract_value(swap, 1), entered, again)
+    b.position_at_end(entered)
+    b.ret(_I1(1))
+    b.position_at_end(over)
+    b.ret(_I1(0))
+    return function
 
+
+def _emit_leave(module: ir.Module) -> ir.Function:
+    """leave(pool): the thread has drawn no more piece; the last one to leave opens the next phase."""
+    function, b = define(module, "q8c.leave", ir.VoidType(), _POINTER)
+    pool, = function.args
+    waits = waits_of(module)
+    again, left, last, done = map(b.append_basic_block, ("again", "left", "last", "done"))
+    b.cbranch(b.icmp_unsigned("==", pool, _NULL), done, again)
+
+    b.position_at_end(again)
+    state = word_at(b, pool, _STATE)
+    now = b.load_atomic(state, "monotonic", 8, typ=_I64)
+    is_last = b.icmp_unsigned("<", now, _I64(2 * _ONE_THREAD))
+    following = b.zext(b.add(b.trunc(now, _I32), _I32(1)), _I64)
+    after = b.select(is_last, following, b.sub(now, _I64(_ONE_THREAD)))
+    swap = b.cmpxchg(state, now, after, "seq_cst", "monotonic")
+    b.cbranch(b.extract_value(swap, 1), left, again)
+    b.position_at_end(left)
+    b.cbranch(is_last, last, done)
     b.position_at_end(last)
-    b.store(_I32(0), arrived)  # nobody touches it before the new generation is out
-    b.atomic_rmw("add", generation, _I32(1), "seq_cst")
-    b.call(waits.wake, [generation, sleepers])
-    b.ret_void()
-
-    b.position_at_end(wait)
-    b.call(waits.wait, [generation, now, sleepers])
+    b.call(waits.wake, [state, word_at(b, pool, _WAITING), _I32(ANY)])
+    b.branch(done)
+    b.position_at_end(done)
     b.ret_void()
     return function
 
 
-def emit_pool(module: ir.Module, run: ir.Function) -> None:
-    """Define `void q8c_worker(pool, tid)` and `i64 q8c_launch(pool, frame)` around `run(frame, tid)`.
-
-    A launch runs `run` on the calling thread as 0 and on `frame[0] - 1` workers, which must be as many as there are,
-    and returns `frame[1]`. With a null frame it tells the workers to return and does not wait. Workers may enter
-    before or after the first launch; one launch at a time.
-    """
-    _emit_worker(module, run)
-    _emit_launch(module, run)
+def _emit_run(module: ir.Module, body: ir.Function) -> None:
+    function, b = define(module, RUN, _I64, _POINTER, _I64, internal=False)
+    frame, tid = function.args
+    _run_alone(b, body, frame, tid)
+    b.ret(b.load(word_at(b, frame, 1), typ=_I64))
 
 
-def _emit_worker(module: ir.Module, run: ir.Function) -> None:
-    function, b = _define(module, "q8c_worker", ir.VoidType(), _POINTER, _I64, internal=False)
+def _run_alone(b: ir.IRBuilder, body: ir.Function, frame: ir.Value, tid: ir.Value) -> None:
+    with b.goto_entry_block():
+        place, slot = b.alloca(_POINTER), b.alloca(_I64)
+    b.store(frame, place)
+    b.store(_I64(0), slot)
+    b.call(body, [place, slot, _NULL, _I32(0), tid])
+
+
+def _emit_worker(module: ir.Module, body: ir.Function) -> None:
+    function, b = define(module, WORKER, ir.VoidType(), _POINTER, _I64, internal=False)
     pool, tid = function.args
-    waits = _waits(module)
+    waits = waits_of(module)
     entry = b.block
-    idle, work, last, leave = map(b.append_basic_block, ("idle", "work", "last", "leave"))
-    generation, remaining = _word(b, pool, _GENERATION), _word(b, pool, _REMAINING)
+    idle, look, work, leave = map(b.append_basic_block, ("idle", "look", "work", "leave"))
+    launches, bit = word_at(b, pool, _LAUNCHES), _worker_bit(b, tid)
     b.branch(idle)
 
     b.position_at_end(idle)
     seen = b.phi(_I32, "seen")
-    b.call(waits.wait, [generation, seen, _word(b, pool, _SLEEPERS)])
-    current = b.load_atomic(generation, "acquire", 4, typ=_I32)
-    frame = b.load(_word(b, pool, _FRAME), typ=_POINTER)
-    b.cbranch(b.icmp_unsigned("==", frame, ir.Constant(_POINTER, None)), leave, work)
-
+    b.call(waits.wait, [launches, seen, word_at(b, pool, _IDLE), bit])
+    current = b.load_atomic(launches, "acquire", 4, typ=_I32)
+    frame = b.load_atomic(word_at(b, pool, _FRAME), "acquire", 8, typ=_I64)
+    b.cbranch(b.icmp_unsigned("==", frame, _I64(0)), leave, look)
+    b.position_at_end(look)
+    threads = b.load_atomic(word_at(b, pool, _THREADS), "acquire", 8, typ=_I64)
+    first = b.load_atomic(word_at(b, pool, _FIRST), "acquire", 4, typ=_I32)
+    b.cbranch(b.icmp_signed("<", tid, threads), work, idle)
     b.position_at_end(work)
-    b.call(run, [frame, tid])
-    before = b.atomic_rmw("sub", remaining, _I32(1), "seq_cst")
-    b.cbranch(b.icmp_signed("==", before, _I32(1)), last, idle)
-    b.position_at_end(last)
-    b.call(waits.wake, [remaining, _word(b, pool, _LAUNCHER_ASLEEP)])
+    b.call(body, [word_at(b, pool, _FRAME), word_at(b, pool, _SLOTS), pool, first, tid])
     b.branch(idle)
 
     seen.add_incoming(_I32(0), entry)
+    seen.add_incoming(current, look)
     seen.add_incoming(current, work)
-    seen.add_incoming(current, last)
     b.position_at_end(leave)
     b.ret_void()
 
 
-def _emit_launch(module: ir.Module, run: ir.Function) -> None:
-    function, b = _define(module, "q8c_launch", _I64, _POINTER, _POINTER, internal=False)
+def _emit_launch(module: ir.Module, body: ir.Function, phases: int) -> None:
+    function, b = define(module, LAUNCH, _I64, _POINTER, _POINTER, internal=False)
     pool, frame = function.args
-    waits = _waits(module)
-    start, stop, check, wait, done = map(b.append_basic_block, ("start", "stop", "check", "wait", "done"))
-    generation, remaining = _word(b, pool, _GENERATION), _word(b, pool, _REMAINING)
-    b.store(frame, _word(b, pool, _FRAME))
-    b.cbranch(b.icmp_unsigned("==", frame, ir.Constant(_POINTER, None)), stop, start)
-
-    b.position_at_end(stop)
-    _set_off(b, waits, pool, generation)
-    b.ret(_I64(0))
+    waits = waits_of(module)
+    start, stop, alone, together, check, wait, done = map(
+        b.append_basic_block, ("start", "stop", "alone", "together", "check", "wait", "done"))
+    busy, queued, state = (word_at(b, pool, n) for n in (_BUSY, _QUEUED, _STATE))
+    taken = b.load(word_at(b, pool, _TAKEN), typ=_POINTER)
+    b.cbranch(b.icmp_unsigned("==", frame, _NULL), stop, start)
+    _emit_stop(b, waits, pool, stop)
 
     b.position_at_end(start)
-    workers = b.sub(b.trunc(b.load(frame, typ=_I64), _I32), _I32(1))
-    b.store(workers, remaining)
-    _set_off(b, waits, pool, generation)
-    b.call(run, [frame, _I64(0)])
-    b.branch(check)
+    swap = b.cmpxchg(busy, _I32(0), _I32(1), "acquire", "monotonic")
+    b.cbranch(b.extract_value(swap, 1), together, alone)
+    b.position_at_end(alone)
+    b.atomic_rmw("add", taken, _I64(1), "seq_cst")
+    b.store(_I64(1), frame)
+    _run_alone(b, body, frame, _I64(0))
+    b.atomic_rmw("sub", taken, _I64(1), "seq_cst")
+    b.ret(b.load(word_at(b, frame, 1), typ=_I64))
 
+    b.position_at_end(together)
+    threads = _take_cores(b, taken, b.load(word_at(b, pool, _CORES), typ=_I64), b.load(frame, typ=_I64))
+    b.store(threads, frame)
+    first = b.load_atomic(state, "acquire", 4, typ=_I32)
+    _clear_slots(b, pool, threads)
+    for value, word in ((b.ptrtoint(frame, _I64), _FRAME), (threads, _THREADS), (first, _FIRST)):
+        b.atomic_rmw("xchg", word_at(b, pool, word), value, "seq_cst")
+    _set_off(b, waits, pool, _bits_below(b, b.sub(threads, _I64(1))))
+    b.call(body, [word_at(b, pool, _FRAME), word_at(b, pool, _SLOTS), pool, first, _I64(0)])
+    b.branch(check)
     b.position_at_end(check)
-    left = b.load_atomic(remaining, "acquire", 4, typ=_I32)
-    b.cbranch(b.icmp_signed("==", left, _I32(0)), done, wait)
+    now = b.load_atomic(state, "acquire", 4, typ=_I32)
+    b.cbranch(b.icmp_signed("==", now, b.add(first, _I32(phases))), done, wait)
     b.position_at_end(wait)
-    b.call(waits.wait, [remaining, left, _word(b, pool, _LAUNCHER_ASLEEP)])
+    b.call(waits.wait, [state, now, word_at(b, pool, _WAITING), _I32(ANY)])
     b.branch(check)
     b.position_at_end(done)
-    b.ret(b.load(_word(b, frame, 1), typ=_I64))
+    b.atomic_rmw("sub", taken, threads, "seq_cst")
+    b.atomic_rmw("xchg", busy, _I32(0), "seq_cst")
+    b.call(waits.wake, [busy, queued, _I32(ANY)])
+    b.ret(b.load(word_at(b, frame, 1), typ=_I64))
 
 
-def _set_off(b: ir.IRBuilder, waits: _Waits, pool: ir.Value, generation: ir.Value) -> None:
-    b.atomic_rmw("add", generation, _I32(1), "seq_cst")
-    b.call(waits.wake, [generation, _word(b, pool, _SLEEPERS)])
+def _clear_slots(b: ir.IRBuilder, pool: ir.Value, threads: ir.Value) -> None:
+    """Nobody is in a phase, and nobody can be before the launch states the first one of the run."""
+    before, clear, after = b.block, b.append_basic_block("clear"), b.append_basic_block("cleared")
+    b.branch(clear)
+    b.position_at_end(clear)
+    index = b.phi(_I64)
+    b.store(_I64(0), b.gep(word_at(b, pool, _SLOTS), [b.mul(index, _I64(SLOT_BYTES // 8))], source_etype=_I64))
+    following = b.add(index, _I64(1))
+    index.add_incoming(_I64(0), before)
+    index.add_incoming(following, clear)
+    b.cbranch(b.icmp_signed("<", following, threads), clear, after)
+    b.position_at_end(after)
 
 
-def _waits(module: ir.Module) -> _Waits:
-    names = ("q8c.wait", "q8c.wake")
-    if names[0] not in module.globals:
-        _emit_wait(module, names[0])
-        _emit_wake(module, names[1])
-    return _Waits(*(module.globals[name] for name in names))
+def _emit_stop(b: ir.IRBuilder, waits: Waits, pool: ir.Value, block: ir.Block) -> None:
+    """Take the workers for good, after any run that has them, and tell them to return."""
+    wait, end = b.append_basic_block("queue"), b.append_basic_block("end")
+    b.position_at_end(block)
+    busy = word_at(b, pool, _BUSY)
+    swap = b.cmpxchg(busy, _I32(0), _I32(1), "acquire", "monotonic")
+    b.cbranch(b.extract_value(swap, 1), end, wait)
+    b.position_at_end(wait)
+    b.call(waits.wait, [busy, _I32(1), word_at(b, pool, _QUEUED), _I32(ANY)])
+    b.branch(block)
+    b.position_at_end(end)
+    b.atomic_rmw("xchg", word_at(b, pool, _FRAME), _I64(0), "seq_cst")
+    _set_off(b, waits, pool, _I32(ANY))
+    b.ret(_I64(0))
 
 
-def _emit_wait(module: ir.Module, name: str) -> None:
-    """wait(word, old, sleepers). The count of sleepers goes up before the kernel compares the word, and whoever
-    changes the word reads the count after; both are full barriers, so either the change or the sleeper is seen."""
-    function, b = _define(module, name, ir.VoidType(), _POINTER, _I32, _POINTER)
-    word, old, sleepers = function.args
-    clock = module.declare_intrinsic("llvm.readcyclecounter", (), ir.FunctionType(_I64, ()))
-    pause = ir.InlineAsm(ir.FunctionType(ir.VoidType(), ()), "pause", "~{memory}", side_effect=True)
-    spin, again, sleep, nap, woken, done = map(
-        b.append_basic_block, ("spin", "again", "sleep", "nap", "woken", "done"))
-    begin = b.call(clock, [])
-    b.branch(spin)
-
-    def changed() -> ir.Value:
-        return b.icmp_signed("!=", b.load_atomic(word, "acquire", 4, typ=_I32), old)
-
-    b.position_at_end(spin)
-    b.cbranch(changed(), done, again)
+def _take_cores(b: ir.IRBuilder, taken: ir.Value, cores: ir.Value, wanted: ir.Value) -> ir.Value:
+    """Add the threads of a run to those of all runs: as many as wanted where there are no others, else as many as
+    there are cores left for, but one at least."""
+    again, done = b.append_basic_block("take"), b.append_basic_block("taken")
+    b.branch(again)
     b.position_at_end(again)
-    b.call(pause, [])
-    b.cbranch(b.icmp_unsigned("<", b.sub(b.call(clock, []), begin), _I64(SPIN_CYCLES)), spin, sleep)
-
-    b.position_at_end(sleep)
-    b.atomic_rmw("add", sleepers, _I32(1), "seq_cst")
-    b.branch(nap)
-    b.position_at_end(nap)
-    _futex(b, word, _WAIT_PRIVATE, b.zext(old, _I64))
-    b.cbranch(changed(), woken, nap)
-    b.position_at_end(woken)
-    b.atomic_rmw("sub", sleepers, _I32(1), "seq_cst")
-    b.branch(done)
+    before = b.load_atomic(taken, "acquire", 8, typ=_I64)
+    left = b.sub(cores, before)
+    left = b.select(b.icmp_signed("<", left, _I64(1)), _I64(1), left)
+    fewer = b.select(b.icmp_signed("<", left, wanted), left, wanted)
+    threads = b.select(b.icmp_signed("==", before, _I64(0)), wanted, fewer)
+    swap = b.cmpxchg(taken, before, b.add(before, threads), "acq_rel", "monotonic")
+    b.cbranch(b.extract_value(swap, 1), done, again)
     b.position_at_end(done)
-    b.ret_void()
+    return threads
 
 
-def _emit_wake(module: ir.Module, name: str) -> None:
-    """wake(word, sleepers); the word was changed before with a sequentially consistent instruction."""
-    function, b = _define(module, name, ir.VoidType(), _POINTER, _POINTER)
-    word, sleepers = function.args
-    asleep = b.load_atomic(sleepers, "seq_cst", 4, typ=_I32)
-    with b.if_then(b.icmp_signed("!=", asleep, _I32(0)), likely=False):
-        _futex(b, word, _WAKE_PRIVATE, _I64(_EVERYONE))
-    b.ret_void()
+def _set_off(b: ir.IRBuilder, waits: Waits, pool: ir.Value, bits: ir.Value) -> None:
+    launches = word_at(b, pool, _LAUNCHES)
+    b.atomic_rmw("add", launches, _I32(1), "seq_cst")
+    b.call(waits.wake, [launches, word_at(b, pool, _IDLE), bits])
 
 
-def _futex(b: ir.IRBuilder, word: ir.Value, operation: int, value: ir.Value) -> None:
-    kind = ir.FunctionType(_I64, (_I64, _POINTER, _I64, _I64, _I64))
-    call = ir.InlineAsm(kind, "syscall", "={rax},{rax},{rdi},{rsi},{rdx},{r10},~{rcx},~{r11},~{memory}",
-                        side_effect=True)
-    b.call(call, [_I64(_FUTEX), word, _I64(operation), value, _I64(0)])
+def _worker_bit(b: ir.IRBuilder, tid: ir.Value) -> ir.Value:
+    """The bit a worker sleeps with between runs: its own for the first 31, the last one for all others."""
+    index = b.select(b.icmp_signed("<", tid, _I64(32)), b.sub(tid, _I64(1)), _I64(31))
+    return b.shl(_I32(1), b.trunc(index, _I32))
 
 
-def _define(module: ir.Module, name: str, result: ir.Type, *arguments: ir.Type,
-            internal: bool = True) -> tuple[ir.Function, ir.IRBuilder]:
-    function = ir.Function(module, ir.FunctionType(result, arguments), name)
-    function.attributes.add("nounwind")
-    function.attributes.add("noinline")
-    if internal:
-        function.linkage = "internal"
-    return function, ir.IRBuilder(function.append_basic_block("entry"))
-
-
-def _word(b: ir.IRBuilder, base: ir.Value, index: int) -> ir.Value:
-    return b.gep(base, [_I64(index)], source_etype=_I64)
+def _bits_below(b: ir.IRBuilder, workers: ir.Value) -> ir.Value:
+    """The bits of workers 1 to `workers`."""
+    some = b.sub(b.shl(_I64(1), b.select(b.icmp_signed("<", workers, _I64(32)), workers, _I64(32))), _I64(1))
+    return b.trunc(some, _I32)

@@ -27,8 +27,8 @@ CHUNK = 4 << 20
 """Sections are hashed in pieces of this many bytes, so that several cores can check one."""
 FRAME_STAMPS = 5
 """The frame word with the address of the run's stamps, int64 [threads][nodes][2], or 0."""
-FRAME_ARGUMENTS = 24
-"""First frame word after the fixed ones and the barrier's two cache lines."""
+FRAME_ARGUMENTS = 8
+"""First frame word after the fixed ones."""
 MAX_RANK = 32
 MAX_TENSORS = 1024
 MAX_SYMBOLS = 256
@@ -101,7 +101,6 @@ class Frame:
     outputs: int
     dims: int
     slots: int
-    counters: int
     size: int
 
 
@@ -110,8 +109,7 @@ class Model:
     """A compiled model's signature and calling convention, and what is worth knowing about how it was made.
 
     `dims` are the integers of the frame's dims table, `slots` the byte sizes of the arena's slots, `scratch` the bytes
-    each thread needs beside them (unless it is the number 0, one more slot word says where they begin), `counters` how
-    many zeroed words the code wants. `options`, `tools` and `notes` are for people: any JSON.
+    each thread needs beside them (unless it is the number 0, one more slot word says where they begin), `cost` is about how many nanoseconds a run takes on one core. `options`, `tools` and `notes` are for people: any JSON.
     """
 
     name: str
@@ -121,7 +119,7 @@ class Model:
     dims: tuple[Program, ...] = ()
     slots: tuple[Program, ...] = ()
     scratch: Program = 0
-    counters: int = 0
+    cost: Program = 0
     constraints: tuple[Constraint, ...] = ()
     nodes: tuple[Node, ...] = ()
     options: Mapping[str, Any] = field(default_factory=dict)
@@ -130,12 +128,11 @@ class Model:
 
     @property
     def frame(self) -> Frame:
-        """The frame's layout: arguments, dims, slots and counters one after the other."""
+        """The frame's layout: arguments, dims and slots one after the other."""
         outputs = FRAME_ARGUMENTS + len(self.inputs)
         dims = outputs + len(self.outputs)
         slots = dims + len(self.dims)
-        counters = slots + len(self.slots) + (self.scratch != 0)
-        return Frame(FRAME_ARGUMENTS, outputs, dims, slots, counters, counters + self.counters)
+        return Frame(FRAME_ARGUMENTS, outputs, dims, slots, slots + len(self.slots) + (self.scratch != 0))
 
 
 @dataclass(frozen=True)
@@ -192,7 +189,8 @@ def _model_json(model: Model) -> dict[str, Any]:
         "name": model.name, "symbols": list(model.symbols),
         "inputs": [_tensor_json(t) for t in model.inputs], "outputs": [_tensor_json(t) for t in model.outputs],
         "dims": [dims.thaw(p) for p in model.dims], "slots": [dims.thaw(p) for p in model.slots],
-        "scratch": dims.thaw(model.scratch), "counters": model.counters, "frame": vars(model.frame),
+        "scratch": dims.thaw(model.scratch), "cost": dims.thaw(model.cost),
+        "frame": vars(model.frame),
         "constraints": [{"left": dims.thaw(c.left), "right": dims.thaw(c.right), "text": c.text}
                         for c in model.constraints],
         "nodes": [[n.name, n.op, n.failure] for n in model.nodes],
@@ -210,9 +208,9 @@ def _section_json(section: Section) -> dict[str, Any]:
 
 
 def _model(value: object, where: str) -> Model:
-    (name, inputs, outputs, symbols, dim_table, slots, scratch, counters, frame, constraints, nodes, options, tools,
-     notes) = members(value, where, "name", "inputs", "outputs", "symbols", "dims", "slots", "scratch", "counters",
-                      "frame", "constraints", "nodes", "options", "tools", "notes")
+    (name, inputs, outputs, symbols, dim_table, slots, scratch, cost, frame, constraints, nodes, options,
+     tools, notes) = members(value, where, "name", "inputs", "outputs", "symbols", "dims", "slots", "scratch",
+                             "cost", "frame", "constraints", "nodes", "options", "tools", "notes")
     names = tuple(string(s, at, 256) for at, s in items(symbols, f"{where}.symbols", MAX_SYMBOLS))
     count = len(names)
     model = Model(
@@ -222,7 +220,8 @@ def _model(value: object, where: str) -> Model:
         names,
         tuple(_program(p, at, count) for at, p in items(dim_table, f"{where}.dims", MAX_FRAME)),
         tuple(_program(p, at, count) for at, p in items(slots, f"{where}.slots", MAX_FRAME)),
-        _program(scratch, f"{where}.scratch", count), integer(counters, f"{where}.counters", 0, MAX_FRAME),
+        _program(scratch, f"{where}.scratch", count),
+        _program(cost, f"{where}.cost", count),
         tuple(_constraint(c, at, count) for at, c in items(constraints, f"{where}.constraints", MAX_FRAME)),
         tuple(_node(n, at) for at, n in items(nodes, f"{where}.nodes")),
         mapping(options, f"{where}.options"), mapping(tools, f"{where}.tools"), mapping(notes, f"{where}.notes"))

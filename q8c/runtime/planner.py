@@ -14,6 +14,8 @@ from q8c.runtime.manifest import ALIGNMENT, Model, Tensor
 Shape = tuple[int, ...]
 SIZE_LIMIT = 2**47
 """Every size the code is given is below this, the end of the address space."""
+THREAD_COST = 200_000
+"""Nanoseconds of work that are worth a thread: waking one takes about a tenth of that."""
 
 
 @dataclass(frozen=True)
@@ -21,8 +23,8 @@ class Plan:
     """One run for one set of input shapes.
 
     `symbols` are the sizes found, `outputs` the shapes of the outputs and `output_bytes` what they take together,
-    `tail` the end of the frame (dims table, slot offsets, zeroed counters). The run's working memory is `arena` bytes
-    and `scratch` more for each thread.
+    `tail` the end of the frame (dims table, slot offsets). The run's working memory is `arena` bytes
+    and `scratch` more for each thread. It is worth `threads` threads.
     """
 
     symbols: tuple[int, ...]
@@ -31,6 +33,7 @@ class Plan:
     tail: bytes
     arena: int
     scratch: int
+    threads: int
 
 
 @dataclass(frozen=True)
@@ -56,8 +59,8 @@ class Planner:
         pairs = [p for c in model.constraints for p in (c.left, c.right)]
         self._checks = Tape([*dims, *pairs], len(model.symbols))
         outputs: list[Program] = [p for t in model.outputs for p in t.shape]
-        self._sizes = Tape([*outputs, *model.dims, *model.slots, model.scratch], len(model.symbols))
-        self._tail = struct.Struct(f"={model.frame.counters - model.frame.dims}q{8 * model.counters}x")
+        self._sizes = Tape([*outputs, *model.dims, *model.slots, model.scratch, model.cost], len(model.symbols))
+        self._tail = struct.Struct(f"={model.frame.size - model.frame.dims}q")
 
     def __call__(self, shapes: tuple[Shape, ...]) -> Plan:
         """The plan for these input shapes. Raises InputError where they fit no sizes, or lead to impossible ones."""
@@ -101,6 +104,7 @@ class Planner:
 
     def _plan(self, values: list[int]) -> Plan:
         sizes = _evaluate(self._sizes, values)
+        cost = sizes.pop()
         for size in sizes:
             if not 0 <= size < SIZE_LIMIT:
                 raise InputError(f"the input shapes lead to a size of {size}, which must be in [0, 2**47), "
@@ -121,7 +125,7 @@ class Planner:
         if self._model.scratch != 0:
             offsets.append(arena)
         tail = self._tail.pack(*sizes[used:slots], *offsets)
-        return Plan(tuple(values), tuple(outputs), total, tail, arena, sizes[-1])
+        return Plan(tuple(values), tuple(outputs), total, tail, arena, sizes[-1], max(1, cost // THREAD_COST))
 
     def _wrong(self, index: int, axis: int, shapes: tuple[Shape, ...], reason: str) -> InputError:
         tensor = self._model.inputs[index]

@@ -113,7 +113,7 @@ class Session:
         memory[loaded.tail] = plan.tail
         trace = None
         if self._watcher is None:
-            loaded.workers.run(frame)
+            loaded.workers.run(frame, plan.threads)
         else:
             trace = _traced(loaded, frame, plan)
         status, detail = frame.words[1], frame.words[2]
@@ -188,7 +188,7 @@ def _traced(loaded: _Loaded, frame: Frame, plan: Plan) -> Trace:
     ticks = np.zeros((loaded.workers.threads, len(loaded.model.nodes), 2), np.int64)
     frame.words[FRAME_STAMPS] = address_of(ticks)
     began = time.perf_counter_ns()
-    loaded.workers.run(frame)
+    loaded.workers.run(frame, plan.threads)
     return Trace(plan.symbols, began, time.perf_counter_ns(), ticks[:frame.words[0]])
 
 

@@ -50,7 +50,6 @@ def altered(path: Path, folder: Path, change: str) -> Path:
         image["entries"]["q8c_run"] += 16
     else:
         manifest["model"]["slots"].append(64)
-        manifest["model"]["frame"]["counters"] += 1
         manifest["model"]["frame"]["size"] += 1
     changed = folder / f"{change}.q8c"
     changed.write_bytes(with_manifest(bytes(data), strict_json.dumps(manifest)))

@@ -15,6 +15,7 @@ from q8c.codegen.q8_spec import Q8LinearSpec
 from q8c.codegen.targets import Tier
 from q8c.ir import q8
 from tests.codegen.jit import Loaded, aligned, build, guarded
+from tests.codegen.queues import Queues
 
 
 @cache
@@ -88,9 +89,10 @@ def run(tier: Tier, p: Problem, threads: int = 1, ldy: int | None = None,
     values: dict[str, NDArray[Any] | int] = {
         **p.packed, "a": guarded(a), "row_scale": guarded(p.row_scale), "row_sum": guarded(p.row_sums()),
         "row_zero": guarded(p.row_zero), "y": y, "ldy": stride, "residual": residual,
-        "ldr": stride if in_place else cols, "rows": rows, "threads": threads, "counter": np.zeros(1, np.int64)}
-    args = [values[param] for param, _ in p.spec.params]
-    workers = [threading.Thread(target=loaded, args=(name, *args)) for _ in range(threads)]
+        "ldr": stride if in_place else cols, "rows": rows, "threads": threads}
+    queues = Queues(threads)
+    calls = [[(values | {"queue": queues[t]})[param] for param, _ in p.spec.params] for t in range(threads)]
+    workers = [threading.Thread(target=loaded, args=(name, *args)) for args in calls]
     for worker in workers:
         worker.start()
     for worker in workers:

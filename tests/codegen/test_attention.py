@@ -83,7 +83,7 @@ def _kernel(case: Case, tier: Tier) -> tuple[Kernel, str, Loaded, Graph]:
 
 
 def run(case: Case, feeds: Mapping[str, Array], tier: Tier, threads: int = 1) -> Array:
-    """The kernel's result, every thread's share run in turn; arrays and scratch end at guarded pages."""
+    """The kernel's result, as many pieces run in turn; arrays and scratch end at guarded pages."""
     kernel, name, loaded, graph = _kernel(case, tier)
     env = bind_sizes(graph, feeds)
 
@@ -101,7 +101,7 @@ def run(case: Case, feeds: Mapping[str, Array], tier: Tier, threads: int = 1) ->
 
 def run_everywhere(case: Case, feeds: Mapping[str, Array]) -> Array:
     """The result, which must have the same bits on every tier and with 3 threads."""
-    results = [run(case, feeds, t, threads) for t in runnable_tiers() for threads in (1, 3)]
+    results = [run(case, feeds, t, threads) for t in runnable_tiers() for threads in (1, 3, 16)]
     for other in results[1:]:
         np.testing.assert_array_equal(other, results[0])
         assert (np.signbit(other) == np.signbit(results[0]))[~np.isnan(other)].all()

@@ -14,6 +14,7 @@ from q8c.codegen.f32_linear import F32LinearSpec, emit_f32_linear
 from q8c.codegen.targets import Tier
 from q8c.errors import CompileError
 from tests.codegen.jit import Loaded, aligned, all_tiers, build, guarded, runnable_tiers
+from tests.codegen.queues import Queues
 
 Floats = NDArray[np.float32]
 FUSED = F32LinearSpec(37, 53, bias=True, activation="relu", residual=True)
@@ -40,9 +41,10 @@ def run(tier: Tier, spec: F32LinearSpec, x: dict[str, Floats], threads: int = 1)
     values: dict[str, NDArray[Any] | int] = {
         "a": guarded(x["a"]), "w": aligned(layout.pack_f32(x["w"])), "bias": aligned(layout.pad_cols(x["bias"])),
         "residual": guarded(x["residual"]), "ldr": spec.cols, "y": y, "ldy": spec.cols, "rows": rows,
-        "threads": threads, "counter": np.zeros(1, np.int64)}
-    args = [values[param] for param, _ in spec.params]
-    workers = [threading.Thread(target=loaded, args=(name, *args)) for _ in range(threads)]
+        "threads": threads}
+    queues = Queues(threads)
+    calls = [[(values | {"queue": queues[t]})[param] for param, _ in spec.params] for t in range(threads)]
+    workers = [threading.Thread(target=loaded, args=(name, *args)) for args in calls]
     for worker in workers:
         worker.start()
     for worker in workers:

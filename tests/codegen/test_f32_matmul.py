@@ -17,6 +17,7 @@ from q8c.codegen.targets import Tier
 from q8c.ir import interpret, parse_graph
 from q8c.ir.dims import evaluate
 from tests.codegen.jit import Loaded, all_tiers, guarded, runnable_tiers
+from tests.codegen.queues import Queues
 
 Floats = NDArray[np.float32]
 
@@ -38,7 +39,8 @@ def run(tier: Tier, a: Floats, b: Floats, transpose_b: bool) -> Floats:
     wide = [np.broadcast_to(v, (*batch, *v.shape[-2:])) for v in (a, b)]
     batches = [n for i, size in enumerate(batch) for n in (size, *(v.strides[i] // 4 for v in wide))]
     scratch = np.full(SCRATCH_PER_DEPTH * -(-depth // 16) * 16, 0xFF, np.uint8)
-    args: list[Any] = [guarded(a), guarded(b), y, rows, cols, depth, *batches, scratch, np.zeros(1, np.int64), 0, 1]
+    queues = Queues(1)
+    args: list[Any] = [guarded(a), guarded(b), y, rows, cols, depth, *batches, scratch, 1, queues[0]]
     loaded(name, *args)
     return np.array(y)
 
@@ -95,6 +97,7 @@ def test_nodes_find_their_matrices(shapes: tuple[str, str], transpose_b: bool) -
         kernel.function.linkage = "external"
         sizes = [evaluate(d, dims) for d in kernel.sizes]
         y, scratch = np.zeros_like(exact), np.zeros(evaluate(kernel.scratch or 0, dims), np.uint8)
+        queues = Queues(1)
         run_kernel = Loaded(compile_module(module, tier))
-        run_kernel(kernel.function.name, a, b, y, *sizes, scratch, np.zeros(1, np.int64), 0, 1)
+        run_kernel(kernel.function.name, a, b, y, *sizes, scratch, 1, queues[0])
         np.testing.assert_allclose(y, exact, rtol=0, atol=8 * 2.0**-24 * 30)

@@ -178,7 +178,7 @@ CHANGES: dict[str, tuple[Change, str]] = {
     "no code": (lambda m: m["images"].clear(), "does not lie|sections"),
     "frame too small": (_set("model", "frame", "size", 30), "frame must be the layout"),
     "frame moved": (_set("model", "frame", "dims", 24), "frame must be the layout"),
-    "many counters": (_set("model", "counters", 1 << 40), "counters must be an integer"),
+    "cost over no symbol": (_set("model", "cost", ["$", 2]), "none of the 2"),
     "program over no symbol": (_set("model", "dims", 0, ["$", 2]), "none of the 2"),
     "deep program": (_set("model", "dims", 0, _deep(100)), "levels"),
     "wide program": (_set("model", "slots", 0, ["+", *[1] * 10_000]), "parts"),

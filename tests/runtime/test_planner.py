@@ -88,13 +88,19 @@ def test_constraints() -> None:
 
 
 def test_the_end_of_a_frame() -> None:
-    planner = decoder((BATCH, SEQ, PAST), dims=(SEQ, ("*", SEQ, 2)), slots=(("*", SEQ, 4), 65, 0, 1), scratch=SEQ,
-                      counters=2)
+    planner = decoder((BATCH, SEQ, PAST), dims=(SEQ, ("*", SEQ, 2)), slots=(("*", SEQ, 4), 65, 0, 1), scratch=SEQ)
     plan = planner(((1, 17, 2),))
-    assert struct.unpack("=9q", plan.tail) == (17, 34, 0, 128, 256, 256, 320, 0, 0)
+    assert struct.unpack("=7q", plan.tail) == (17, 34, 0, 128, 256, 256, 320)
     assert (plan.arena, plan.scratch) == (320, 17)
     without = decoder((BATCH, SEQ, PAST), slots=(64,))(((1, 1, 1),))
     assert (struct.unpack("=1q", without.tail), without.arena, without.scratch) == ((0,), 64, 0)
+
+
+def test_a_run_gets_threads_for_its_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("q8c.runtime.planner.THREAD_COST", 20_000)
+    planner = decoder((BATCH, SEQ, PAST), cost=("*", SEQ, 1000))
+    assert [planner(((1, seq, 2),)).threads for seq in (0, 1, 20, 39, 40, 100)] == [1, 1, 1, 1, 2, 5]
+    assert decoder((BATCH, SEQ, PAST), cost=("*", SEQ, 2**50))(((1, 7, 2),)).threads > 1000
 
 
 @pytest.mark.parametrize(("more", "message"), [

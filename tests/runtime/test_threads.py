@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import subprocess
 import sys
 import textwrap
@@ -14,6 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from q8c.errors import Error
 from q8c.runtime import threads
 from q8c.runtime.session import Session, load
 from tests.runtime import native
@@ -31,11 +33,13 @@ def test_any_number_of_threads_gives_the_same_bits(artifact: Path, count: int) -
             check(session, batch=seed % 20, n=seed % 7 * 30, seed=seed)
 
 
-def test_a_frame_is_as_good_as_new_after_a_run(artifact: Path) -> None:
+def test_a_pool_is_as_good_as_new_after_a_run(artifact: Path) -> None:
     with load(artifact, threads=4) as session:
         check(session)
-        words = session._open().frames[-1].words
-        assert words[8] == 0 and words[17] == 0 and words[16] > 0
+        pool = session._open().workers._pool
+        assert pool is not None
+        words = pool.words
+        assert words[16] == native.PHASES and words[24] == words[25] == 0 and threads._CORES.taken == 0
 
 
 def test_workers_start_with_the_first_run(artifact: Path) -> None:
@@ -86,27 +90,108 @@ def test_many_threads_on_one_session(artifact: Path) -> None:
         for user in users:
             user.join()
     assert not failures
-    assert threads._CORES._taken == 0
+    assert threads._CORES.taken == 0
 
 
-def test_a_run_that_finds_the_workers_busy_goes_alone(artifact: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def threads_of(session: Session) -> int:
+    """How many threads the last run was given."""
+    return session._open().frames[-1].words[0]
+
+
+def test_a_run_that_finds_the_workers_busy_goes_alone(artifact: Path) -> None:
     with load(artifact, threads=2) as session:
-        workers = session._open().workers
-        with workers._busy:
-            check(session)
-        assert workers._pool is None
-        monkeypatch.setattr(threads._CORES, "_taken", 10**6)
         check(session)
-        assert session._open().frames[-1].words[0] == 1
+        assert threads_of(session) == 2
+        pool = session._open().workers._pool
+        assert pool is not None
+        pool.words[24] = 1
+        check(session)
+        assert threads_of(session) == 1
+        pool.words[24] = 0
+        check(session)
+        assert threads_of(session) == 2
 
 
-def test_sessions_share_the_cores(monkeypatch: pytest.MonkeyPatch) -> None:
-    cores = threads._Cores()
+def test_sessions_share_the_cores(artifact: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("q8c.runtime.cpu.count", lambda: 8)
-    assert cores.take(6) and not cores.take(3) and cores.take(2) and not cores.take(2)
-    cores.give_back(6)
-    cores.give_back(2)
-    assert cores.take(64)
+    cores = threads._CORES
+    with load(artifact, threads=6) as session:
+        for taken, given in ((0, 6), (1, 6), (2, 6), (3, 5), (7, 1), (8, 1), (100, 1)):
+            cores.taken = taken
+            check(session)
+            assert (threads_of(session), cores.taken) == (given, taken)
+        cores.taken = 0
+    with load(artifact, threads=12) as session:  # more than there are, as asked for
+        check(session)
+        assert threads_of(session) == 12
+
+
+def test_no_run_waits_for_a_worker_that_has_not_come(artifact: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    life, late = threads._work, threading.Event()
+
+    def come_late(*args: Any) -> None:
+        late.wait(20)
+        life(*args)
+    monkeypatch.setattr(threads, "_work", come_late)
+    with load(artifact, threads=3) as session:
+        for seed in range(20):
+            check(session, batch=30, seed=seed)
+            assert threads_of(session) == 3
+        late.set()
+        for seed in range(20):
+            check(session, batch=30, seed=seed)
+
+
+def test_runs_of_all_lengths_one_after_the_other(artifact: Path) -> None:
+    """Workers that come late to a short run meet the next one, with another frame, at any place."""
+    with load(artifact, threads=3) as session:
+        for seed in range(400):
+            check(session, batch=seed * 7 % 50, n=seed * 13 % 90, seed=seed)
+
+
+def test_an_interrupt_leaves_no_trace(artifact: Path) -> None:
+    """Wherever in a run it comes, the next runs have their workers again."""
+    class Interrupted(BaseException):
+        """Of no family that a library would catch, as KeyboardInterrupt is not."""
+
+    def interrupt(*_: object) -> None:
+        raise Interrupted
+    before = signal.signal(signal.SIGALRM, interrupt)
+    hits = 0
+    try:
+        with load(artifact, threads=2) as session:
+            check(session)
+            for n in range(300):
+                try:
+                    signal.setitimer(signal.ITIMER_REAL, 1e-6 + n % 60 * 3e-6)
+                    while True:
+                        check(session, batch=3, n=4)
+                except Interrupted:
+                    hits += 1
+            check(session)
+            assert hits == 300
+            assert threads_of(session) == 2 and threads._CORES.taken == 0
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+
+
+def run_or_find_closed(session: Session) -> None:
+    try:
+        check(session, 200, 200)
+    except Error as error:
+        assert "is closed" in str(error)
+
+
+def test_close_waits_for_the_run_that_has_the_workers(artifact: Path) -> None:
+    for n in range(20):
+        session = load(artifact, threads=2)
+        check(session)
+        user = threading.Thread(target=run_or_find_closed, args=(session,))
+        user.start()
+        time.sleep(n * 1e-4)
+        session.close()
+        user.join()
 
 
 def test_where_no_thread_can_be_started(artifact: Path, monkeypatch: pytest.MonkeyPatch,
