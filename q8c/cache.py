@@ -6,7 +6,7 @@ import os
 from importlib.metadata import version
 from pathlib import Path
 
-from q8c import __version__
+import q8c
 from q8c.errors import ArtifactError, CompileError
 from q8c.extras import require_compiler
 from q8c.runtime.session import Session, load
@@ -62,7 +62,7 @@ def _place(model: str, target: str) -> Path:
 def _compiler() -> str:
     """What the bytes of a compiled file depend on besides the model: the versions, and the compiler's own source."""
     digest = hashlib.sha256()
-    root = Path(__file__).parent
-    for source in sorted(root.rglob("*.py")):
+    root = Path(q8c.__file__).parent
+    for source in sorted([*root.rglob("*.py"), *root.glob("compiler.zip")]):
         digest.update(str(source.relative_to(root)).encode() + source.read_bytes())
-    return f"{__version__} {version('llvmlite')} {version('onnx')} {digest.hexdigest()}"
+    return f"{q8c.__version__} {version('llvmlite')} {version('onnx')} {digest.hexdigest()}"

@@ -9,7 +9,7 @@ import onnx
 import pytest
 
 import q8c
-from q8c import cache, compiler
+from q8c import compiler
 from tests import models
 
 X = np.ones((2, 32), np.float32)
@@ -88,9 +88,21 @@ def test_rebuild_does_not_trust_the_cache(folder: Path, model: Path, compilation
 def test_a_change_of_the_compiler_is_a_change(folder: Path, model: Path, monkeypatch: pytest.MonkeyPatch,
                                               compilations: list[str]) -> None:
     q8c.load(model)
-    monkeypatch.setattr(cache, "__version__", "9.9")
+    monkeypatch.setattr(q8c, "__version__", "9.9")
     q8c.load(model)
     assert len(compilations) == 2
+
+
+@pytest.mark.parametrize("name", ["passes/fold.py", "compiler.zip"])  # in a clone and in an installation
+def test_a_change_of_the_compilers_source_is_a_change(folder: Path, model: Path, monkeypatch: pytest.MonkeyPatch,
+                                                      compilations: list[str], tmp_path: Path, name: str) -> None:
+    source = tmp_path / "q8c" / name
+    source.parent.mkdir(parents=True)
+    monkeypatch.setattr(q8c, "__file__", str(tmp_path / "q8c/__init__.py"))
+    for content, expected in (("one", 1), ("two", 2), ("one", 2)):
+        source.write_text(content)
+        q8c.load(model)
+        assert len(compilations) == expected
 
 
 def test_places_that_cannot_be(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

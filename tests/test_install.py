@@ -2,6 +2,9 @@
 from __future__ import annotations
 
 import importlib.util
+import io
+import json
+import os
 import shutil
 import subprocess
 import sys
@@ -17,31 +20,51 @@ from onnx import TensorProto, helper, numpy_helper
 import q8c
 
 ROOT = Path(__file__).parent.parent
-MAX_INSTALLED = 1_000_000  # bytes that the run time may add to numpy
+MAX_INSTALLED = 1_000_000  # bytes that the run time may add to numpy, bytecode included
 RUN_BARE = """
 import importlib.util, sys
 import numpy as np
 import q8c
+assert q8c.__file__.startswith(sys.prefix), q8c.__file__
 for name in ("llvmlite", "onnx", "networkx", "onnxruntime"):
     assert importlib.util.find_spec(name) is None, name
 model, feed, output = sys.argv[1:]
 np.save(output, q8c.load(model)(x=np.load(feed))["y"])
 """
+COMPILE_FROM_ZIP = """
+import json, os, pickle, sys, traceback
+sys.path += json.loads(sys.argv[1])
+import q8c, q8c.compiler
+from q8c.codegen.parallel import Generators
+assert q8c.compiler.__file__.endswith("compiler.zip/compiler.py"), q8c.compiler.__file__
+model, output, os.environ["Q8C_CACHE"] = sys.argv[2:]
+q8c.compile(model, output, target="all")
+assert q8c.load(model)(x=[[1.0] * 32] * 2)["y"].shape == (2, 48)
+with Generators(1) as generators:  # whose processes compile nothing, and are never missed, if they cannot import
+    assert pickle.load(generators._helpers[0]._process.stdout) == "ready"
+try:
+    q8c.compile(b"no model")
+except q8c.CompileError as error:
+    print([frame.line for frame in traceback.extract_tb(error.__traceback__) if "compiler.zip" in frame.filename][-1])
+"""
 
 
 @pytest.fixture(scope="module")
-def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The wheel of this tree, built from a copy so that nothing is left in the tree."""
-    folder = tmp_path_factory.mktemp("wheel")
-    source = folder / "source"
-    shutil.copytree(ROOT / "q8c", source / "q8c", ignore=shutil.ignore_patterns("__pycache__"))
+def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of what the package is made from, so that building leaves nothing in the tree."""
+    folder = tmp_path_factory.mktemp("source")
+    shutil.copytree(ROOT / "q8c", folder / "q8c", ignore=shutil.ignore_patterns("__pycache__"))
     for name in ("passes", "runtime"):
-        (source / name).symlink_to(f"q8c/{name}")
-    for name in ("pyproject.toml", "README.md", "LICENSE"):
-        shutil.copy(ROOT / name, source)
-    pip("wheel", "--no-deps", "--no-build-isolation", "--no-index", "-w", str(folder), str(source))
-    (built,) = folder.glob("*.whl")
-    return built
+        (folder / name).symlink_to(f"q8c/{name}")
+    for name in ("pyproject.toml", "setup.py", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def wheel(source: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The wheel of this tree."""
+    return built_wheel(source, tmp_path_factory.mktemp("wheel"))
 
 
 @pytest.fixture(scope="module")
@@ -57,6 +80,27 @@ def bare(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     for part in Path(spec.origin).parent.parent.glob("numpy*"):
         (packages / part.name).symlink_to(part)
     return folder / "bin"
+
+
+def built_wheel(source: Path, folder: Path) -> Path:
+    """The wheel pip makes of a folder or an archive of sources."""
+    pip("wheel", "--no-deps", "--no-build-isolation", "--no-index", "-w", str(folder), str(source))
+    (built,) = folder.glob("*.whl")
+    return built
+
+
+def packed(wheel: Path) -> zipfile.ZipFile:
+    """The file in a wheel that holds the compiler."""
+    with zipfile.ZipFile(wheel) as archive:
+        return zipfile.ZipFile(io.BytesIO(archive.read("q8c/compiler.zip")))
+
+
+def run(*words: str | Path) -> str:
+    """What a command prints that is run outside the tree; it may leave bytecode behind, as it does for users."""
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
+    done = subprocess.run(words, capture_output=True, text=True, env=environment, cwd=Path(words[0]).parent)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
 
 
 def pip(*arguments: str) -> None:
@@ -76,13 +120,32 @@ def linear_model() -> onnx.ModelProto:
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
 
 
-def test_wheel_holds_one_small_package(wheel: Path) -> None:
+def test_wheel_holds_the_run_time_as_files_and_the_compiler_as_one(source: Path, wheel: Path) -> None:
     with zipfile.ZipFile(wheel) as archive:
-        entries = archive.infolist()
-    tops = {entry.filename.partition("/")[0] for entry in entries}
-    assert tops == {"q8c", f"q8c-{q8c.__version__}.dist-info"}
-    assert "q8c/py.typed" in {entry.filename for entry in entries}
-    assert sum(entry.file_size for entry in entries) <= MAX_INSTALLED
+        names = archive.namelist()
+    assert {name.partition("/")[0] for name in names} == {"q8c", f"q8c-{q8c.__version__}.dist-info"}
+    assert {name.split("/")[1] for name in names if name.startswith("q8c/")} == {
+        "__init__.py", "errors.py", "extras.py", "py.typed", "cli", "runtime", "compiler.zip"}
+    with packed(wheel) as archive:
+        inside = archive.namelist()
+    sources = {path.relative_to(source / "q8c").as_posix() for path in (source / "q8c").rglob("*.py")}
+    plain = {name.removeprefix("q8c/") for name in names if name.endswith(".py")}
+    assert plain.isdisjoint(inside) and plain.union(inside) == sources
+
+
+@pytest.mark.slow
+def test_same_sources_are_packed_into_the_same_bytes(source: Path, wheel: Path, tmp_path: Path) -> None:
+    """Also by way of the archive of sources, whatever the date."""
+    subprocess.run([sys.executable, "-c", "from setuptools import build_meta; build_meta.build_sdist('dist')"],
+                   cwd=source, check=True, capture_output=True)
+    (archive,) = (source / "dist").glob("*.tar.gz")
+    shutil.unpack_archive(archive, tmp_path)
+    (extracted,) = tmp_path.iterdir()
+    for path in extracted.rglob("*.py"):
+        os.utime(path, (1_000_000_000, 1_000_000_000))
+    with packed(wheel) as one, packed(built_wheel(extracted, tmp_path)) as other:
+        assert one.fp is not None and other.fp is not None
+        assert one.fp.read() == other.fp.read()
 
 
 def test_wheel_asks_for_numpy_only(wheel: Path) -> None:
@@ -97,9 +160,33 @@ def test_compiled_file_runs_where_only_numpy_is(bare: Path, tmp_path: Path) -> N
     x = np.random.default_rng(4).normal(size=(5, 32)).astype(np.float32)
     feed, output = tmp_path / "x.npy", tmp_path / "y.npy"
     np.save(feed, x)
-    done = subprocess.run([bare / "python", "-c", RUN_BARE, path, feed, output], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+    run(bare / "python", "-c", RUN_BARE, path, feed, output)
     np.testing.assert_array_equal(np.load(output), q8c.load(path)(x=x)["y"])
+
+
+def test_install_stays_small_when_its_verbs_have_run(bare: Path, tmp_path: Path) -> None:
+    path = q8c.compile(linear_model(), tmp_path / "linear.q8c")
+    assert "compile" in run(bare / "q8c", "--help")
+    assert "y: float32[1, 48]" in run(bare / "q8c", "run", path, "-s", "rows=1")
+    assert "q8_linear" in run(bare / "q8c", "inspect", path)
+    assert json.loads(run(bare / "q8c", "bench", path, "-n", "1", "--json"))["runs"] == 1
+    assert "q8_linear" in run(bare / "q8c", "profile", path)
+    (packages,) = bare.parent.glob("lib/python*/site-packages")
+    added = [bare / "q8c", *(path for top in packages.glob("q8c*") for path in (top, *top.rglob("*")))]
+    assert any(path.suffix == ".pyc" for path in added)
+    assert sum(path.stat().st_size for path in added) <= MAX_INSTALLED
+
+
+@pytest.mark.slow
+def test_compiles_from_the_packed_file_to_the_same_bytes(bare: Path, tmp_path: Path) -> None:
+    """With this environment's packages behind the installed q8c."""
+    model, ours, theirs = tmp_path / "linear.onnx", tmp_path / "ours.q8c", tmp_path / "theirs.q8c"
+    onnx.save(linear_model(), model)
+    q8c.compile(model, ours, target="all")
+    others = json.dumps([path for path in sys.path if path.endswith("-packages")])
+    printed = run(bare / "python", "-c", COMPILE_FROM_ZIP, others, model, theirs, tmp_path / "cache")
+    assert printed.startswith("raise CompileError"), printed
+    assert theirs.read_bytes() == ours.read_bytes()
 
 
 def test_command_line_says_what_compiling_needs(bare: Path, tmp_path: Path) -> None:
