@@ -149,10 +149,26 @@ def _busy(trace: Trace) -> np.ndarray[Any, Any]:
 
 
 def _waits(trace: Trace) -> np.ndarray[Any, Any]:
-    """Ticks between the end of each node and the beginning of the next, all threads together."""
+    """Ticks that threads were in no node while the run was on, put to the nodes the others were in then.
+
+    A thread that comes late, or not at all, has no stamps for the nodes it missed.
+    """
     waits = np.zeros(trace.ticks.shape[1], np.int64)
-    timed = np.flatnonzero(trace.ticks[:, :, 1].any(axis=0))
-    waits[timed[:-1]] = (trace.ticks[:, timed[1:], 0] - trace.ticks[:, timed[:-1], 1]).sum(axis=0)
+    ends = trace.ticks[:, :, 1].max(axis=0)
+    timed = np.flatnonzero(ends)
+    ends = np.maximum.accumulate(ends[timed])
+    for stamps in trace.ticks[:, timed]:
+        mine = np.flatnonzero(stamps[:, 1])
+        begins = np.append(stamps[mine, 0], trace.last)
+        since = np.insert(stamps[mine, 1], 0, trace.first)
+        for number, (begin, end) in enumerate(zip(since, begins, strict=True)):
+            missed = range(mine[number - 1] if number else 0, mine[number] if number < len(mine) else len(timed))
+            for node in missed[:-1]:
+                until = min(max(begin, ends[node]), end)
+                waits[timed[node]] += until - begin
+                begin = until
+            if end > begin:
+                waits[timed[missed[-1] if missed else 0]] += end - begin
     return waits
 
 

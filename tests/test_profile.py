@@ -89,10 +89,18 @@ def test_times_and_waits_add_up() -> None:
     assert [r.label for r in found.rows] == ["linear 8x4", "neg"] and found.rows[0].name == "first"
     linear, neg = found.rows
     assert linear.seconds == pytest.approx(150e-9) and neg.seconds == pytest.approx(75e-9)
-    assert linear.wait == pytest.approx((50 + 150) / 2 * 1e-9) and neg.wait == 0
+    assert linear.wait == pytest.approx(100e-9) and neg.wait == pytest.approx(25e-9)
     assert found.seconds == pytest.approx(500e-9) and found.outside == pytest.approx(150e-9)
     assert (found.runs, found.threads, found.sizes) == (2, 2, {"n": 3})
     assert linear.floor is None and linear.share is None
+
+
+def test_a_thread_that_misses_a_node_waits_behind_it() -> None:
+    late = trace([(0, 0), (1000, 1400), (0, 0), (1400, 1500)], [(0, 0), (0, 0), (0, 0), (1420, 1500)])
+    never = trace([(0, 0), (9000, 9400), (0, 0), (9400, 9500)], [(0, 0)] * 4, began=4000)
+    linear, neg = profile(graph(), ["n"], [late, never]).rows
+    assert linear.seconds == pytest.approx(100e-9) and linear.wait == pytest.approx((420 + 400) / 2 / 4 * 1e-9)
+    assert neg.seconds == pytest.approx((90 + 50) / 2 / 2 * 1e-9) and neg.wait == pytest.approx(100 / 2 / 4 * 1e-9)
 
 
 def test_runs_that_had_no_workers_are_left_out() -> None:
