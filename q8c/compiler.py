@@ -89,8 +89,7 @@ def compile_model(model: Source, output: str | os.PathLike[str] | None = None, *
     Raises CompileError and UnsupportedError; nothing is left under the output's name then.
     """
     options = options or Options()
-    if options.numerics not in NUMERICS:
-        raise CompileError(f"numerics {options.numerics!r} are unknown; expected {' or '.join(NUMERICS)}")
+    _check_options(options)
     passes = pipeline(options)
     tiers = tiers_of(target)
     path = output_path(model, output)
@@ -121,6 +120,19 @@ def compile_model(model: Source, output: str | os.PathLike[str] | None = None, *
     return Result(path, graph, report, products_of(graph, names, report, options.quantize), measured,
                   tuple(generated), stages.seconds, model_weight_bytes, sum(c.nbytes for c in _layout(packed)),
                   path.stat().st_size)
+
+
+def _check_options(options: Options) -> None:
+    """Raise CompileError for options of a wrong type, or numerics that do not exist; passes check their own."""
+    for name in ("quantize", "balance"):
+        if not isinstance(getattr(options, name), bool):
+            raise CompileError(f"{name} must be True or False, got {getattr(options, name)!r}")
+    if not isinstance(options.weights, str):
+        raise CompileError(f"weights must be the name of a format, got {options.weights!r}")
+    if not all(isinstance(name, str) for name in options.keep):
+        raise CompileError(f"keep must be a list of names, got {list(options.keep)!r}")
+    if options.numerics not in NUMERICS:
+        raise CompileError(f"numerics {options.numerics!r} are unknown; expected {' or '.join(NUMERICS)}")
 
 
 def _helpers(graph: Graph, tiers: Sequence[Tier]) -> int:
@@ -155,18 +167,22 @@ def output_path(model: Source, output: str | os.PathLike[str] | None) -> Path:
     source = Path(model) if isinstance(model, (str, os.PathLike)) else None
     if source is not None and source.is_dir():
         raise CompileError(f"the model {source} is a folder; name the ONNX file in it")
-    if output is not None:
-        path = Path(os.fsdecode(output))
-    elif source is not None and source.name:
-        path = source.with_suffix(".q8c")
-    else:
+    if output is None and (source is None or not source.name):
         raise CompileError("a model given as bytes or ModelProto has no name; state the output file")
-    if path.is_dir():
-        raise CompileError(f"the output {path} is a folder; name a file in it")
-    if not path.parent.is_dir():
-        raise CompileError(f"the output's folder {path.parent} does not exist; make it first")
-    if source is not None and path.exists() and source.exists() and path.samefile(source):
-        raise CompileError(f"the output {path} is the model itself; name another file")
+    try:
+        path = source.with_suffix(".q8c") if output is None and source is not None else Path(os.fsdecode(output or ""))
+        os.path.realpath(path)  # pathlib's questions hide what cannot be a name
+        if path.is_dir():
+            raise CompileError(f"the output {path} is a folder; name a file in it")
+        if path.exists() and not path.is_file():
+            raise CompileError(f"the output {path} is a device, a pipe or the like; name a file")
+        if not path.parent.is_dir():
+            raise CompileError(f"the output's folder {path.parent} does not exist; make it first")
+        if source is not None and path.exists() and source.exists() and path.samefile(source):
+            raise CompileError(f"the output {path} is the model itself; name another file")
+    except (TypeError, ValueError, OSError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise CompileError(f"cannot write to the output {output!r:.200} ({reason}); name a file") from error
     return path
 
 

@@ -1,6 +1,7 @@
 """Files that appear under their name complete or not at all."""
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -12,9 +13,12 @@ def replacing(path: str) -> Iterator[BinaryIO]:
     """An empty file, open for reading and writing, that takes `path`'s place when the block ends without an exception.
 
     Until then it has no name where the file system can do that, so that even a killed process leaves nothing behind,
-    and else a hidden temporary one in the same folder. A link at `path` is followed. Raises OSError.
+    and else a hidden temporary one in the same folder. A link at `path` is followed; what is there and no regular file,
+    such as a device, is never replaced. Raises OSError.
     """
     path = os.path.realpath(path)
+    if os.path.exists(path) and not os.path.isfile(path) and not os.path.isdir(path):
+        raise OSError(errno.EINVAL, "there is something that is no regular file", path)
     folder, name = os.path.split(path)
     temporary = os.path.join(folder, f".{name[:200]}.{os.urandom(6).hex()}.tmp")
     descriptor, nameless = _create(folder, temporary)

@@ -2,7 +2,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 
@@ -65,7 +65,10 @@ class Signature:
     def select(self, names: Sequence[str]) -> list[int]:
         """Indices of outputs by name. Raises InputError naming those that do not exist."""
         known = self._output_indices
-        if isinstance(names, str) or not all(isinstance(name, str) for name in names):
+        if isinstance(names, str) or not isinstance(names, Iterable):
+            raise InputError(f"output names must be a list of strings or None, got {names!r}")
+        names = list(names)
+        if not all(isinstance(name, str) for name in names):
             raise InputError(f"output names must be a list of strings or None, got {names!r}")
         unknown = [name for name in names if name not in known]
         if unknown:

@@ -93,6 +93,15 @@ def test_places_that_cannot_be_written(tmp_path: Path) -> None:
     assert os.listdir(tmp_path) == ["folder"] and os.listdir(tmp_path / "folder") == []
 
 
+def test_what_is_no_regular_file_is_not_replaced(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "link").symlink_to("pipe")
+    for name in ("pipe", "link"):
+        with pytest.raises(ArtifactError, match="there is something that is no regular file"):
+            native.write(tmp_path / name)
+    assert (tmp_path / "pipe").is_fifo() and (tmp_path / "link").is_symlink()
+
+
 def test_a_full_disk(tmp_path: Path) -> None:
     script = """
         import resource, sys
