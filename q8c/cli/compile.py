@@ -24,7 +24,8 @@ def configure(verb: argparse.ArgumentParser) -> None:
     verb.add_argument("model", type=Path, help="the ONNX file")
     verb.add_argument("-o", "--output", type=Path, help="the file to write (default: beside the model, .q8c)")
     verb.add_argument("--target", default="native", metavar="TIER,...",
-                      help="native (the best tier of this CPU; default), all, or some of avx2,avx-vnni,avx512-vnni")
+                      help="native (the best tier of this CPU; default), all, or some of "
+                           "avx2,avx-vnni,avx512-vnni,amx-int8")
     verb.add_argument("--weights", default="q8-channel", metavar="FORMAT",
                       help="weight format: q8-channel (default), q8-block128, q8-block64, q8-block32, each slower and "
                            "closer than the one before, or auto")

@@ -13,8 +13,8 @@ TRIPLE = "x86_64-unknown-linux-gnu"
 _AVX2 = ("avx", "avx2", "bmi", "bmi2", "f16c", "fma", "lzcnt", "movbe", "popcnt")
 _AVX512 = ("avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl")
 
-EXTRAS = ("avx512bf16",)
-"""LLVM features a tier may carry on top of its own (`Tier.with_extras`)."""
+EXTRAS = {"avx512bf16": "avx512f", "amx-bf16": "amx-tile"}
+"""LLVM features a tier may carry on top of its own (`Tier.with_extras`), and what it needs of its own for each."""
 
 
 @dataclass(frozen=True)
@@ -54,8 +54,9 @@ class Tier:
     def with_extras(self, *extras: str) -> Tier:
         """This tier with optional features on top; CompileError for one that is unknown or does not fit."""
         for extra in extras:
-            if extra not in EXTRAS or not self.has("avx512f"):
-                raise CompileError(f"tier {self.name} cannot have the extra {extra!r}; extras are {EXTRAS} on avx512")
+            if extra not in EXTRAS or not self.has(EXTRAS[extra]):
+                known = ", ".join(f"{name} on {needs}" for name, needs in EXTRAS.items())
+                raise CompileError(f"tier {self.name} cannot have the extra {extra!r}; extras are {known}")
         return replace(self, extras=tuple(sorted({*self.extras, *extras})))
 
 
@@ -65,6 +66,7 @@ TIERS: dict[str, Tier] = {
         Tier("avx2", "x86-64-v3", _AVX2, 256, 16),
         Tier("avx-vnni", "x86-64-v3", (*_AVX2, "avxvnni"), 256, 16),
         Tier("avx512-vnni", "x86-64-v4", (*_AVX2, *_AVX512, "avx512vnni"), 512, 32),
+        Tier("amx-int8", "x86-64-v4", (*_AVX2, *_AVX512, "avx512vnni", "amx-tile", "amx-int8"), 512, 32),
     )
 }
 """Every tier by name, from the oldest CPUs to the newest."""
@@ -91,6 +93,13 @@ _INTRINSIC_FEATURES: dict[str, tuple[str, ...]] = {
     "llvm.x86.avx512.vpdpbusd.512": ("avx512vnni",),
     "llvm.x86.avx512.vpdpwssd.256": ("avxvnni", "avx512vnni"),
     "llvm.x86.avx512.vpdpwssd.512": ("avx512vnni",),
+    "llvm.x86.ldtilecfg": ("amx-tile",),
+    "llvm.x86.tilerelease": ("amx-tile",),
+    "llvm.x86.tilezero": ("amx-tile",),
+    "llvm.x86.tileloadd64": ("amx-tile",),
+    "llvm.x86.tilestored64": ("amx-tile",),
+    "llvm.x86.tdpbsud": ("amx-int8",),
+    "llvm.x86.tdpbf16ps": ("amx-bf16",),
     "llvm.x86.avx512bf16.dpbf16ps.512": ("avx512bf16",),
     "llvm.x86.avx512bf16.cvtneps2bf16.512": ("avx512bf16",),
     "llvm.x86.avx512bf16.cvtne2ps2bf16.512": ("avx512bf16",),

@@ -33,14 +33,16 @@ class Grid:
         work: multiply-adds per row over all columns.
         tile_rows: rows worth keeping together.
         block_rows: rows that still fit the second-level cache; no task has more.
-        group_bytes: weights of one column group.
+        group_bytes: weights of one column group, if runs of them must stay in the cache.
+        grain: multiply-adds below which another task is not worth its dispatch.
     """
 
     groups: int
     work: int
     tile_rows: int
     block_rows: int
-    group_bytes: int
+    group_bytes: int = 0
+    grain: int = GRAIN
 
 
 @dataclass(frozen=True)
@@ -61,11 +63,13 @@ def for_tasks(b: Builder, grid: Grid, rows: Value, threads: Value, queue: Value,
     Tasks are numbered along the columns first, so that a thread's part of them is a stretch of rows where it can be.
     """
     groups = constant(I64, grid.groups)
-    worth = b.add(b.div(b.mul(rows, grid.work), GRAIN), 1)
+    worth = b.add(b.div(b.mul(rows, grid.work), grid.grain), 1)
     wanted = b.select(b.icmp("==", threads, 1), 1, b.imin(b.mul(threads, TASKS_PER_THREAD), worth))
-    run_bytes = b.imin(b.imax(b.mul(rows, RUN_BYTES_PER_ROW), RUN_BYTES[0]), RUN_BYTES[1])
-    reused = b.icmp(">", rows, grid.tile_rows)
-    run_groups = b.select(reused, b.imax(b.div(run_bytes, grid.group_bytes), 1), groups)
+    run_groups = groups
+    if grid.group_bytes:
+        run_bytes = b.imin(b.imax(b.mul(rows, RUN_BYTES_PER_ROW), RUN_BYTES[0]), RUN_BYTES[1])
+        reused = b.icmp(">", rows, grid.tile_rows)
+        run_groups = b.select(reused, b.imax(b.div(run_bytes, grid.group_bytes), 1), groups)
     each = b.select(b.icmp(">=", rows, b.mul(threads, grid.tile_rows * TILES_PER_THREAD)), threads, 1)
     blocks = b.mul(b.ceildiv(b.ceildiv(rows, grid.block_rows), each), each)
     runs = b.imax(b.imin(b.ceildiv(wanted, blocks), groups), b.ceildiv(groups, run_groups))

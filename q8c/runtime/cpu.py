@@ -1,6 +1,8 @@
 """What this machine can execute, and how many cores this process may use."""
 from __future__ import annotations
 
+import ctypes
+import functools
 import os
 import platform
 import sys
@@ -14,6 +16,7 @@ _V3 = ("avx", "avx2", "bmi", "bmi2", "cx16", "f16c", "fma", "lzcnt", "movbe", "p
 _V4 = (*_V3, "avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl")
 
 TIERS: dict[str, tuple[str, ...]] = {
+    "amx-int8": (*_V4, "avx512vnni", "amx-tile", "amx-int8"),
     "avx512-vnni": (*_V4, "avx512vnni"),
     "avx-vnni": (*_V3, "avxvnni"),
     "avx2": _V3,
@@ -24,6 +27,8 @@ TIERS: dict[str, tuple[str, ...]] = {
 _LLVM_NAMES = {"abm": "lzcnt", "bmi1": "bmi", "lahf_lm": "sahf", "pni": "sse3", "sse4_1": "sse4.1", "sse4_2": "sse4.2",
                "sha_ni": "sha", "amx_tile": "amx-tile", "amx_int8": "amx-int8", "amx_bf16": "amx-bf16",
                "pclmulqdq": "pclmul", "rdrand": "rdrnd"}
+_ARCH_PRCTL, _ARCH_REQ_XCOMP_PERM, _XTILEDATA = 158, 0x1023, 18
+_AMX = frozenset({"amx-tile", "amx-int8", "amx-bf16"})
 _FIRST_CPU = 16384  # enough of /proc/cpuinfo for its first CPU; reading all of it is slow on large machines
 
 
@@ -38,7 +43,8 @@ def features(cpuinfo: str = "/proc/cpuinfo") -> frozenset[str]:
     """Features of this CPU that the system lets programs use, in LLVM's names.
 
     Linux lists a vector extension only when it has enabled the register state it needs (XCR0), so no further test is
-    due. Empty where the file has no flags.
+    due; but for AMX, whose state is large, a process must also ask. That is done here, and AMX left out if the system
+    refuses. Empty where the file has no flags.
     """
     try:
         with open(cpuinfo, "rb") as file:
@@ -48,8 +54,20 @@ def features(cpuinfo: str = "/proc/cpuinfo") -> frozenset[str]:
     for line in text.splitlines():
         name, _, value = line.partition(":")
         if name.strip() == "flags":
-            return frozenset(_LLVM_NAMES.get(flag, flag.replace("_", "")) for flag in value.split())
+            found = frozenset(_LLVM_NAMES.get(flag, flag.replace("_", "")) for flag in value.split())
+            return found if "amx-tile" not in found or _may_use_tiles() else found - _AMX
     return frozenset()
+
+
+@functools.cache
+def _may_use_tiles() -> bool:
+    """Whether the system gives this process (all its threads, and its forks) AMX's tile registers, asked once.
+
+    It refuses where a thread has an alternate signal stack too small for them, or seccomp forbids the question.
+    """
+    libc = ctypes.CDLL(None)
+    arguments = (ctypes.c_long(n) for n in (_ARCH_PRCTL, _ARCH_REQ_XCOMP_PERM, _XTILEDATA))
+    return int(libc.syscall(*arguments)) == 0
 
 
 def pick(images: Mapping[str, tuple[str, ...]], wanted: str | None = None,

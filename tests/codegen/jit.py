@@ -5,7 +5,6 @@ import ctypes
 import mmap
 from collections.abc import Callable
 from functools import cache
-from pathlib import Path
 from typing import Any
 
 import llvmlite.binding as llvm
@@ -16,28 +15,28 @@ from numpy.typing import NDArray
 
 from q8c.codegen.module import Compiled, compile_module, new_module
 from q8c.codegen.targets import TIERS, Tier
-
-_CPU_FLAGS = {"avx2": {"avx2", "fma", "bmi2", "f16c"}, "avx-vnni": {"avx2", "fma", "bmi2", "f16c", "avx_vnni"},
-              "avx512-vnni": {"avx512f", "avx512bw", "avx512dq", "avx512vl", "avx512_vnni"}}
+from q8c.runtime import cpu
 
 
-@cache
-def cpu_flags() -> frozenset[str]:
-    """What this machine's first CPU says it has."""
-    text = Path("/proc/cpuinfo").read_text()
-    return frozenset(next(line for line in text.splitlines() if line.startswith("flags")).split(":")[1].split())
+def _lacking(tier: Tier) -> list[str]:
+    return sorted({*cpu.TIERS[tier.name], *tier.extras} - cpu.features())
 
 
-all_tiers = pytest.mark.parametrize("tier", [
-    pytest.param(t, id=t.name, marks=pytest.mark.skipif(
-        not _CPU_FLAGS[t.name] <= cpu_flags(), reason=f"this CPU lacks {_CPU_FLAGS[t.name] - cpu_flags()}"))
-    for t in TIERS.values()])
+def tiers(*chosen: Tier) -> pytest.MarkDecorator:
+    """Parametrizes a test over some tiers, skipping those this CPU cannot run."""
+    return pytest.mark.parametrize("tier", [
+        pytest.param(t, id="+".join((t.name, *t.extras)), marks=pytest.mark.skipif(
+            bool(_lacking(t)), reason=f"this CPU, or what the system lets this process use of it, lacks {_lacking(t)}"))
+        for t in chosen])
+
+
+all_tiers = tiers(*TIERS.values())
 """Parametrizes a test over every tier this CPU can run."""
 
 
 def runnable_tiers() -> list[Tier]:
     """The tiers this CPU can run."""
-    return [t for t in TIERS.values() if _CPU_FLAGS[t.name] <= cpu_flags()]
+    return [t for t in TIERS.values() if not _lacking(t)]
 
 
 class Loaded:

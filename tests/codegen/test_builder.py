@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from q8c.codegen.builder import F32, I8, I32, I64, LANES, PTR, V16B, V16F, V16I, Builder
+from q8c.codegen.builder import F32, I8, I32, I64, LANES, PTR, V16B, V16F, V16I, VOID, Builder, constant
 from q8c.codegen.module import compile_module, new_module, undefined_symbols
-from q8c.codegen.targets import TIERS, Tier, tier
+from q8c.codegen.targets import TIERS, Tier, require, tier
 from q8c.errors import CompileError
 from tests.codegen.jit import all_tiers, build, guarded
 
@@ -152,12 +152,19 @@ def test_missing_instructions_raise_before_llvm_sees_them() -> None:
     v = b.load(V16I, b.arg("x"))
     with pytest.raises(CompileError, match="avx512vnni.*avx2 lacks"):
         b.intrinsic("llvm.x86.avx512.vpdpbusd.512", [v, v, v], V16I)
+    with pytest.raises(CompileError, match="amx-tile, which tier avx2 lacks"):
+        b.intrinsic("llvm.x86.tilezero", [constant(I8, 0)], VOID)
+    with pytest.raises(CompileError, match="amx-bf16, which tier amx-int8 lacks"):
+        require(tier("amx-int8"), "llvm.x86.tdpbf16ps")
     with pytest.raises(CompileError, match="not in the table"):
         b.intrinsic("llvm.x86.rdpmc", [v], V16I)
 
 
-def test_extras_need_avx512() -> None:
+def test_extras_need_what_they_extend() -> None:
     assert tier("avx512-vnni").with_extras("avx512bf16").has("avx512bf16")
+    assert tier("amx-int8").with_extras("amx-bf16", "avx512bf16").has("amx-bf16")
+    with pytest.raises(CompileError, match="avx512-vnni cannot have.*amx-bf16 on amx-tile"):
+        tier("avx512-vnni").with_extras("amx-bf16")
     with pytest.raises(CompileError, match="avx2 cannot have"):
         tier("avx2").with_extras("avx512bf16")
     with pytest.raises(CompileError, match="unknown target 'sse2'; targets are avx2, avx-vnni, avx512-vnni"):

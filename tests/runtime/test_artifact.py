@@ -171,7 +171,7 @@ CHANGES: dict[str, tuple[Change, str]] = {
     "constant twice": (_set("constants", 1, "name", "table"), "without duplicate names"),
     "entry beyond": (_set("images", 0, "entries", "q8c_run", 1 << 20), "entries.q8c_run must be"),
     "entry missing": (lambda m: m["images"][0]["entries"].pop("q8c_launch"), "entries must be an object with"),
-    "unknown tier": (_set("images", 0, "tier", "avx10"), "tier must be one of avx512-vnni"),
+    "unknown tier": (_set("images", 0, "tier", "avx10"), "tier must be one of amx-int8, avx512-vnni"),
     "tier of another type": (_set("images", 0, "tier", ["avx2"]), "tier must be one of"),
     "tier twice": (lambda m: m["images"].append(m["images"][0]), "duplicate names"),
     "feature unknown here": (_set("images", 0, "features", ["amx-time-travel"]), "amx-time-travel"),

@@ -10,12 +10,13 @@ import pytest
 from q8c.errors import ArtifactError
 from q8c.runtime import cgroup, cpu
 
-V3, V4 = frozenset(cpu.TIERS["avx2"]), frozenset(cpu.TIERS["avx512-vnni"])
+V3, V4, AMX = (frozenset(cpu.TIERS[name]) for name in ("avx2", "avx512-vnni", "amx-int8"))
 ALL: dict[str, tuple[str, ...]] = dict.fromkeys(cpu.TIERS, ())
 
 
 def test_the_fastest_tier_the_cpu_has_is_picked() -> None:
-    assert cpu.pick(ALL, available=V4) == "avx512-vnni"
+    assert cpu.pick(ALL, available=AMX) == "amx-int8"
+    assert cpu.pick(ALL, available=V4) == cpu.pick(ALL, available=AMX - {"amx-tile"}) == "avx512-vnni"
     assert cpu.pick(ALL, available=V4 - {"avx512bw"}) == "avx2"
     assert cpu.pick(ALL, available=V3 | {"avxvnni"}) == "avx-vnni"
     assert cpu.pick(ALL, wanted="avx2", available=V4) == "avx2"
@@ -40,6 +41,24 @@ def test_features_are_the_first_cpus_in_llvms_names(tmp_path: Path) -> None:
     assert cpu.features(str(info)) == {
         "avx2", "avx512vnni", "avxvnni", "lzcnt", "bmi", "sse4.2", "sahf", "avx512bf16"}
     assert cpu.features(str(tmp_path / "none")) == frozenset()
+
+
+@pytest.mark.parametrize("granted", [True, False])
+def test_tile_registers_are_there_only_if_the_system_grants_them(
+        granted: bool, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(cpu, "_may_use_tiles", lambda: granted)
+    info = tmp_path / "cpuinfo"
+    info.write_text("flags\t\t: avx2 avx512_vnni amx_tile amx_int8 amx_bf16\n")
+    tiles = {"amx-tile", "amx-int8", "amx-bf16"} if granted else set()
+    assert cpu.features(str(info)) == {"avx2", "avx512vnni"} | tiles
+
+
+def test_who_has_no_tile_registers_does_not_ask_for_them(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def ask() -> bool:
+        raise AssertionError("asked")
+    monkeypatch.setattr(cpu, "_may_use_tiles", ask)
+    (tmp_path / "cpuinfo").write_text("flags\t\t: avx2 avx512_vnni\n")
+    assert cpu.features(str(tmp_path / "cpuinfo")) == {"avx2", "avx512vnni"}
 
 
 def test_this_machine() -> None:

@@ -1,0 +1,122 @@
+"""How an int8 product is cut into AMX tiles: results in tile registers, depth in steps."""
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+from q8c.codegen import amx
+from q8c.codegen.builder import Builder, Operand, Value
+from q8c.codegen.layout import GROUP, PANEL
+from q8c.codegen.linear_spec import STEP_BYTES
+from q8c.codegen.q8_spec import Q8LinearSpec
+
+CHUNK_BLOCKS = 2
+"""Blocks of depth whose sums are scaled and added up in registers; more of them crowd the first-level cache."""
+
+
+@dataclass(frozen=True)
+class Shape:
+    """How the sums of a group lie in tile registers: tiles of 16 rows below each other, panels of 16 columns beside.
+
+    Four tiles of sums, so that a product need not wait for the one before it.
+    """
+
+    row_tiles: int
+    panels: int
+
+    @property
+    def rows(self) -> int:
+        """Rows of a group, at most."""
+        return amx.TILE_ROWS * self.row_tiles
+
+    @property
+    def sums(self) -> range:
+        """The registers of the sums, row by row of tiles."""
+        return range(self.row_tiles * self.panels)
+
+    @property
+    def left(self) -> range:
+        """The registers of activations."""
+        return range(self.sums.stop, self.sums.stop + self.row_tiles)
+
+    @property
+    def right(self) -> range:
+        """The registers of weights, used in turn."""
+        return range(self.left.stop, amx.REGISTERS)
+
+    @property
+    def stride(self) -> int:
+        """Bytes from one row of a group's sums in memory to the next."""
+        return 4 * PANEL * self.panels
+
+    @property
+    def bytes(self) -> int:
+        """Bytes of a group's sums."""
+        return self.rows * self.stride
+
+    def place(self, tile: int) -> int:
+        """Where a register's sums lie among a group's, in bytes."""
+        i, j = divmod(tile, self.panels)
+        return amx.TILE_ROWS * i * self.stride + STEP_BYTES * j
+
+
+WIDE = Shape(2, 2)
+FLAT = Shape(1, 4)
+
+
+@dataclass(frozen=True)
+class Depth:
+    """How depth is cut into tiles.
+
+    A step is `groups` 4-byte groups, at most a tile's 16. What is left of depth, or of its last block, is a step too:
+    the last `groups` groups of the row, of which those that were counted already are cleared in a copy of the rows.
+    """
+
+    spec: Q8LinearSpec
+
+    @cached_property
+    def groups(self) -> int:
+        """4-byte groups of a step."""
+        return min(self.spec.block_steps[0], amx.TILE_BYTES // GROUP)
+
+    @property
+    def left_bytes(self) -> int:
+        """Bytes of a row in a step."""
+        return GROUP * self.groups
+
+    @property
+    def right_bytes(self) -> int:
+        """Bytes of a panel in a step."""
+        return STEP_BYTES * self.groups
+
+    @property
+    def rest(self) -> int:
+        """Groups in the last step if they are fewer than the others have."""
+        return self.spec.block_steps[-1] % self.groups
+
+    def steps(self, block: int) -> int:
+        """Steps of a block."""
+        return -(-self.spec.block_steps[block] // self.groups)
+
+    @cached_property
+    def chunks(self) -> list[range]:
+        """The blocks, some at a time; in the last chunk they may be fewer, or the last one shorter."""
+        return [range(n, min(n + CHUNK_BLOCKS, self.spec.blocks)) for n in range(0, self.spec.blocks, CHUNK_BLOCKS)]
+
+    @property
+    def alike(self) -> int:
+        """Chunks like the first one."""
+        shapes = [[self.spec.block_steps[n] for n in chunk] for chunk in self.chunks]
+        return shapes.count(shapes[0])
+
+
+def row_bytes(spec: Q8LinearSpec, shape: Shape) -> list[int]:
+    """Bytes in a row of each tile register."""
+    return [Depth(spec).left_bytes if n in shape.left else STEP_BYTES for n in range(amx.REGISTERS)]
+
+
+def tile_rows(b: Builder, spec: Q8LinearSpec, shape: Shape, rows: Value) -> list[Operand]:
+    """Rows of each tile register when a group has `rows` rows, more than fit in all tiles but the last."""
+    last = b.sub(rows, amx.TILE_ROWS * (shape.row_tiles - 1))
+    parts: list[Operand] = [*[amx.TILE_ROWS] * (shape.row_tiles - 1), last]
+    return [*(parts[n // shape.panels] for n in shape.sums), *parts, *[Depth(spec).groups for _ in shape.right]]
