@@ -6,13 +6,15 @@ products are taken on the numbers the integers stand for.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
 
 from q8c.ir import q8
 from q8c.ir.graph import Array, Node
-from q8c.ir.ops.fused import epilogue
+from q8c.ir.ops.fused import attention, epilogue
+from q8c.ir.ops.nn import softmax
 from q8c.ir.ops.registry import Reference
 
 _ERF = (1.061405429, -1.453152027, 1.421413741, -0.284496736, 0.254829592)
@@ -68,7 +70,9 @@ def product(a: Array, b: Array) -> Array:
 
 
 _SINGLE: dict[str, Reference] = {
-    "erf": _erf, "gelu": _gelu, "matmul": _matmul, "linear": _linear, "q8_linear": _q8_linear}
+    "attention": partial(attention, precision=np.float32), "erf": _erf, "gelu": _gelu, "linear": _linear,
+    "matmul": _matmul, "q8_linear": _q8_linear,
+    "softmax": lambda args, attrs: [softmax(args[0], attrs["axis"], np.float32)]}
 
 
 def single(node: Node) -> Reference | None:

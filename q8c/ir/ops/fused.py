@@ -112,26 +112,27 @@ def _attention(o: Operands) -> Sequence[TensorType]:
     return [TensorType(DType.f32, (batch, q[1], heads * size))]
 
 
-def attention(args: Sequence[Any], attrs: Mapping[str, Any]) -> Sequence[Array]:
+def attention(args: Sequence[Any], attrs: Mapping[str, Any],
+              precision: type[np.floating[Any]] = np.float64) -> Sequence[Array]:
     """softmax(scale * q k^T + mask) v per head; `causal` lets query i see keys up to i + (keys - queries),
-    and `nan_to_zero` turns NaN weights (rows whose keys are all masked) into 0.
+    and `nan_to_zero` turns NaN weights (rows whose keys are all masked) into 0. In double precision if not told.
     """
     heads, kv_heads, size = attrs["heads"], attrs["kv_heads"], attrs["head_size"]
     split = []
     for x, offset, count in zip(args[:3], attrs["offsets"], (heads, kv_heads, kv_heads), strict=True):
         part = x if x.ndim == 4 else x[:, :, offset:offset + count * size].reshape(
             x.shape[0], x.shape[1], count, size).transpose(0, 2, 1, 3)
-        split.append(np.repeat(part.astype(np.float64), heads // count, axis=1))
+        split.append(np.repeat(part.astype(precision), heads // count, axis=1))
     q, k, v = split
-    scores = np.matmul(q, k.transpose(0, 1, 3, 2)) * attrs["scale"]
+    scores = np.matmul(q, k.transpose(0, 1, 3, 2)) * precision(attrs["scale"])
     if len(args) > 3 and args[3] is not None:
         scores = scores + args[3]
     if attrs["causal"]:
         queries, keys = scores.shape[2:]
-        scores = np.where(np.arange(keys) > np.arange(queries)[:, None] + (keys - queries), -np.inf, scores)
-    weights = nn.softmax(scores)
+        scores = np.where(np.arange(keys) > np.arange(queries)[:, None] + (keys - queries), precision(-np.inf), scores)
+    weights = nn.softmax(scores, precision=precision)
     if attrs["nan_to_zero"]:
-        weights = np.where(np.isnan(weights), 0, weights)
+        weights = np.where(np.isnan(weights), precision(0), weights)
     y = np.matmul(weights, v).transpose(0, 2, 1, 3)
     return [y.reshape(*y.shape[:2], heads * size).astype(np.float32)]
 

@@ -30,10 +30,10 @@ def matmul(args: Sequence[Any], attrs: Mapping[str, Any]) -> Sequence[Array]:
     return [np.matmul(a, b)]
 
 
-def softmax(x: Array, axis: int = -1) -> Array:
-    """exp(x - max) / sum along an axis, in double precision; a row of -inf gives NaN."""
+def softmax(x: Array, axis: int = -1, precision: type[np.floating[Any]] = np.float64) -> Array:
+    """exp(x - max) / sum along an axis, in double precision if not told; a row of -inf gives NaN."""
     with np.errstate(all="ignore"):
-        wide = x.astype(np.float64)
+        wide = x.astype(precision)
         e = np.exp(wide - wide.max(axis=axis, keepdims=True, initial=-np.inf))
         return np.asarray(e / e.sum(axis=axis, keepdims=True)).astype(x.dtype)
 
