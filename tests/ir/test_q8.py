@@ -150,8 +150,8 @@ graph @g(%x: f32[n, 70]) {{
   %z1: f32[n, 16] = linear(%t, %w, %b) {{activation = "gelu"}}
   %z2: f32[n, 16] = matmul(%t, %w)
   %p: f32[n, 16] = softmax(%z1)
-  %k: f32[1, n, 16] = reshape(%z2) {shape = (1, n, 16)}
-  %a: f32[1, n, 16] = attention(%k, %k, %k) {heads = 2, kv_heads = 2, head_size = 8, scale = 0.5, causal = true}
+  %k: f32[1, n, 16] = reshape(%z2) {{shape = (1, n, 16)}}
+  %a: f32[1, n, 16] = attention(%k, %k, %k) {{heads = 2, kv_heads = 2, head_size = 8, scale = 0.5, causal = true}}
   return %z1, %z2, %p, %a
 }}""")
     u, scale = q8.quantize_weight(RNG.standard_normal((70, 24)).astype(np.float32), block)
