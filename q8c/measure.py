@@ -14,6 +14,7 @@ from q8c.ir.feeds import typical_feeds
 from q8c.ir.single import single
 from q8c.passes.calibration import Feeds
 
+_SHOWN = 2      # outputs in one line: a decoder's cache has dozens
 MOST_FEEDS = 4  # two runs of the model for each, which should not show in the time of a compilation
 
 
@@ -26,9 +27,10 @@ class Measured:
     outputs: Mapping[str, Mapping[str, float]]
 
     def __str__(self) -> str:
-        found = "; ".join(f"{name} relative L2 {e['relative_l2']:.4f}, cosine {e['cosine']:.5f}"
-                          for name, e in self.outputs.items())
-        return f"{found} (on {self.inputs} inputs)"
+        found = [f"{name} relative L2 {e['relative_l2']:.4f}, cosine {e['cosine']:.5f}"
+                 for name, e in self.outputs.items()]
+        more = f"; {len(found) - _SHOWN} more outputs" if len(found) > _SHOWN else ""
+        return f"{'; '.join(found[:_SHOWN])}{more} (on {self.inputs} inputs)"
 
 
 def quantization_error(before: Graph, after: Graph, feeds: Feeds) -> Measured | None:
