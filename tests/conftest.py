@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Iterator
 
 import pytest
@@ -9,6 +10,9 @@ import pytest
 # Before anything imports numpy: the threads of its matrix products spin while they wait, which costs most where several
 # tests run at once.
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+# In a shell's background job Ctrl-C is ignored, and so it would be in the processes that tests interrupt.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -292,7 +292,12 @@ class _Parser:
 def _scalar(text: str, dtype: DType) -> Any:
     if dtype is DType.bool:
         return np.bool_({"true": True, "false": False}[text])
-    return dtype.numpy.type(float(text) if dtype.is_float else int(text))
+    if dtype.is_float:
+        return dtype.numpy.type(float(text))
+    limits = np.iinfo(dtype.numpy)
+    if not limits.min <= int(text) <= limits.max:  # which numpy before 2.0 lets pass
+        raise ValueError(f"{text} is not from {limits.min} to {limits.max}")
+    return dtype.numpy.type(int(text))
 
 
 def _attr(text: str, kind: str) -> Attr:
