@@ -1,7 +1,7 @@
 """Where the time of a model's runs goes: traces of the compiled code beside what each node has to do."""
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -15,19 +15,8 @@ from q8c.runtime.trace import Trace, ticks_per_ns
 WAIT = "wait"
 
 
-@dataclass(frozen=True)
-class Ceiling:
-    """What the threads of a run can do at most together: multiply-adds a second by `Work.kind`, and bytes read a second
-    where so many bytes fit, as pairs of a size (0: any) and a rate, smallest first."""
-
-    macs: Mapping[str, float]
-    reads: Sequence[tuple[int, float]]
-
-    def seconds(self, kind: str, macs: float, nbytes: float) -> float:
-        """The least time for such work; infinite where no unit is known."""
-        rate = next((r for size, r in self.reads if not size or nbytes <= size), self.reads[-1][1])
-        compute = macs / self.macs[kind] if macs and kind in self.macs else 0.0
-        return max(compute, nbytes / rate)
+Least = Callable[[str, int, int], float]
+"""The least seconds the threads of a run need together for `Work.kind`, multiply-adds and bytes."""
 
 
 @dataclass(frozen=True)
@@ -74,7 +63,7 @@ class Profile:
         return sum(r.seconds + r.wait for r in self.rows) + self.outside
 
 
-def profile(graph: Graph, symbols: Sequence[str], traces: Sequence[Trace], ceiling: Ceiling | None = None) -> Profile:
+def profile(graph: Graph, symbols: Sequence[str], traces: Sequence[Trace], least: Least | None = None) -> Profile:
     """What the traces of equal runs say of each node of the final graph, node numbers being those of the manifest.
 
     `symbols` are the manifest's names of the sizes in the traces. Traces with fewer threads than the first (other runs
@@ -94,7 +83,7 @@ def profile(graph: Graph, symbols: Sequence[str], traces: Sequence[Trace], ceili
             continue
         work = work_of(node)
         macs, nbytes = _value(work.macs, sizes), _value(work.bytes, sizes)
-        floor = ceiling.seconds(work.kind, macs, nbytes) if ceiling else None
+        floor = least(work.kind, macs, nbytes) if least else None
         rows.append(Row(node.source[0] if node.source else f"%{node.output.name}", label(node), node.op, 1,
                         float(seconds), float(waited), macs, nbytes, floor))
     return Profile(tuple(rows), float(np.median(total)), max(0.0, float(np.median(outside))), len(kept), threads, sizes)

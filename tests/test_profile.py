@@ -12,7 +12,7 @@ from q8c.frontend import import_onnx
 from q8c.ir import Graph, parse_graph
 from q8c.ir.dims import evaluate
 from q8c.ir.work import label, total_work, work_of
-from q8c.profile import Ceiling, chrome_trace, grouped, profile
+from q8c.profile import chrome_trace, grouped, profile
 from q8c.runtime.trace import Trace
 from tests import models
 from tests.cli.support import Cli
@@ -108,17 +108,20 @@ def test_runs_that_had_no_workers_are_left_out() -> None:
     assert profile(graph(), ["n"], [TWO[0], alone, TWO[1]]) == profile(graph(), ["n"], TWO)
 
 
-def test_the_floor_is_the_longer_of_computing_and_reading() -> None:
-    ceiling = Ceiling({"f32": 1e9, "int8": 4e9}, [(1000, 1e12), (0, 1e9)])
-    assert ceiling.seconds("f32", 500, 10) == pytest.approx(500e-9)
-    assert ceiling.seconds("f32", 500, 2000) == pytest.approx(2000e-9)
-    assert ceiling.seconds("", 0, 1000) == pytest.approx(1e-9)
-    rows = profile(graph(), ["n"], TWO, ceiling).rows
-    assert rows[0].floor == pytest.approx(96e-9) and rows[0].share == pytest.approx(96 / 150)
+def least(kind: str, macs: int, nbytes: int) -> float:
+    """Of a machine with one multiply-add and a hundred bytes a nanosecond."""
+    assert kind in ("f32", "") and bool(macs) == bool(kind)
+    return max(macs, nbytes / 100) * 1e-9
+
+
+def test_the_share_of_the_ceiling_is_that_of_the_least_time() -> None:
+    linear, neg = profile(graph(), ["n"], TWO, least).rows
+    assert linear.floor == pytest.approx(96e-9) and linear.share == pytest.approx(96 / 150)
+    assert neg.floor == pytest.approx(0.96e-9)
 
 
 def test_rows_of_one_kind_add_up() -> None:
-    rows = profile(graph(), ["n"], TWO, Ceiling({"f32": 1e9}, [(0, 1e9)])).rows
+    rows = profile(graph(), ["n"], TWO, least).rows
     (both,) = grouped([*rows[:1], *rows[:1]], "label")
     assert (both.name, both.count, both.macs) == ("linear 8x4", 2, 2 * rows[0].macs)
     assert both.seconds == 2 * rows[0].seconds and both.share == pytest.approx(rows[0].share)

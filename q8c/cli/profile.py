@@ -35,7 +35,7 @@ from q8c.cli.common import (
 
 if TYPE_CHECKING:
     from q8c.cli.feeds import Array
-    from q8c.profile import Ceiling, Profile, Row
+    from q8c.profile import Least, Profile, Row
     from q8c.runtime.session import Session
     from q8c.runtime.trace import Trace
 
@@ -66,13 +66,13 @@ def run(args: argparse.Namespace) -> int:
     feeds = feeds_for(session, args)
     progress = Progress()
     try:
-        ceiling = None if args.no_ceiling else ceiling_of(session, progress)
+        least = None if args.no_ceiling else ceiling(session, progress)
         traces = record(session, feeds, args.runs, progress)
     finally:
         progress.clear()
     graph = parse_graph(session.artifact.ir)
     symbols = session.artifact.manifest.model.symbols
-    found = profile(graph, symbols, traces, ceiling)
+    found = profile(graph, symbols, traces, least)
     if args.trace:
         events = chrome_trace(graph, symbols, traces[-1:], f"{Path(session.path).name} {session.tier}")
         try:
@@ -99,10 +99,10 @@ def record(session: Session, feeds: Mapping[str, Array], runs: int, progress: Pr
     return traces
 
 
-def ceiling_of(session: Session, progress: Progress) -> Ceiling | None:
-    """What the code of the session's tier can reach on this CPU, None where the compiler that measures is missing."""
+def ceiling(session: Session, progress: Progress) -> Least | None:
+    """The least times the code of the session's tier could take on this CPU, None where the compiler that measures what
+    the CPU can do is missing."""
     from q8c.extras import require_compiler
-    from q8c.profile import Ceiling
     try:
         require_compiler()
     except q8c.CompileError:
@@ -113,11 +113,8 @@ def ceiling_of(session: Session, progress: Progress) -> Ceiling | None:
         found = ceilings.measure(session.threads)
     except q8c.Error:  # more threads than cores
         return None
-    extras = session.artifact.image(session.tier).features
-    features = ceilings.tier_features(session.tier, extras)
-    rates = {kind: found.for_work(kind, features) for kind in ("int8", "f32", "attention")}
-    reads = [(level.size * (1 if level.shared else found.threads), level.read) for level in found.levels]
-    return Ceiling({kind: rate.macs for kind, rate in rates.items() if rate}, reads)
+    features = ceilings.tier_features(session.tier, session.artifact.image(session.tier).features)
+    return lambda kind, macs, nbytes: found.seconds(kind, macs, nbytes, features)
 
 
 def text(found: Profile, tier: str, by: str, sort: str) -> str:

@@ -38,12 +38,12 @@ class Code:
             if hashlib.sha256(piece).hexdigest() != digest:
                 raise ArtifactError(f"the code for {tier} changed while it was read; load the file again")
         start = address_of_map(self._memory)
-        _protect(start, len(self._memory))
+        make_executable(start, len(self._memory))
         run, worker, launch = (start + image.entries[name] for name in ENTRIES)
         self.run, self.worker, self.launch = _RUN(run), _WORKER(worker), _LAUNCH(launch)
 
 
-def _protect(address: int, size: int) -> None:
+def make_executable(address: int, size: int) -> None:
     """Make memory readable and executable and no longer writable."""
     libc = ctypes.CDLL(None, use_errno=True)
     libc.mprotect.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
