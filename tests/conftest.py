@@ -1,6 +1,7 @@
 """What holds for all tests."""
 from __future__ import annotations
 
+import gc
 import os
 import signal
 from collections.abc import Iterator
@@ -21,3 +22,12 @@ def _threads_for_small_models() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("q8c.runtime.planner.THREAD_COST", 1)
         yield
+
+
+def pytest_sessionfinish() -> None:
+    """Lets pytest's own collections at the end, five of them, pass over what is alive: millions of objects.
+
+    They took more than the 5 s after which execnet interrupts a worker of xdist.
+    """
+    gc.collect()
+    gc.freeze()
