@@ -56,8 +56,8 @@ def compile(model: str | os.PathLike[str] | bytes | onnx.ModelProto, output: str
     from q8c.compiler import compile_model
     from q8c.passes.calibration import as_feeds
     from q8c.passes.pipeline import Options
-    if isinstance(keep, str):
-        raise CompileError(f"keep must be a list of names, got the text {keep!r}")
+    if isinstance(keep, str) or not isinstance(keep, Iterable):
+        raise CompileError(f"keep must be a list of names, got {keep!r}")
     options = Options(quantize=quantize, weights=weights, numerics=numerics, keep=tuple(keep), balance=balance,
                       feeds=() if calibrate is None else as_feeds(calibrate), max_error=max_error)
     return compile_model(model, output, target=target, options=options).path

@@ -294,7 +294,7 @@ def _scalar(text: str, dtype: DType) -> Any:
         return np.bool_({"true": True, "false": False}[text])
     if dtype.is_float:
         return dtype.numpy.type(float(text))
-    limits = np.iinfo(dtype.numpy)
+    limits = np.iinfo(dtype.value)
     if not limits.min <= int(text) <= limits.max:  # which numpy before 2.0 lets pass
         raise ValueError(f"{text} is not from {limits.min} to {limits.max}")
     return dtype.numpy.type(int(text))
