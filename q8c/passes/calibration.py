@@ -16,7 +16,7 @@ from q8c.passes.manager import Report
 
 Feeds: TypeAlias = "tuple[Mapping[str, Any], ...]"
 MAX_ROWS = 256   # of one value; the search for factors gains nothing from more
-MAX_FEEDS = 32   # the model runs on no more, so that compiling does not take as long as the data is large
+MAX_FEEDS = 16   # the model runs on no more, so that compiling does not take as long as the data is large
 
 
 @dataclass(frozen=True)
