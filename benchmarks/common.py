@@ -21,11 +21,12 @@ class BenchmarkError(Exception):
 
 @dataclass(frozen=True)
 class Times:
-    """Seconds of runs: the median, the 10th and 90th percentile, and how many there were."""
+    """Seconds of runs: the median, the 10th and 90th percentile, the least, and how many there were."""
 
     median: float
     p10: float
     p90: float
+    least: float
     runs: int
 
     @classmethod
@@ -41,7 +42,7 @@ class Times:
             high = min(low + 1, len(ordered) - 1)
             return ordered[low] + (place - low) * (ordered[high] - ordered[low])
 
-        return cls(at(0.5), at(0.1), at(0.9), len(ordered))
+        return cls(at(0.5), at(0.1), at(0.9), ordered[0], len(ordered))
 
 
 def geometric_mean(values: Sequence[float]) -> float:

@@ -7,7 +7,7 @@ the 10th and 90th percentile.
 
   x floor   the time over the least time the model could take: its weight products at the measured int8 peak plus its
             attention at the measured float peak, or reading the weights once, whichever is longer. There are two: with
-            the best units this CPU has, and with those of the tier whose code q8c runs.
+            the best units this CPU has, and with those of the tier whose code a q8c runs.
   error     relative L2 of the outputs against ONNX Runtime in fp32, on text where the weights are trained ones.
   best      how many times faster than the best peer, and than the best one that multiplies integers.
   memory    the most the process had resident after a run of that shape, mapped weights included.
@@ -166,33 +166,35 @@ def run(model: Model, threads: int, contestants: Sequence[Contestant], args: arg
         going = [c for c in going if c.name not in dropped]
         result["results"].append(report.summarize(
             {"model": model.name, "batch": batch, "seq": seq, "threads": threads}, figures,
-            {c.name: peers.engine(c.name) for c in going}, REFERENCE, floors.of(batch, seq), dropped))
+            {c.name: peers.engine(c.name) for c in going}, REFERENCE, floors.of(batch, seq), floors.tiers, dropped))
 
 
 class Floors:
-    """The least times of a model for so many threads: on the best units of the CPU, and on those of q8c's tier."""
+    """The least times of a model for so many threads, on the best units of the CPU and on those of each tier q8c runs;
+    `tiers` are the tiers of the engines that have one."""
 
     def __init__(self, model: Model, contestants: Sequence[Contestant], ceilings: dict[str, Any]) -> None:
         from q8c import ceilings as measured
+        mine = {c.name: c.facts["facts"] for c in contestants if c.name.startswith("q8c")}
+        self.tiers: dict[str, str] = {name: facts["tier"] for name, facts in mine.items()}
         self._ceilings = measured.Ceilings.from_json(ceilings)
-        facts = next((c.facts for c in contestants if c.name.startswith("q8c")), None)
-        if facts is None:
+        self._features: dict[str, frozenset[str] | None] = {"cpu": None}
+        self._features |= {f["tier"]: measured.tier_features(f["tier"], f["extras"]) for f in mine.values()}
+        file = next((facts["file"] for facts in mine.values()), None)
+        if file is None:
             from q8c.frontend import import_onnx
-            self._graph, self._features = import_onnx(model.onnx), None
+            self._graph = import_onnx(model.onnx)
         else:
             from q8c.ir import parse_graph
             from q8c.runtime.artifact import Artifact
-            self._graph = parse_graph(Artifact(facts["facts"]["file"]).ir)
-            self._features = measured.tier_features(facts["facts"]["tier"], facts["facts"]["extras"])
-        self._symbols = self._graph.symbols()
+            self._graph = parse_graph(Artifact(file).ir)
 
     def of(self, batch: int, seq: int) -> dict[str, Any]:
-        """The floors of a shape, `cpu` and `tier`, those that are known."""
-        from q8c import ceilings as measured
-        sizes: dict[str, int] = dict(zip(self._symbols, (batch, seq), strict=False))
-        best = measured.floor_of(self._graph, sizes, self._ceilings)
-        tier = None if self._features is None else measured.floor_of(self._graph, sizes, self._ceilings, self._features)
-        return {name: vars(floor) for name, floor in (("cpu", best), ("tier", tier)) if floor is not None}
+        """The floors of a shape by `cpu` or tier, those that are known."""
+        from q8c.ceilings import floor_of
+        sizes: dict[str, int] = dict(zip(self._graph.symbols(), (batch, seq), strict=False))
+        found = {name: floor_of(self._graph, sizes, self._ceilings, f) for name, f in self._features.items()}
+        return {name: vars(floor) for name, floor in found.items() if floor is not None}
 
 
 if __name__ == "__main__":

@@ -15,15 +15,18 @@ SCHEMA = 1
 
 
 def summarize(case: Mapping[str, Any], figures: Mapping[str, Figures], engines: Mapping[str, Engine], reference: str,
-              floors: Mapping[str, Mapping[str, Any]], dropped: Mapping[str, str]) -> dict[str, Any]:
-    """One shape as the JSON file has it: per engine times in seconds, the ratios of its time to the floors, its error;
-    of q8c how many times it is faster than the best peer and the best int8 peer."""
+              floors: Mapping[str, Mapping[str, Any]], tiers: Mapping[str, str],
+              dropped: Mapping[str, str]) -> dict[str, Any]:
+    """One shape as the JSON file has it: per engine times in seconds, the ratio of its time to the floor of the CPU and
+    to that of its tier if it has one, its error; of q8c how many times it is faster than the best peer and the best
+    int8 peer."""
     rows: dict[str, dict[str, Any]] = {}
     expected = figures[reference].outputs if reference in figures else None
     for name, found in figures.items():
         rows[name] = {"title": engines[name].title, "int8": engines[name].int8, **vars(found.times),
                       "first": found.first, "memory": found.memory,
-                      "floors": {k: found.times.median / f["seconds"] for k, f in floors.items()},
+                      "floors": {kind: found.times.median / floors[key]["seconds"]
+                                 for kind, key in (("cpu", "cpu"), ("tier", tiers.get(name, ""))) if key in floors},
                       "error": None if expected is None else error(found.outputs, expected)}
     best = {"peer": _best(rows, False), "int8": _best(rows, True)}
     for name, row in rows.items():
@@ -70,12 +73,13 @@ def _case(case: Mapping[str, Any]) -> str:
     head = f"{case['model']} {case['batch']}x{case['seq']}, {case['threads']} thread{'s' * (case['threads'] > 1)}"
     told = [f"{name} floor {ms(f['seconds'])} ms ({f['int8']}, {f['attention']}, weights in {f['level']})"
             for name, f in case["floors"].items()]
-    rows = [["", "ms", "p10", "p90", *(f"x {name} floor" for name in case["floors"]), "error", "MB", "best"]]
+    kinds = ("cpu", "tier") if case["floors"] else ()
+    rows = [["", "ms", "p10", "p90", *(f"x {kind} floor" for kind in kinds), "error", "MB", "best"]]
     ordered = sorted(case["engines"].items(), key=lambda item: float(item[1]["median"]))
     for _, row in ordered:
         gap = row["error"]
         rows.append([row["title"], ms(row["median"]), ms(row["p10"]), ms(row["p90"]),
-                     *(f"{row['floors'][name]:.2f}" for name in case["floors"]),
+                     *(f"{row['floors'][kind]:.2f}" if kind in row["floors"] else "" for kind in kinds),
                      "" if gap is None else f"{gap['relative_l2']:.4f}", f"{row['memory'] / 1e6:.0f}",
                      " ".join(f"{v:.2f}x{' int8' if k == 'int8' else ''}" for k, v in row.get("faster", {}).items())])
     return "\n".join([f"{head}: {'; '.join(told)}" if told else head, table(rows, left=(0, len(rows[0]) - 1))])
@@ -121,24 +125,23 @@ def plot(result: Mapping[str, Any], path: Path) -> None:
     import matplotlib
     matplotlib.use("Agg")
     from matplotlib import pyplot
-    cases = [c for c in result["results"] if c["floors"] and c["engines"]]
+    cases = [c for c in result["results"] if "cpu" in c["floors"] and c["engines"]]
     charts = list(dict.fromkeys((c["model"], c["threads"]) for c in cases))
     if not charts:
         return
     names = list(dict.fromkeys(n for c in cases for n in c["engines"]))
     titles = {n: row["title"] for c in cases for n, row in c["engines"].items()}
-    kind = "tier" if all("tier" in c["floors"] for c in cases) else "cpu"
     figure, axes = pyplot.subplots(len(charts), 1, figsize=(10, 3.4 * len(charts)), squeeze=False)
     for axis, (model, threads) in zip(axes[:, 0], charts, strict=True):
         mine = [c for c in cases if (c["model"], c["threads"]) == (model, threads)]
         width = 0.85 / len(names)
         for number, name in enumerate(names):
-            heights = [100 * c["floors"][kind]["seconds"] / c["engines"][name]["median"] if name in c["engines"]
+            heights = [100 * c["floors"]["cpu"]["seconds"] / c["engines"][name]["median"] if name in c["engines"]
                        else math.nan for c in mine]
             at = [i + (number - (len(names) - 1) / 2) * width for i in range(len(mine))]
             axis.bar(at, heights, width, label=titles[name], color=_color(number, name, names))
         axis.set_xticks(range(len(mine)), [f"{c['batch']}x{c['seq']}" for c in mine])
-        axis.set_ylabel(f"% of what the {kind} could do")
+        axis.set_ylabel("% of what the CPU could do")
         axis.set_title(f"{model}, {threads} thread{'s' * (threads > 1)}", loc="left")
         axis.spines[["top", "right"]].set_visible(False)
     axes[0, 0].legend(fontsize="small", ncols=3, frameon=False, loc="upper left", bbox_to_anchor=(0, 1.45))

@@ -103,4 +103,4 @@ def test_the_whole_command(tiny: Model, tmp_path: Path, monkeypatch: pytest.Monk
     results = json.loads(output.read_text())["results"]
     assert [(r["batch"], r["seq"]) for r in results] == [(1, 6), (2, 3)]
     assert results[0]["engines"]["q8c"]["error"]["relative_l2"] < 0.1
-    assert set(results[0]["floors"]) == {"cpu", "tier"} and results[0]["best"]["peer"] == "ort-fp32"
+    assert set(results[0]["engines"]["q8c"]["floors"]) == {"cpu", "tier"} and results[0]["best"]["peer"] == "ort-fp32"

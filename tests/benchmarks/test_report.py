@@ -17,17 +17,19 @@ from benchmarks.race import Figures
 
 EXACT = np.ones((2, 4), np.float32)
 FLOORS = {"cpu": {"seconds": 1e-3, "int8": "tiles", "attention": "halves", "level": "L3"},
-          "tier": {"seconds": 2e-3, "int8": "dots", "attention": "floats", "level": "L3"}}
+          "amx-int8": {"seconds": 2e-3, "int8": "dots", "attention": "floats", "level": "L3"}}
 
 
 def figures(milliseconds: float, outputs: Any = EXACT) -> Figures:
-    return Figures(Times(milliseconds / 1e3, milliseconds / 1e3, milliseconds / 500, 9), 0.5, 100_000_000, [outputs])
+    times = Times(milliseconds / 1e3, milliseconds / 1e3, milliseconds / 500, 1e-4, 9)
+    return Figures(times, 0.5, 100_000_000, [outputs])
 
 
 def case(**engines: Figures) -> dict[str, Any]:
     named = {name.replace("_", "-"): found for name, found in engines.items()}
     return report.summarize({"model": "m", "batch": 1, "seq": 8, "threads": 2}, named,
-                            {n: peers.engine(n) for n in named}, "ort-fp32", FLOORS, {"ct2-int8": "it crashed"})
+                            {n: peers.engine(n) for n in named}, "ort-fp32", FLOORS, {"q8c": "amx-int8"},
+                            {"ct2-int8": "it crashed"})
 
 
 @pytest.fixture
@@ -43,9 +45,9 @@ def result() -> dict[str, Any]:
 
 
 def test_times_are_medians_and_percentiles() -> None:
-    assert Times.of([3.0]) == Times(3.0, 3.0, 3.0, 1)
+    assert Times.of([3.0]) == Times(3.0, 3.0, 3.0, 3.0, 1)
     times = Times.of([float(n) for n in range(100, -1, -1)])
-    assert times == Times(50.0, 10.0, 90.0, 101) and Times.of([1.0, 2.0]).median == 1.5
+    assert times == Times(50.0, 10.0, 90.0, 0.0, 101) and Times.of([1.0, 2.0]).median == 1.5
     with pytest.raises(ValueError, match="no run"):
         Times.of([])
     assert geometric_mean([2.0, 8.0]) == pytest.approx(4) and math.isnan(geometric_mean([]))
@@ -61,6 +63,7 @@ def test_ratios_are_to_the_best_peers_and_the_floors(result: dict[str, Any]) -> 
     assert first["engines"]["q8c"]["floors"] == {"cpu": pytest.approx(4), "tier": pytest.approx(2)}
     assert first["engines"]["ort-int8"]["error"]["relative_l2"] == pytest.approx(0.1, rel=1e-3)
     assert first["engines"]["q8c"]["error"]["relative_l2"] == 0 and "faster" not in first["engines"]["ov"]
+    assert first["engines"]["ov"]["floors"] == {"cpu": pytest.approx(8)}
 
 
 def test_errors_need_a_reference_of_the_same_shape() -> None:
