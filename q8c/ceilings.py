@@ -203,13 +203,12 @@ class _Probe:
         buffer = anonymous(size)
         address = address_of_map(buffer)
         ctypes.memset(address, 0, size)  # pages never written are all one page of zeros, which the first cache holds
-        count, seconds = 1, self._seconds(address, 1, argument)
-        while seconds < _SLICE / 4:
+        count = 1
+        # The least of three: one that lost its core for a while would end the search far too early.
+        while (seconds := min(self._seconds(address, count, argument) for _ in range(3))) < _SLICE / 2:
             count *= 4
-            seconds = self._seconds(address, count, argument)
-        slices = _SLICES if seconds < 4 * _SLICE else 3
-        count = max(1, int(count * _SLICE / seconds))
-        return count / min(self._seconds(address, count, argument) for _ in range(slices))
+        slices = _SLICES if seconds < 4 * _SLICE else 1
+        return count / min(seconds, *(self._seconds(address, count, argument) for _ in range(slices)))
 
     def _seconds(self, address: int, count: int, argument: int) -> float:
         start = time.perf_counter()
