@@ -20,14 +20,15 @@ FORMATS = list(q8.FORMATS)
 HERE = [name for name, needs in cpu.TIERS.items() if cpu.features().issuperset(needs)]
 HALF_STEP = 0.5 + 1e-4  # tests/ir/test_q8.py says why
 F32 = 2.0**-23
-COLS = 24
+COLS, DEPTH = 24, 161
 RNG = np.random.default_rng(5)
 Session = Any
 
 
 def linear(depth: int, relu: bool) -> tuple[onnx.ModelProto, Array]:
     """y = x w, or relu(x) w, whose rows want a zero point; and w, with columns of zeros and of other sizes."""
-    w = (RNG.standard_normal((depth, COLS)) * 10.0 ** RNG.integers(-3, 4, COLS)).astype(np.float32)
+    rng = np.random.default_rng(depth)
+    w = (rng.standard_normal((depth, COLS)) * 10.0 ** rng.integers(-3, 4, COLS)).astype(np.float32)
     w[:, 3] = 0
     nodes = [helper.make_node("Relu", ["x"], ["r"])] if relu else []
     nodes.append(helper.make_node("MatMul", ["r" if relu else "x", "w"], ["y"], name="product"))
@@ -78,18 +79,18 @@ def test_a_depth_of_1_stays_float(format: str, tmp_path: Path) -> None:
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """Two layers whose depths no block divides, in each format, for every tier."""
+    """ReLU and a linear whose depth no block divides, in each format, for every tier."""
     folder = tmp_path_factory.mktemp("formats")
-    proto = models.mlp((97, 161, 33))
+    proto, _ = linear(DEPTH, True)
     return {format: q8c.compile(proto, folder / f"{format}.q8c", weights=format, target="all") for format in FORMATS}
 
 
 @pytest.mark.parametrize("format", FORMATS)
 def test_the_same_bits_on_every_tier_with_any_threads_and_beside_any_rows(format: str, files: dict[str, Path]) -> None:
-    x = RNG.standard_normal((61, 97)).astype(np.float32)
+    x = RNG.standard_normal((61, DEPTH)).astype(np.float32)
     x[7] *= 1e6
     first = q8c.load(files[format], threads=1, tier=HERE[0])(x=x)["y"]
-    assert "zero_point = true" in q8c.load(files[format]).artifact.ir  # behind GELU
+    assert "zero_point = true" in q8c.load(files[format]).artifact.ir
     for tier in HERE:
         for threads in (1, 2, 3):
             with q8c.load(files[format], threads=threads, tier=tier) as session:
@@ -99,22 +100,22 @@ def test_the_same_bits_on_every_tier_with_any_threads_and_beside_any_rows(format
 
 
 @pytest.mark.parametrize("format", FORMATS)
-@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
 def test_what_is_not_finite_stays_in_its_row(format: str, bad: float, files: dict[str, Path]) -> None:
-    x = RNG.standard_normal((14, 97)).astype(np.float32)
+    x = RNG.standard_normal((14, DEPTH)).astype(np.float32)
     for tier in HERE:
         session: Session = q8c.load(files[format], threads=2, tier=tier)
         good = session(x=x)["y"]
         spoilt = x.copy()
-        spoilt[5, 96] = bad
+        spoilt[5, DEPTH - 1] = bad
         y = session(x=spoilt)["y"]
-        assert not np.isfinite(y[5]).any()
+        assert np.isnan(y[5]).all()
         assert np.delete(y, 5, 0).tobytes() == np.delete(good, 5, 0).tobytes()
 
 
 def test_finer_formats_are_closer(files: dict[str, Path]) -> None:
-    x = RNG.standard_normal((200, 97)).astype(np.float32)
-    [exact] = models.onnxruntime_outputs(models.mlp((97, 161, 33)), {"x": x})
+    x = (RNG.standard_normal((200, DEPTH)) * 10 ** RNG.normal(0, 0.5, DEPTH)).astype(np.float32)
+    exact = np.maximum(x, 0).astype(np.float64) @ linear(DEPTH, True)[1]
     errors = {f: float(np.linalg.norm(q8c.load(path)(x=x)["y"] - exact)) for f, path in files.items()}
     assert errors["q8-block32"] < errors["q8-block64"] < errors["q8-block128"] < errors["q8-channel"]
 
