@@ -98,6 +98,10 @@ def text(result: Result, verbose: bool) -> str:
     lines = [f"{result.path}: {size_text(result.file_bytes)}, of which weights {size_text(result.weight_bytes)} "
              f"(in the model {size_text(result.model_weight_bytes)})"]
     lines += [f"  {line}" for line in product_lines(result.products, counts["q8_linear"], verbose)]
+    formats = Counter(f"q8-block{n.attrs['block']}" if n.attrs.get("block") else "q8-channel"
+                      for n in result.graph.nodes if n.op == "q8_linear")
+    if len(formats) > 1:
+        lines.append("  formats " + ", ".join(f"{n} {format}" for format, n in formats.most_common()))
     if result.measured:
         lines.append(f"  error {result.measured}")
     lines.append(f"  nodes {len(result.graph.nodes)}: " + ", ".join(f"{n} {op}" for op, n in counts.most_common()))

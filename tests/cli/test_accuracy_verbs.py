@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from pathlib import Path
 
@@ -141,6 +142,10 @@ def test_formats_chosen_under_a_bound(cli: Cli, mlp: Path, tmp_path: Path) -> No
     output = tmp_path / "m.q8c"
     text = cli.good("compile", mlp, "-o", output, "--weights", "auto", "--max-error", "0.004", "-v")
     assert "0.004 allowed" in text and "choose-formats: " in text
+    deep = tmp_path / "deep.onnx"
+    onnx.save(models.mlp((32, 300, 24)), deep)
+    assert re.search(r"formats 1 q8-\w+, 1 q8-\w+\n",
+                     cli.good("compile", deep, "-o", output, "--weights", "auto", "--max-error", "0.0108"))
     found = json.loads(cli.good("compile", mlp, "-o", output, "--weights", "auto", "--max-error", "1e-9", "--json"))
     assert {p["form"] for p in found["products"]} == {"float"} and "stays float" in found["products"][0]["reason"]
     assert "goes with weights 'auto'" in cli.bad(1, "compile", mlp, "-o", output, "--max-error", "0.1")
