@@ -1,7 +1,9 @@
 """A final graph to machine code: one position-independent image per CPU tier."""
 from __future__ import annotations
 
-from collections.abc import Mapping
+import gc
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 from q8c.codegen.frame import Frame
@@ -30,8 +32,22 @@ def generate(graph: Graph, tier: Tier, offsets: Mapping[str, int]) -> Generated:
     `offsets` says where each packed constant lies in the weights section; the constants' elements are not looked at,
     so a graph read from an artifact's text gives the same bytes. Raises CompileError naming a node no kernel is for.
     """
-    module = new_module(graph.name)
-    plan = schedule(graph, module, tier, kernel_for, slot_sizes(graph))
-    Entry(module, tier, plan, offsets).emit()
-    compiled = compile_module(module, tier)
+    with _no_collection():
+        module = new_module(graph.name)
+        plan = schedule(graph, module, tier, kernel_for, slot_sizes(graph))
+        Entry(module, tier, plan, offsets).emit()
+        compiled = compile_module(module, tier)
     return Generated(tier, link(compiled.object), plan.frame, compiled)
+
+
+@contextmanager
+def _no_collection() -> Iterator[None]:
+    """Keep Python from looking for garbage among the hundred thousands of parts of a module under construction, none of
+    which is: that took a third of the time."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
