@@ -91,7 +91,7 @@ def compile_model(model: Source, output: str | os.PathLike[str] | None = None, *
     options = options or Options()
     _check_options(options)
     passes = pipeline(options)
-    tiers = tiers_of(target)
+    tiers = tiers_of(target, options.numerics)
     path = output_path(model, output)
     stages = _Stages(progress)
     with stages.stage("import"):
@@ -140,8 +140,15 @@ def _helpers(graph: Graph, tiers: Sequence[Tier]) -> int:
     return 0 if len(graph.nodes) < _SMALL else min(len(tiers), cpu.count() - 1)
 
 
-def tiers_of(target: str) -> tuple[Tier, ...]:
-    """The tiers a target names, oldest first. Raises CompileError for an unknown one, or a CPU that has none."""
+def tiers_of(target: str, numerics: str = "fast") -> tuple[Tier, ...]:
+    """The tiers a target names, oldest first, each with what the numerics add to it.
+
+    Raises CompileError for an unknown target, or a CPU that has none.
+    """
+    return tuple(t.with_extras(*t.fast_extras) if numerics == "fast" else t for t in _tiers(target))
+
+
+def _tiers(target: str) -> tuple[Tier, ...]:
     if not isinstance(target, str):
         raise CompileError(f"target must be native, all or names of tiers separated by commas, got {target!r}")
     if target == "all":

@@ -44,8 +44,9 @@ def rebuild(path: str | os.PathLike[str], output: str | os.PathLike[str], *, tar
     """
     artifact = Artifact(path, sha256)
     graph, offsets = _graph(artifact)
-    generated: list[Generated] = [generate(graph, one, offsets) for one in tiers_of(target)]
-    told = artifact.manifest.model  # what is for people only is kept
+    told = artifact.manifest.model  # what is for people only is kept, and the numerics they asked for
+    tiers = tiers_of(target, str(told.options.get("numerics")))
+    generated: list[Generated] = [generate(graph, one, offsets) for one in tiers]
     model = replace(describe(graph, generated, Options(), Report()), options=told.options, notes=told.notes)
     with Writer(output) as writer:
         for constant in artifact.manifest.constants:

@@ -12,6 +12,7 @@ import pytest
 import q8c
 from q8c.accuracy import error
 from q8c.codegen.targets import TIERS
+from q8c.rebuild import compare
 from q8c.runtime import cpu
 from tests import models
 from tests.models import HIDDEN, VOCABULARY, Array
@@ -23,6 +24,8 @@ SHAPES = [(1, 1), (1, 7), (2, 3), (3, 17), (8, 40), (5, 33)]
 
 F32_L2 = 1e-6
 """Relative L2 error of the float kernels: rounding alone, some 2**-24 for each of a few operations in a row."""
+FAST_L2 = 0.004
+"""That `fast` numerics may add, relative L2: attention in bfloat16 adds 0.002 to trained MiniLM."""
 INT8_L2 = 0.02
 """Of int8 ones. The largest element of a row is some 4 times its RMS behind an activation, 2.5 times elsewhere and in
 weights, so rounding to 1/127 of it has a relative RMS of 4 / 127 / sqrt(12) = 0.9 %, or 0.6 %: 1.1 % for a product of
@@ -46,12 +49,12 @@ def encoder(folder: Path) -> onnx.ModelProto:
 
 @pytest.fixture(scope="module")
 def bert_int8(folder: Path, bert: onnx.ModelProto) -> Path:
-    return q8c.compile(bert, folder / "bert-int8.q8c", target="all")
+    return q8c.compile(bert, folder / "bert-int8.q8c", target="all", numerics="reproducible")
 
 
 @pytest.fixture(scope="module")
 def bert_f32(folder: Path, bert: onnx.ModelProto) -> Path:
-    return q8c.compile(bert, folder / "bert-f32.q8c", target="all", quantize=False)
+    return q8c.compile(bert, folder / "bert-f32.q8c", target="all", quantize=False, numerics="reproducible")
 
 
 @pytest.fixture(scope="module")
@@ -96,6 +99,19 @@ def test_one_file_serves_all_shapes_on_every_tier(name: str, budget: float, bert
                 assert session.tier == tier
                 for feed, y in zip(feeds, first, strict=True):
                     assert same_bits(session.run(None, feed)[0], y), (tier, threads)
+
+
+def test_fast_numerics_cost_little_and_are_in_the_file(bert: onnx.ModelProto, bert_f32: Path, folder: Path) -> None:
+    path = q8c.compile(bert, folder / "bert-fast.q8c", target="all", quantize=False)
+    feed = models.bert_feed(3, 33)
+    for tier in HERE:
+        with q8c.load(path, threads=1, tier=tier) as fast, q8c.load(bert_f32, threads=1, tier=tier) as exact:
+            extras = fast.artifact.image(tier).features
+            assert extras == TIERS[tier].with_extras(*TIERS[tier].fast_extras).extras
+            y, reference = fast.run(None, feed)[0], exact.run(None, feed)[0]
+            assert error(y, reference).relative_l2 <= FAST_L2
+            assert same_bits(y, reference) == (not extras)
+    assert all(compare(path).values())
 
 
 def test_the_file_has_every_tier(bert_int8: Path) -> None:

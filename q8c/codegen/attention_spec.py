@@ -55,7 +55,7 @@ class AttentionSpec:
         """Whether the mask differs from key to key."""
         return self.mask is not None and "k" in self.mask
 
-    def symbol(self, tier: Tier, tile: str = "") -> str:
+    def symbol(self, tier: Tier, tile: str = "", products: str = "f32") -> str:
         """The name of the kernel, or of one of its tiles: operation, format, heads x size, where q, k and v lie, scale
         (its float32 bits), mask and the rest, tile (queries x keys), tier."""
         places = [f"{n}split" if split else f"{n}{stride}at{offset}"
@@ -63,7 +63,7 @@ class AttentionSpec:
         heads = f"{self.heads}x{self.head_size}"
         if self.kv_heads != self.heads:
             heads += f"by{self.kv_heads}"
-        parts = ["q8c_attention_f32", heads, *places, f"scale{struct.pack('>f', self.scale).hex()}"]
+        parts = [f"q8c_attention_{products}", heads, *places, f"scale{struct.pack('>f', self.scale).hex()}"]
         parts += [f"mask{self.mask}"] if self.mask is not None else []
         parts += ["causal"] if self.causal else []
         parts += ["nan0"] if self.nan_to_zero else []

@@ -12,9 +12,10 @@ from dataclasses import dataclass
 
 import llvmlite.ir as ir
 
+from q8c.codegen.attention_driver import PARAMS
 from q8c.codegen.attention_math import exp_nonpositive, transpose
 from q8c.codegen.attention_spec import AttentionSpec
-from q8c.codegen.builder import F32, I32, I64, LANES, PTR, V16F, V16I, Builder, Value
+from q8c.codegen.builder import F32, I32, LANES, V16F, V16I, Builder, Value
 from q8c.codegen.targets import Tier
 
 NEGATIVE_INFINITY = float("-inf")
@@ -55,16 +56,12 @@ def tiles(tier: Tier) -> tuple[Tile, ...]:
 class TileEmitter:
     """Writes the function of one tile shape.
 
-    Its parameters: pointers to the tile's first query, the head's keys and values (rows of `pitch`, 0 past the head's
-    size), the tile's first mask row and its first result; how many queries (1 or more) and keys there are; the last
-    key the first query sees if `causal`; elements from one mask row to the next; scratch.
+    Rows of keys and values are `pitch` apart, 0 past the head's size.
     """
 
     def __init__(self, module: ir.Module, tier: Tier, spec: AttentionSpec, tile: Tile) -> None:
         self.spec, self.tile = spec, tile
-        params = [("q", PTR), ("k", PTR), ("v", PTR), ("mask", PTR), ("out", PTR), ("queries", I64), ("keys", I64),
-                  ("visible", I64), ("mask_row", I64), ("scratch", PTR)]
-        self.b = b = Builder(module, tier, spec.symbol(tier, f"{tile.queries}x{tile.keys}"), params, internal=True)
+        self.b = b = Builder(module, tier, spec.symbol(tier, f"{tile.queries}x{tile.keys}"), PARAMS, internal=True)
         self.queries, self.keys = b.arg("queries"), b.arg("keys")
         self.last_query, self.last_key = b.sub(self.queries, 1), b.sub(self.keys, 1)
         self.greatest = b.arg("scratch")

@@ -22,7 +22,7 @@ class Tier:
     """What one generated object may assume of the CPU.
 
     `features` are LLVM's names; `vector_bits` is the width kernels are scheduled for; `registers` how many
-    vector registers there are.
+    vector registers there are; `fast_extras` what `fast` numerics add, which every CPU of the tier has.
     """
 
     name: str
@@ -30,6 +30,7 @@ class Tier:
     features: tuple[str, ...]
     vector_bits: int
     registers: int
+    fast_extras: tuple[str, ...] = ()
     extras: tuple[str, ...] = ()
 
     @property
@@ -66,7 +67,8 @@ TIERS: dict[str, Tier] = {
         Tier("avx2", "x86-64-v3", _AVX2, 256, 16),
         Tier("avx-vnni", "x86-64-v3", (*_AVX2, "avxvnni"), 256, 16),
         Tier("avx512-vnni", "x86-64-v4", (*_AVX2, *_AVX512, "avx512vnni"), 512, 32),
-        Tier("amx-int8", "x86-64-v4", (*_AVX2, *_AVX512, "avx512vnni", "amx-tile", "amx-int8"), 512, 32),
+        Tier("amx-int8", "x86-64-v4", (*_AVX2, *_AVX512, "avx512vnni", "amx-tile", "amx-int8"), 512, 32,
+             fast_extras=("amx-bf16", "avx512bf16")),
     )
 }
 """Every tier by name, from the oldest CPUs to the newest."""

@@ -22,15 +22,14 @@ def _lacking(tier: Tier) -> list[str]:
     return sorted({*cpu.TIERS[tier.name], *tier.extras} - cpu.features())
 
 
-def tiers(*chosen: Tier) -> pytest.MarkDecorator:
-    """Parametrizes a test over some tiers, skipping those this CPU cannot run."""
-    return pytest.mark.parametrize("tier", [
-        pytest.param(t, id="+".join((t.name, *t.extras)), marks=pytest.mark.skipif(
-            bool(_lacking(t)), reason=f"this CPU, or what the system lets this process use of it, lacks {_lacking(t)}"))
-        for t in chosen])
+def needs(tier: Tier) -> pytest.MarkDecorator:
+    """Skips a test where this CPU cannot run the tier."""
+    lacking = _lacking(tier)
+    return pytest.mark.skipif(
+        bool(lacking), reason=f"this CPU, or what the system lets this process use of it, lacks {lacking}")
 
 
-all_tiers = tiers(*TIERS.values())
+all_tiers = pytest.mark.parametrize("tier", [pytest.param(t, id=t.name, marks=needs(t)) for t in TIERS.values()])
 """Parametrizes a test over every tier this CPU can run."""
 
 

@@ -113,18 +113,37 @@ def reference(case: Case, feeds: Mapping[str, Array]) -> Array:
     return interpret(case.graph(), feeds)[0]
 
 
-def error_bound(case: Case, feeds: Mapping[str, Array]) -> Array:
-    """The greatest difference float32 rounding explains, element by element, for inputs and masks that are finite.
+@dataclass(frozen=True)
+class Exact:
+    """What attention is made of, in float64, [batch, heads, queries, keys or channels]: scores, masked; the sums of
+    absolute products they come from; which keys a query sees; values."""
 
-    Sums of n terms err by n roundings of the sum of absolute values (Higham, 2002, section 3.1); a weight errs by the
-    absolute error of its score and by exp's; the common factor of a row's weights cancels.
-    """
-    graph = case.graph()
-    node = graph.nodes[0]
-    a = attributes(node)
+    scores: Array
+    products: Array
+    seen: Array
+    values: Array
+
+    def below(self) -> Array:
+        """Scores less the greatest of each query."""
+        return np.asarray(self.scores - self.scores.max(-1, keepdims=True, initial=LOWEST))
+
+    def bound(self, weight_error: Array, value_error: float) -> Array:
+        """The greatest difference, element by element, for relative errors of softmax's weights before they are
+        divided by their sum, and of the values or their sums."""
+        weights = np.exp(self.below())
+        weights = weights / np.maximum(weights.sum(-1, keepdims=True), 1)
+        bound = (weights * (weight_error + value_error)) @ np.abs(self.values)
+        bound = bound + (weights * weight_error).sum(-1, keepdims=True) * np.abs(weights @ self.values)
+        y = bound.transpose(0, 2, 1, 3)
+        return np.asarray(y.reshape(*y.shape[:2], -1) + 1e-37)
+
+
+def exact(case: Case, feeds: Mapping[str, Array]) -> Exact:
+    """The parts of a case's result, for inputs and masks that are finite."""
+    node = case.graph().nodes[0]
     parts = []
-    for operand, offset, count in zip(node.inputs[:3], a["offsets"], (case.heads, case.kv_heads, case.kv_heads),
-                                      strict=True):
+    for operand, offset, count in zip(node.inputs[:3], attributes(node)["offsets"],
+                                      (case.heads, case.kv_heads, case.kv_heads), strict=True):
         assert operand is not None
         heads = feeds[operand.name].astype(np.float64)
         if heads.ndim == 3:
@@ -132,24 +151,28 @@ def error_bound(case: Case, feeds: Mapping[str, Array]) -> Array:
             heads = x.reshape(*x.shape[:2], count, case.size).transpose(0, 2, 1, 3)
         parts.append(np.repeat(heads, case.heads // count, axis=1))
     q, k, v = parts
-    scores = q @ k.swapaxes(2, 3) * case.scale
-    error = (case.size + 3) * ROUNDING * (np.abs(q) @ np.abs(k).swapaxes(2, 3)) * case.scale
-    if case.mask:
-        scores = scores + feeds["m"]
-        error = error + ROUNDING * np.abs(scores)
+    scores = q @ k.swapaxes(2, 3) * case.scale + (feeds["m"] if case.mask else 0)
+    queries, keys = scores.shape[2:]
+    seen = np.full((queries, keys), True)
     if case.causal:
-        queries, keys = scores.shape[2:]
         seen = np.arange(keys) <= np.arange(queries)[:, None] + (keys - queries)
-        scores, error = np.where(seen, scores, -np.inf), np.where(seen, error, 0)
-    below = scores - scores.max(-1, keepdims=True, initial=LOWEST)
-    weights = np.exp(below)
-    weights = weights / np.maximum(weights.sum(-1, keepdims=True), 1)
-    error = error + EXP_ERROR + 2 * ROUNDING * np.abs(np.maximum(below, -88))
-    sums = (2 * k.shape[2] + 4) * ROUNDING
-    bound = (weights * (error + sums)) @ np.abs(v)
-    bound = bound + (weights * error).sum(-1, keepdims=True) * np.abs(weights @ v)
-    y = bound.transpose(0, 2, 1, 3)
-    return np.asarray(y.reshape(*y.shape[:2], -1) + 1e-37)
+    products = np.abs(q) @ np.abs(k).swapaxes(2, 3) * case.scale
+    return Exact(np.where(seen, scores, -np.inf), products, seen, v)
+
+
+def error_bound(case: Case, feeds: Mapping[str, Array]) -> Array:
+    """The greatest difference float32 rounding explains, element by element, for inputs and masks that are finite.
+
+    Sums of n terms err by n roundings of the sum of absolute values (Higham, 2002, section 3.1); a weight errs by the
+    absolute error of its score and by exp's; the common factor of a row's weights cancels.
+    """
+    parts = exact(case, feeds)
+    error = (case.size + 3) * ROUNDING * parts.products
+    if case.mask:
+        error = error + ROUNDING * np.abs(parts.scores)
+    error = np.where(parts.seen, error, 0)
+    error = error + EXP_ERROR + 2 * ROUNDING * np.abs(np.maximum(parts.below(), -88))
+    return parts.bound(error, (2 * parts.scores.shape[3] + 4) * ROUNDING)
 
 
 def check(case: Case, feeds: Mapping[str, Array]) -> None:

@@ -1,0 +1,244 @@
+"""The innermost attention code on AMX: 32 queries of one head against all its keys.
+
+Scores stand as [queries][keys] float32 in scratch, 32 x 32 at a time as the tile registers hold them. A row of them is
+read for its greatest, then becomes weights in bfloat16 in place, which are the left tiles of the product with values.
+"""
+from __future__ import annotations
+
+import llvmlite.ir as ir
+
+from q8c.codegen import amx, bf16
+from q8c.codegen.attention_driver import PARAMS
+from q8c.codegen.attention_math import exp_for_bf16
+from q8c.codegen.attention_spec import AttentionSpec
+from q8c.codegen.builder import F32, LANES, V16F, V16I, Builder, Operand, Value, constant
+from q8c.codegen.targets import Tier
+from q8c.ir.dims import Dim
+
+STEP = 32
+"""Queries of a tile; keys or channels a product sums over at a time; keys of a block of scores."""
+SOFTMAX_ROWS = 2
+"""Rows that softmax works on at the same time: each waits for its greatest score and for its sum."""
+NEGATIVE_INFINITY = float("-inf")
+_TILE = amx.TILE_ROWS * amx.TILE_BYTES
+_SUMS, _LEFT, _RIGHT = range(4), (4, 5), (6, 7)  # tile registers
+_ROW_PADDING = 4 * LANES  # bytes behind a row of scores
+
+
+def channel_steps(spec: AttentionSpec) -> int:
+    """Steps along a head's channels."""
+    return -(-spec.head_size // STEP)
+
+
+def key_step_bytes(spec: AttentionSpec) -> int:
+    """Bytes of 32 keys in scratch: tiles of 16 keys by 16 pairs of channels."""
+    return 2 * channel_steps(spec) * _TILE
+
+
+def value_step_bytes(spec: AttentionSpec) -> int:
+    """Bytes of 32 keys' values in scratch: tiles of 16 channels by 16 pairs of keys."""
+    return -(-spec.head_size // LANES) * _TILE
+
+
+def tile_bytes(spec: AttentionSpec, key_steps: Dim) -> Dim:
+    """Bytes of scratch for one tile: queries, scores, what all rows of scores start at."""
+    return key_steps * (4 * STEP * (STEP + 1)) + (STEP * _ROW_PADDING + STEP * 2 * STEP * channel_steps(spec))
+
+
+def load_channels(b: Builder, spec: AttentionSpec, row: Value, channel: int) -> Value:
+    """16 channels of a head's row, 0 past its size."""
+    left = spec.head_size - channel
+    if left <= 0:
+        return b.splat(0.0)
+    address = b.at(row, channel, F32)
+    return b.load(V16F, address) if left >= LANES else b.load_tail(V16F, address, left)
+
+
+class AmxTileEmitter:
+    """Writes the function of a tile; its parameters are `PARAMS`. Tile registers are configured whole."""
+
+    def __init__(self, module: ir.Module, tier: Tier, spec: AttentionSpec) -> None:
+        self.spec = spec
+        symbol = spec.symbol(tier, f"{STEP}x{STEP}", products="bf16")
+        self.b = b = Builder(module, tier, symbol, PARAMS, internal=True)
+        self.queries, self.keys = b.arg("queries"), b.arg("keys")
+        self.steps = b.ceildiv(self.keys, STEP)
+        self.q = b.arg("scratch")
+        self.q_pitch = 2 * STEP * channel_steps(spec)
+        self.scores = b.at(self.q, STEP * self.q_pitch)
+        self.pitch = b.add(b.mul(self.steps, 4 * STEP), _ROW_PADDING)
+        self.starts = b.at(self.scores, b.mul(self.pitch, STEP))
+        self.factors = b.scratch(4 * STEP)
+        self.sums = b.scratch(4 * STEP * STEP)
+
+    def emit(self) -> ir.Function:
+        """The whole function."""
+        b = self.b
+        self._pack_queries()
+        self._place_mask()
+        self._score()
+        with b.range(0, self.queries, SOFTMAX_ROWS) as row:
+            self._softmax([b.add(row, n) for n in range(SOFTMAX_ROWS)])
+        for channel in range(0, self.spec.head_size, 2 * LANES):
+            self._weigh(channel, min(2 * LANES, self.spec.head_size - channel))
+        b.ret()
+        return b.function
+
+    # -- scores
+
+    def _pack_queries(self) -> None:
+        """Scaled queries in bfloat16; rows past the last one repeat it."""
+        b, spec = self.b, self.spec
+        with b.range(0, STEP) as row:
+            query = b.imin(row, b.sub(self.queries, 1))
+            source = b.at(b.arg("q"), b.mul(query, spec.strides[0]), F32)
+            for step in range(channel_steps(spec)):
+                low, high = (b.mul(load_channels(b, spec, source, STEP * step + n), spec.scale) for n in (0, LANES))
+                target = b.at(self.q, b.add(b.mul(row, self.q_pitch), amx.TILE_BYTES * step))
+                b.store(bf16.pack(b, low, high), target)
+
+    def _place_mask(self) -> None:
+        """What scores start at: where they will stand if the mask differs from query to query, else in one row for all.
+        Keys past the last one get -inf."""
+        b = self.b
+        if self.spec.mask_has_queries:
+            with b.range(0, self.queries) as row:
+                mask = b.at(b.arg("mask"), b.mul(row, b.arg("mask_row")), F32)
+                self._place_row(b.at(self.scores, b.mul(row, self.pitch)), mask)
+        else:
+            self._place_row(self.starts, b.arg("mask") if self.spec.mask is not None else None)
+
+    def _place_row(self, target: Value, mask: Value | None) -> None:
+        b = self.b
+        value = b.splat(0.0)
+        if mask is not None and not self.spec.mask_has_keys:
+            value = b.splat(b.load(F32, mask))
+        with b.range(0, b.mul(self.steps, STEP), LANES) as key:
+            left = b.imax(b.sub(self.keys, key), 0)
+            if self.spec.mask_has_keys:
+                start = b.load_tail(V16F, b.at(mask, key, F32), left, NEGATIVE_INFINITY)
+            else:
+                start = b.select(b.tail_mask(left), value, NEGATIVE_INFINITY)
+            b.store(start, b.at(target, key, F32))
+
+    def _score(self) -> None:
+        """Scores, the mask included: sums begin with it."""
+        b, spec = self.b, self.spec
+        with b.range(0, self.steps) as step:
+            keys = b.at(b.arg("k"), b.mul(step, key_step_bytes(spec)))
+            at = b.mul(step, 4 * STEP)
+            places = [b.at(b.at(self.scores, at), b.add(b.mul(self.pitch, amx.TILE_ROWS * (tile // 2)),
+                                                        amx.TILE_BYTES * (tile % 2))) for tile in _SUMS]
+            for tile, place in zip(_SUMS, places, strict=True):
+                if spec.mask_has_queries:
+                    amx.load(b, tile, place, self.pitch)
+                else:
+                    amx.load(b, tile, b.at(b.at(self.starts, at), amx.TILE_BYTES * (tile % 2)), 0)
+            for n in range(channel_steps(spec)):
+                right = [b.at(keys, (j * channel_steps(spec) + n) * _TILE) for j in range(2)]
+                self._multiply(b.at(self.q, n * amx.TILE_BYTES), self.q_pitch, right)
+            for tile, place in zip(_SUMS, places, strict=True):
+                amx.store(b, tile, place, self.pitch)
+
+    def _multiply(self, left: Value, stride: Operand, right: list[Value]) -> None:
+        """One step: 32 rows from `left` on times one or two right tiles."""
+        b = self.b
+        for i, register in enumerate(_LEFT):
+            amx.load(b, register, b.at(left, b.mul(stride, amx.TILE_ROWS * i)), stride)
+        for j, tile in enumerate(right):
+            amx.load(b, _RIGHT[j], tile, amx.TILE_BYTES)
+            for i, register in enumerate(_LEFT):
+                amx.dot_bf16(b, 2 * i + j, register, _RIGHT[j])
+
+    # -- softmax
+
+    def _softmax(self, rows: list[Value]) -> None:
+        """Rows of scores become weights; their factors are 1 / the sum of them, or 0 if there are no keys."""
+        b, causal = self.b, self.spec.causal
+        scores = [b.at(self.scores, b.mul(row, self.pitch)) for row in rows]
+        pairs = self.steps
+        if causal:
+            pairs = self._hide(rows, scores)
+
+        def larger(pair: Value, greatest: list[Value]) -> list[Value]:
+            at = b.mul(pair, 4 * STEP)
+            return [b.fmax(b.load(V16F, b.at(b.at(row, at), (n % 2) * LANES, F32)), greatest[n])
+                    for n, row in enumerate(r for row in scores for r in (row, row))]
+
+        least = b.splat(NEGATIVE_INFINITY)
+        found = b.loop(0, pairs, 1, [least] * (2 * len(rows)), larger)
+        greatest = [b.splat(b.reduce(b.fmax(*found[n:n + 2]), b.fmax)) for n in range(0, len(found), 2)]
+
+        def step(pair: Value, totals: list[Value]) -> list[Value]:
+            added = []
+            for n, row in enumerate(scores):
+                at = b.at(row, b.mul(pair, 4 * STEP))
+                weights = [exp_for_bf16(b, b.sub(b.load(V16F, b.at(at, half, F32)), greatest[n]))
+                           for half in (0, LANES)]
+                b.store(bf16.pack(b, *weights), b.at(row, b.mul(pair, amx.TILE_BYTES)))
+                added += [b.add(total, w) for total, w in zip(totals[2 * n:2 * n + 2], weights, strict=True)]
+            return added
+
+        totals = b.loop(0, pairs, 1, [b.splat(0.0)] * (2 * len(rows)), step)
+        for n, row in enumerate(rows):
+            self._finish_row(row, b.reduce(b.add(*totals[2 * n:2 * n + 2]), b.add))
+        if causal:
+            with b.range(pairs, self.steps) as unseen:
+                for row in scores:
+                    b.store(constant(V16I, 0), b.at(row, b.mul(unseen, amx.TILE_BYTES)))
+
+    def _finish_row(self, row: Value, total: Value) -> None:
+        b = self.b
+        factor = b.div(1.0, total)
+        if self.spec.nan_to_zero:
+            factor = b.select(b.fcmp(">", total, 0.0), factor, 0.0)
+        else:
+            factor = b.select(b.fcmp("==", total, 0.0), 0.0, factor)
+        b.store(factor, b.at(self.factors, row, F32))
+
+    def _hide(self, rows: list[Value], scores: list[Value]) -> Value:
+        """Steps of keys with one that some row sees, or 1 if there are keys at all: a row that sees none is NaN by its
+        -inf scores. In them, the scores that a row does not see become -inf."""
+        b = self.b
+        visible = [b.imax(b.imin(b.add(b.add(b.arg("visible"), row), 1), self.keys), 0) for row in rows]
+        steps = b.imin(b.imax(b.ceildiv(visible[-1], STEP), 1), self.steps)
+        # Rows see one key more each, so where a row's keys end is in the last two steps.
+        with b.range(b.imax(b.sub(steps, 2), 0), steps) as step:
+            for seen, row in zip(visible, scores, strict=True):
+                for half in (0, LANES):
+                    key = b.add(b.mul(step, STEP), half)
+                    place = b.at(row, key, F32)
+                    mask = b.tail_mask(b.imax(b.sub(seen, key), 0))
+                    b.store(b.select(mask, b.load(V16F, place), NEGATIVE_INFINITY), place)
+        return steps
+
+    # -- weighted values
+
+    def _weigh(self, channel: int, count: int) -> None:
+        """Results of up to 32 channels."""
+        b, spec = self.b, self.spec
+        panels = -(-count // LANES)
+        values = b.at(b.arg("v"), channel // LANES * _TILE)
+        for tile in _SUMS:
+            amx.zero(b, tile)
+        with b.range(0, self.steps) as step:
+            tiles = [b.at(values, b.add(b.mul(step, value_step_bytes(spec)), j * _TILE)) for j in range(panels)]
+            self._multiply(b.at(self.scores, b.mul(step, amx.TILE_BYTES)), self.pitch, tiles)
+        for tile in _SUMS:
+            if tile % 2 < panels:
+                place = amx.TILE_ROWS * 4 * STEP * (tile // 2) + amx.TILE_BYTES * (tile % 2)
+                amx.store(b, tile, b.at(self.sums, place), 4 * STEP)
+        with b.range(0, self.queries) as row:
+            factor = b.splat(b.load(F32, b.at(self.factors, row, F32)))
+            for j in range(panels):
+                y = b.mul(b.load(V16F, b.at(self.sums, b.add(b.mul(row, 4 * STEP), amx.TILE_BYTES * j))), factor)
+                if spec.nan_to_zero:
+                    y = b.select(b.fcmp(">", factor, 0.0), y, 0.0)
+                place = b.at(b.arg("out"), b.add(b.mul(row, spec.channels), channel + LANES * j), F32)
+                self._store(y, place, min(LANES, count - LANES * j))
+
+    def _store(self, y: Value, address: Value, count: int) -> None:
+        if count == LANES:
+            self.b.store(y, address)
+        else:
+            self.b.store_tail(y, address, count)
