@@ -92,7 +92,8 @@ class Graph:
     """A list of nodes in topological order, with inputs, outputs and constants.
 
     `assumptions` holds pairs of sizes that were taken to be equal because the model only makes sense so; the run time
-    checks them.
+    checks them. `counts` holds sizes that follow from no shape: how many elements of an input are not 0, by the size's
+    name.
     """
 
     def __init__(self, name: str = "graph") -> None:
@@ -103,6 +104,7 @@ class Graph:
         self.nodes: list[Node] = []
         self.constants: dict[str, Value] = {}
         self.assumptions: list[tuple[Dim, Dim]] = []
+        self.counts: dict[str, Value] = {}
         self._names: dict[str, int] = {}
 
     def fresh_name(self, hint: str) -> str:
@@ -219,7 +221,7 @@ class Graph:
             yield from node.outputs
 
     def symbols(self) -> list[str]:
-        """The names of all symbolic sizes of the inputs, in order of first appearance."""
+        """The names of all symbolic sizes of the inputs' shapes, in order of first appearance."""
         found: dict[str, None] = {}
         for value in self.inputs:
             for d in value.shape:
@@ -257,6 +259,7 @@ def clone(graph: Graph, name: str | None = None) -> Graph:
     copy.outputs = [mapping[v] for v in graph.outputs]
     copy.output_names = list(graph.output_names)
     copy.assumptions.extend(graph.assumptions)
+    copy.counts = {n: mapping[v] for n, v in graph.counts.items()}
     copy._names = dict(graph._names)
     return copy
 

@@ -40,7 +40,8 @@ def interpret(graph: Graph, feeds: Mapping[str, Any], keep: dict[str, Array] | N
 
 
 def bind_sizes(graph: Graph, arrays: Mapping[str, Array]) -> dict[str, int]:
-    """The value of every symbol, solved from the shapes of the inputs; checks types, shapes and assumptions."""
+    """The value of every symbol, solved from the shapes of the inputs or counted in them; checks types, shapes and
+    assumptions."""
     sizes: dict[str, int] = {}
     for value in graph.inputs:
         array = arrays[value.name]
@@ -59,6 +60,8 @@ def bind_sizes(graph: Graph, arrays: Mapping[str, Array]) -> dict[str, int]:
             if evaluate(d, sizes) != actual:
                 raise InputError(f"input {value.name!r}: expected {value.type}, got {list(arrays[value.name].shape)}; "
                                  f"{d} is {evaluate(d, sizes)}")
+    for name, value in graph.counts.items():
+        sizes[name] = int(np.count_nonzero(arrays[value.name]))
     for a, b in graph.assumptions:
         if evaluate(a, sizes) != evaluate(b, sizes):
             raise InputError(f"the model needs {a} == {b}, got {evaluate(a, sizes)} and {evaluate(b, sizes)}")

@@ -10,7 +10,7 @@ from typing import Any, NoReturn
 import numpy as np
 
 from q8c.errors import CompileError
-from q8c.ir.dims import Dim, parse_dim
+from q8c.ir.dims import Dim, as_symbol, parse_dim
 from q8c.ir.graph import Array, Attr, Graph, Node, Value
 from q8c.ir.ops import OPS
 from q8c.ir.types import DType, TensorType
@@ -170,10 +170,23 @@ class _Parser:
                 right = self.dim(self.text[self.at:line_end])
                 self.at = line_end
                 graph.assumptions.append((left, right))
+            elif depth == 0 and self.keyword("count"):
+                self.count(graph, values)
             elif self.keyword("const"):
                 self.constant(graph, values)
             else:
                 self.node(graph, values, depth)
+
+    def count(self, graph: Graph, values: dict[str, Value]) -> None:
+        name = self.match(_WORD, "a size")
+        if as_symbol(self.dim(name)) != name or name in graph.counts or name in graph.symbols():
+            self.fail(f"{name} is no name of a new size")
+        if not self.keyword("of"):
+            self.fail("expected 'of'")
+        value = self.use(values)
+        if value not in graph.inputs:
+            self.fail(f"%{value.name} is no input")
+        graph.counts[name] = value
 
     def results(self, graph: Graph, values: dict[str, Value]) -> None:
         while True:

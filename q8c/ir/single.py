@@ -15,6 +15,7 @@ from q8c.ir import q8
 from q8c.ir.graph import Array, Node
 from q8c.ir.ops.fused import attention, epilogue
 from q8c.ir.ops.nn import softmax
+from q8c.ir.ops.packed import packed_attention
 from q8c.ir.ops.registry import Reference
 
 _ERF = (1.061405429, -1.453152027, 1.421413741, -0.284496736, 0.254829592)
@@ -71,7 +72,7 @@ def product(a: Array, b: Array) -> Array:
 
 _SINGLE: dict[str, Reference] = {
     "attention": partial(attention, precision=np.float32), "erf": _erf, "gelu": _gelu, "linear": _linear,
-    "matmul": _matmul, "q8_linear": _q8_linear,
+    "matmul": _matmul, "packed_attention": partial(packed_attention, precision=np.float32), "q8_linear": _q8_linear,
     "softmax": lambda args, attrs: [softmax(args[0], attrs["axis"], np.float32)]}
 
 

@@ -34,6 +34,9 @@ def verify(graph: Graph) -> None:
     for value in defined:
         if len(value.users) != reads.get(value, 0):
             raise CompileError(f"{value!r}: {len(value.users)} users are noted, {reads.get(value, 0)} read it")
+    for name, value in graph.counts.items():
+        if value not in graph.inputs or name in graph.symbols():
+            raise CompileError(f"graph {graph.name}: {name} counts {value!r}, which is no input, or is a size of one")
     for value in graph.outputs:
         if value not in defined:
             raise CompileError(f"the output {value!r} is not defined")

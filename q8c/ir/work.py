@@ -4,7 +4,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from q8c.ir.dims import Dim, floordiv, product
+from q8c.ir.dims import Dim, dim_max, floordiv, product
 from q8c.ir.graph import Graph, Node, Value
 from q8c.ir.ops.registry import attributes
 
@@ -47,8 +47,8 @@ def label(node: Node) -> str:
         parts = [a for a in (node.attrs.get("activation"), ) if a and a != "none"]
         parts += ["residual"] if _present(node, 6 if node.op == "q8_linear" else 3) else []
         return " ".join([node.op, "x".join(map(str, weight.shape)), *map(str, parts)])
-    if node.op == "attention":
-        return f"attention {node.attrs['heads']}x{node.attrs['head_size']}"
+    if node.op in ("attention", "packed_attention"):
+        return f"{node.op} {node.attrs['heads']}x{node.attrs['head_size']}"
     if node.body is not None:
         ops = list(dict.fromkeys(n.op for n in node.body.nodes))
         shape = node.output.shape
@@ -102,6 +102,14 @@ def _attention(node: Node) -> tuple[str, Dim]:
     return "attention", product([2, batch, attrs["heads"], attrs["head_size"], seen])
 
 
+def _packed_attention(node: Node) -> tuple[str, Dim]:
+    """Taken for sequences of equal length; what it is follows from their lengths, and is never less."""
+    tokens, batch = node.output.shape[1], node.input(3).shape[0] - 1
+    seen = floordiv(tokens * tokens, dim_max(batch, 1))
+    attrs = attributes(node)
+    return "attention", product([2, attrs["heads"], attrs["head_size"], floordiv(seen, 2) if attrs["causal"] else seen])
+
+
 def _weight(node: Node) -> Value:
     if node.op == "matmul":
         return next(v for v in reversed(list(node.operands)) if v.is_constant)
@@ -120,4 +128,5 @@ def _sum(sizes: list[Dim]) -> Dim:
 
 
 _COUNTERS: dict[str, Callable[[Node], tuple[str, Dim]]] = {
-    "q8_linear": _q8, "q8_matmul": _q8, "linear": _linear, "matmul": _matmul, "attention": _attention}
+    "q8_linear": _q8, "q8_matmul": _q8, "linear": _linear, "matmul": _matmul, "attention": _attention,
+    "packed_attention": _packed_attention}

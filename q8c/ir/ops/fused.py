@@ -98,18 +98,22 @@ def _heads_of(o: Operands, index: int, count: int, size: int) -> tuple[Dim, Dim]
     return t.shape[0], t.shape[1]
 
 
-def _attention(o: Operands) -> Sequence[TensorType]:
+def attention_sizes(o: Operands) -> tuple[Dim, Dim, Dim]:
+    """Batch, queries and keys of an attention whose first three operands are q, k and v."""
     heads, kv_heads, size = o.attrs["heads"], o.attrs["kv_heads"], o.attrs["head_size"]
     o.expect(heads > 0 and kv_heads > 0 and heads % kv_heads == 0, "kv_heads must divide heads")
     o.expect(len(o.attrs["offsets"]) == 3, "expected three offsets")
     q, k, v = (_heads_of(o, i, count, size) for i, count in enumerate((heads, kv_heads, kv_heads)))
-    batch = o.same(o.same(q[0], k[0]), v[0])
-    keys = o.same(k[1], v[1])
-    mask = o.types[3]
+    return o.same(o.same(q[0], k[0]), v[0]), q[1], o.same(k[1], v[1])
+
+
+def _attention(o: Operands) -> Sequence[TensorType]:
+    batch, queries, keys = attention_sizes(o)
+    heads, mask = o.attrs["heads"], o.types[3]
     if mask is not None:
         o.expect(mask.rank == 4 and mask.dtype is DType.f32, "expected the mask as f32 of rank 4")
-        o.broadcast(mask.shape, (batch, heads, q[1], keys))
-    return [TensorType(DType.f32, (batch, q[1], heads * size))]
+        o.broadcast(mask.shape, (batch, heads, queries, keys))
+    return [TensorType(DType.f32, (batch, queries, heads * o.attrs["head_size"]))]
 
 
 def attention(args: Sequence[Any], attrs: Mapping[str, Any],
@@ -156,10 +160,12 @@ register(OpDef("q8_linear", "q row_scale row_sum w col_scale bias? residual? row
                {**_ACTIVATION, **BLOCK}, Level.fused,
                doc="Q8 weight times R8 rows, dequantized, biased, activated, added, in registers."))
 register(OpDef("linear", "x w bias? residual?", _linear, linear, _ACTIVATION, Level.fused))
-register(OpDef("attention", "q k v mask?", _attention, attention, {
+ATTENTION = {
     "heads": AttrSpec("int"), "kv_heads": AttrSpec("int"), "head_size": AttrSpec("int"), "scale": AttrSpec("float"),
     "causal": AttrSpec("bool", False), "nan_to_zero": AttrSpec("bool", False),
-    "offsets": AttrSpec("ints", (0, 0, 0))}, Level.fused))
+    "offsets": AttrSpec("ints", (0, 0, 0))}
+
+register(OpDef("attention", "q k v mask?", _attention, attention, ATTENTION, Level.fused))
 register(OpDef("loop", "*xs", _loop, _run_body, level=Level.fused, has_body=True,
                doc="One pass over rows: elementwise ops, and reductions, norms, softmax and dynamic_quantize over the "
                    "last axis. Its meaning is its body."))
