@@ -58,8 +58,8 @@ class _AmxDriver(Driver):
     def gather(self, batch: Value, group: Value) -> None:
         """Keys as [panels of 16][steps of channels][16 pairs][16 keys][2], values as [steps of keys][panels of 16
         channels][16 pairs][16 channels][2]. What fills up the last step: keys of 0, the last key's values."""
-        b, last = self.b, self.b.sub(self.b.arg("keys"), 1)
-        steps = b.ceildiv(b.arg("keys"), STEP)
+        b, last = self.b, self.b.sub(self.keys, 1)
+        steps = b.ceildiv(self.keys, STEP)
         zeros = b.constant_table(f"zeros{self.spec.head_size}", F32, [0.0] * self.spec.head_size)
         with b.range(0, b.mul(steps, 2)) as panel:
             numbers = [b.add(b.mul(panel, LANES), n) for n in range(LANES)]

@@ -15,13 +15,14 @@ from q8c.ir.graph import Node
 
 
 def attention_kernel(module: ir.Module, tier: Tier, node: Node) -> Kernel:
-    """The kernel of an `attention` node: q, k, v, mask if there is one, the result; sizes; scratch.
+    """The kernel of an `attention` or `packed_attention` node: q, k, v, starts, mask if there are such, the result;
+    sizes; scratch.
 
     Pieces are runs of batch items, heads and tiles of queries. Products are in bfloat16 on a tier that has been given
     AMX for it, else in float32.
     """
     spec = attention_spec(node)
-    keys = node.input(1).shape[-2]
+    keys = attention_sizes(node)[2]
     make = amx_attention if tier.has("amx-bf16") else _f32_attention
     function, scratch = make(module, tier, spec, keys)
     return Kernel(function, attention_sizes(node), scratch)
@@ -52,7 +53,7 @@ class _F32Driver(Driver):
     def gather(self, batch: Value, group: Value) -> None:
         """Side by side, rows padded with 0 to whole vectors."""
         b, spec = self.b, self.spec
-        with b.range(0, b.arg("keys")) as key:
+        with b.range(0, self.keys) as key:
             for n, copy in ((1, self.k), (2, self.v)):
                 row = self.channels(n, batch, key, group)
                 for c in range(0, spec.head_size, LANES):

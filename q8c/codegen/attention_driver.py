@@ -22,7 +22,8 @@ from one mask row to the next; scratch."""
 class Driver(ABC):
     """The loop over tiles of queries. It brings keys and values of a head to scratch before the first tile that reads
     them (`gather`). `functions` are those of a tile, by the most queries it takes, the most first; their parameters are
-    `PARAMS`.
+    `PARAMS`. `count` and `keys` are how many queries and keys the sequence at hand has; the parameters `queries` and
+    `keys` are as many in all, or of packed rows the longest there can be.
     """
 
     def __init__(self, module: ir.Module, tier: Tier, spec: AttentionSpec, symbol: str,
@@ -30,12 +31,14 @@ class Driver(ABC):
         self.spec = spec
         self.functions = list(functions.items())
         self.queries = self.functions[0][0]
-        pointers = ["q", "k", "v", *(["mask"] if spec.mask is not None else []), "out"]
+        pointers = ["q", "k", "v", *(["starts"] if spec.packed else []), *(["mask"] if spec.mask is not None else []),
+                    "out"]
         sizes = ["batch", "queries", "keys", *(MASK_SIZES if spec.mask is not None else [])]
         params = [*((n, PTR) for n in pointers), *((n, I64) for n in sizes), ("scratch", PTR), ("piece", I64),
                   ("pieces", I64)]
         self.b = Builder(module, tier, symbol, params, internal=True)
         self.k = self.b.arg("scratch")
+        self.count, self.keys = self.b.arg("queries"), self.b.arg("keys")
 
     @property
     @abstractmethod
@@ -67,33 +70,54 @@ class Driver(ABC):
         def item(index: Value, gathered: list[Value]) -> list[Value]:
             head = b.div(index, per_head)
             group = b.div(head, self.spec.heads // self.spec.kv_heads)
-            with b.if_(b.icmp("!=", group, gathered[0])):
-                self.gather(b.div(group, self.spec.kv_heads), b.rem(group, self.spec.kv_heads))
             query = b.mul(b.rem(index, per_head), self.queries)
-            self._item(b.div(head, self.spec.heads), b.rem(head, self.spec.heads), query)
-            return [group]
+            if not self.spec.packed:
+                self._gather_and_go(head, group, query, gathered[0])
+                return [group]
+            self._open(b.div(head, self.spec.heads))
+            there = b.icmp("<", query, self.count)
+            with b.if_(there):
+                self._gather_and_go(head, group, query, gathered[0])
+            return [b.select(there, group, gathered[0])]
 
         self.run(first, last, item)
         b.ret()
         return b.function
 
+    def _open(self, batch: Value) -> None:
+        """Go on to a sequence of packed rows."""
+        b = self.b
+        self.start, end = (b.load(I64, b.at(b.arg("starts"), n, I64)) for n in (batch, b.add(batch, 1)))
+        self.count = self.keys = b.sub(end, self.start)
+
+    def _gather_and_go(self, head: Value, group: Value, query: Value, gathered: Value) -> None:
+        """One tile, behind the keys and values of its head if they are not those gathered last."""
+        b, spec = self.b, self.spec
+        with b.if_(b.icmp("!=", group, gathered)):
+            self.gather(b.div(group, spec.kv_heads), b.rem(group, spec.kv_heads))
+        self._item(b.div(head, spec.heads), b.rem(head, spec.heads), query)
+
     def channels(self, operand: int, batch: Value, token: Value, head: Value) -> Value:
         """Where a head of a token of q, k or v starts."""
         b, spec = self.b, self.spec
+        heads = spec.kv_heads if operand else spec.heads
         tokens = b.arg("keys" if operand else "queries")
-        if spec.split[operand]:
-            heads = b.add(b.mul(batch, spec.kv_heads if operand else spec.heads), head)
-            place = b.mul(b.add(b.mul(heads, tokens), token), spec.head_size)
+        if spec.split[operand] and spec.packed:
+            tokens = b.load(I64, b.at(b.arg("starts"), b.arg("batch"), I64))
+            place = b.mul(b.add(b.mul(head, tokens), b.add(self.start, token)), spec.head_size)
+        elif spec.split[operand]:
+            place = b.mul(b.add(b.mul(b.add(b.mul(batch, heads), head), tokens), token), spec.head_size)
         else:
+            row = b.add(self.start if spec.packed else b.mul(batch, tokens), token)
             channel = b.add(b.mul(head, spec.head_size), spec.offsets[operand])
-            place = b.add(b.mul(b.add(b.mul(batch, tokens), token), spec.strides[operand]), channel)
+            place = b.add(b.mul(row, spec.strides[operand]), channel)
         return b.at(b.arg("qkv"[operand]), place, F32)
 
     def _item(self, batch: Value, head: Value, query: Value) -> None:
         """One tile: queries of one head from `query` on."""
         b, spec = self.b, self.spec
-        queries = b.imin(b.sub(b.arg("queries"), query), self.queries)
-        token = b.add(b.mul(batch, b.arg("queries")), query)
+        queries = b.imin(b.sub(self.count, query), self.queries)
+        token = b.add(self.start if spec.packed else b.mul(batch, self.count), query)
         out = b.at(b.arg("out"), b.add(b.mul(token, spec.channels), b.mul(head, spec.head_size)), F32)
         mask, mask_row = self._mask(batch, head, query)
         keys, visible = self._keys(query)
@@ -122,11 +146,11 @@ class Driver(ABC):
 
     def _keys(self, query: Value) -> tuple[Value, Value]:
         """How many keys the tile reads, and the last one its first query sees."""
-        b, keys = self.b, self.b.arg("keys")
+        b, keys = self.b, self.keys
         if not self.spec.causal:
             return keys, ir.Constant(I64, 0)
-        last = b.add(query, b.sub(keys, b.arg("queries")))
+        last = b.add(query, b.sub(keys, self.count))
         # The same keys for every tier's tiles, and at least one: a query that sees none is NaN by its -inf scores.
         block = b.mul(b.add(b.div(query, WIDEST), 1), WIDEST)
-        seen = b.add(block, b.sub(keys, b.arg("queries")))
+        seen = b.add(block, b.sub(keys, self.count))
         return b.imin(keys, b.imax(seen, 1)), last

@@ -22,6 +22,7 @@ class AttentionSpec:
         mask: None, or which of its axes are there beside batch and heads: "", "q", "k" or "qk" (others have size 1).
         causal: query i sees keys up to i + (keys - queries).
         nan_to_zero: a query that sees no key, or whose weights are NaN, gets 0 instead of NaN.
+        packed: q, k and v are rows of one sequence after the other, which attend to their own.
     """
 
     heads: int
@@ -34,6 +35,7 @@ class AttentionSpec:
     causal: bool = False
     nan_to_zero: bool = False
     split: tuple[bool, bool, bool] = (False, False, False)
+    packed: bool = False
 
     @property
     def channels(self) -> int:
@@ -67,23 +69,29 @@ class AttentionSpec:
         parts += [f"mask{self.mask}"] if self.mask is not None else []
         parts += ["causal"] if self.causal else []
         parts += ["nan0"] if self.nan_to_zero else []
+        parts += ["packed"] if self.packed else []
         parts += [tile] if tile else []
         return f"{'_'.join(parts)}__{tier.name.replace('-', '')}"
 
 
 def attention_spec(node: Node) -> AttentionSpec:
-    """The spec of an `attention` node."""
+    """The spec of an `attention` or `packed_attention` node."""
     a = attributes(node)
     q, k, v = (int(str(node.input(i).shape[-1])) for i in range(3))  # type inference has refused symbolic ones
     split = (node.input(0).type.rank == 4, node.input(1).type.rank == 4, node.input(2).type.rank == 4)
-    mask = node.inputs[3] if len(node.inputs) > 3 else None
+    packed = node.op == "packed_attention"
+    mask = node.inputs[3] if len(node.inputs) > 3 and not packed else None
     axes = None if mask is None else "".join(n for n, size in zip("qk", mask.shape[2:], strict=True) if size != 1)
     return AttentionSpec(a["heads"], a["kv_heads"], a["head_size"], a["scale"], (q, k, v), a["offsets"], axes,
-                         a["causal"], a["nan_to_zero"], split)
+                         a["causal"], a["nan_to_zero"], split, packed)
 
 
 def attention_sizes(node: Node) -> tuple[Dim, ...]:
-    """Batch, queries, keys; and with a mask, elements from one batch item, head and query to the next (0: shared)."""
+    """Batch, queries, keys; and with a mask, elements from one batch item, head and query to the next (0: shared).
+    Queries and keys of packed rows are the most a sequence can have."""
+    if node.op == "packed_attention":
+        longest = attributes(node)["longest"]
+        return node.input(3).shape[0] - 1, longest, longest
     q, k = node.input(0), node.input(1)
     sizes: list[Dim] = [q.shape[0], q.shape[-2], k.shape[-2]]
     mask = node.inputs[3] if len(node.inputs) > 3 else None

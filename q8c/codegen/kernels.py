@@ -85,7 +85,7 @@ def _fixed(size: Dim) -> int:
 _KERNELS: dict[str, EmitKernel] = {
     "q8_linear": q8_linear_kernel,
     "linear": linear_kernel,
-    "attention": attention_kernel,
+    **dict.fromkeys(("attention", "packed_attention"), attention_kernel),
     "loop": loop_kernel,
     "matmul": matmul_kernel,
     **dict.fromkeys(MOVEMENT_OPS, movement_kernel),

@@ -12,6 +12,7 @@ from q8c.codegen.movement_copy import Copy, emit_copy
 from q8c.codegen.movement_gather import gather, gather_nd
 from q8c.codegen.movement_kernel import Movement
 from q8c.codegen.movement_make import iota, pad, sizes
+from q8c.codegen.movement_pack import packing, unpack
 from q8c.codegen.movement_reduce import REDUCE_OPS, reduce
 from q8c.codegen.movement_scan import argument, cumsum
 from q8c.codegen.targets import Tier
@@ -90,6 +91,7 @@ _OPS: dict[str, Callable[[ir.Module, Tier, Node], Kernel]] = {
     "copy": _copies(_copy), "reshape": _copies(_copy), "transpose": _copies(_transpose),
     "broadcast_to": _copies(_broadcast_to), "slice": _copies(_slice), "concat": _copies(_concat),
     "gather": gather, "gather_nd": gather_nd, "pad": pad, "iota": iota, "sizes": sizes, "cumsum": cumsum,
+    "packing": packing, "unpack": unpack,
     "argmax": argument, "argmin": argument, **dict.fromkeys(REDUCE_OPS, reduce)}
 
 MOVEMENT_OPS = frozenset(_OPS)

@@ -92,10 +92,15 @@ def checked(b: Builder, index: Value, size: Value) -> Value:
     """The index counted from the front; one outside [-size, size) is reported and becomes 0."""
     found = b.select(b.icmp("<", index, 0), b.add(index, size), index)
     wrong = b.ucmp(">=", found, size)
+    report(b, wrong, index)
+    return b.select(wrong, ir.Constant(I64, 0), found)
+
+
+def report(b: Builder, wrong: Value, detail: Value) -> None:
+    """Note in the frame that this node failed on an integer, if it is the first that did."""
     with b.if_(wrong, likely=False):
         frame = b.arg("frame")
         status = b.at(frame, STATUS, I64)
         with b.if_(b.icmp("==", b.load(I64, status), 0)):
             b.store(b.add(b.arg("node"), 1), status)
-            b.store(index, b.at(frame, DETAIL, I64))
-    return b.select(wrong, ir.Constant(I64, 0), found)
+            b.store(detail, b.at(frame, DETAIL, I64))

@@ -33,9 +33,14 @@ all_tiers = pytest.mark.parametrize("tier", [pytest.param(t, id=t.name, marks=ne
 """Parametrizes a test over every tier this CPU can run."""
 
 
+def runnable(tier: Tier) -> bool:
+    """Whether this CPU can run the tier."""
+    return not _lacking(tier)
+
+
 def runnable_tiers() -> list[Tier]:
     """The tiers this CPU can run."""
-    return [t for t in TIERS.values() if not _lacking(t)]
+    return [t for t in TIERS.values() if runnable(t)]
 
 
 class Loaded:
