@@ -55,6 +55,14 @@ class Constraint:
 
 
 @dataclass(frozen=True)
+class Count:
+    """A symbol that no shape tells: how many elements of an input are not 0. Both by number."""
+
+    symbol: int
+    input: int
+
+
+@dataclass(frozen=True)
 class Node:
     """A node the code can name in a frame's status; `failure` may contain {detail}, the offending integer."""
 
@@ -108,7 +116,7 @@ class Frame:
 class Model:
     """A compiled model's signature and calling convention, and what is worth knowing about how it was made.
 
-    `dims` are the integers of the frame's dims table, `slots` the byte sizes of the arena's slots, `scratch` the bytes
+    `counts` are the symbols found in what inputs hold, the others follow from their shapes. `dims` are the integers of the frame's dims table, `slots` the byte sizes of the arena's slots, `scratch` the bytes
     each thread needs beside them (unless it is the number 0, one more slot word says where they begin), `cost` is about how many nanoseconds a run takes on one core. `options`, `tools` and `notes` are for people: any JSON.
     """
 
@@ -116,6 +124,7 @@ class Model:
     inputs: tuple[Tensor, ...]
     outputs: tuple[Tensor, ...]
     symbols: tuple[str, ...]
+    counts: tuple[Count, ...] = ()
     dims: tuple[Program, ...] = ()
     slots: tuple[Program, ...] = ()
     scratch: Program = 0
@@ -186,7 +195,7 @@ def constant_layout(tensors: list[tuple[str, str, tuple[int, ...]]]) -> list[Con
 
 def _model_json(model: Model) -> dict[str, Any]:
     return {
-        "name": model.name, "symbols": list(model.symbols),
+        "name": model.name, "symbols": list(model.symbols), "counts": [list(vars(c).values()) for c in model.counts],
         "inputs": [_tensor_json(t) for t in model.inputs], "outputs": [_tensor_json(t) for t in model.outputs],
         "dims": [dims.thaw(p) for p in model.dims], "slots": [dims.thaw(p) for p in model.slots],
         "scratch": dims.thaw(model.scratch), "cost": dims.thaw(model.cost),
@@ -208,8 +217,8 @@ def _section_json(section: Section) -> dict[str, Any]:
 
 
 def _model(value: object, where: str) -> Model:
-    (name, inputs, outputs, symbols, dim_table, slots, scratch, cost, frame, constraints, nodes, options,
-     tools, notes) = members(value, where, "name", "inputs", "outputs", "symbols", "dims", "slots", "scratch",
+    (name, inputs, outputs, symbols, counts, dim_table, slots, scratch, cost, frame, constraints, nodes, options,
+     tools, notes) = members(value, where, "name", "inputs", "outputs", "symbols", "counts", "dims", "slots", "scratch",
                              "cost", "frame", "constraints", "nodes", "options", "tools", "notes")
     names = tuple(string(s, at, 256) for at, s in items(symbols, f"{where}.symbols", MAX_SYMBOLS))
     count = len(names)
@@ -218,6 +227,7 @@ def _model(value: object, where: str) -> Model:
         tuple(_tensor(t, at, count) for at, t in items(inputs, f"{where}.inputs", MAX_TENSORS)),
         tuple(_tensor(t, at, count) for at, t in items(outputs, f"{where}.outputs", MAX_TENSORS)),
         names,
+        tuple(_count(c, at, count, inputs) for at, c in items(counts, f"{where}.counts", MAX_SYMBOLS)),
         tuple(_program(p, at, count) for at, p in items(dim_table, f"{where}.dims", MAX_FRAME)),
         tuple(_program(p, at, count) for at, p in items(slots, f"{where}.slots", MAX_FRAME)),
         _program(scratch, f"{where}.scratch", count),
@@ -261,6 +271,15 @@ def _constraint(value: object, where: str, symbols: int) -> Constraint:
     left, right, text = members(value, where, "left", "right", "text")
     return Constraint(_program(left, f"{where}.left", symbols), _program(right, f"{where}.right", symbols),
                       string(text, f"{where}.text"))
+
+
+def _count(value: object, where: str, symbols: int, inputs: object) -> Count:
+    parts = items(value, where, 2)
+    if len(parts) != 2:
+        raise bad(where, "[symbol, input]", value)
+    assert isinstance(inputs, list)
+    (symbol_at, symbol), (input_at, index) = parts
+    return Count(integer(symbol, symbol_at, 0, symbols - 1), integer(index, input_at, 0, len(inputs) - 1))
 
 
 def _node(value: object, where: str) -> Node:

@@ -48,7 +48,8 @@ class _Step:
 
 
 class Planner:
-    """Makes a model's plans. Called with the shapes of its inputs, in order; has no state of its own."""
+    """Makes a model's plans. Called with the shapes of its inputs, in order, and what `counts` of the model say of them;
+    has no state of its own."""
 
     def __init__(self, model: Model) -> None:
         """Raises ArtifactError if the input shapes do not determine every symbol."""
@@ -62,18 +63,20 @@ class Planner:
         self._sizes = Tape([*outputs, *model.dims, *model.slots, model.scratch, model.cost], len(model.symbols))
         self._tail = struct.Struct(f"={model.frame.size - model.frame.dims}q")
 
-    def __call__(self, shapes: tuple[Shape, ...]) -> Plan:
+    def __call__(self, shapes: tuple[Shape, ...], counts: tuple[int, ...] = ()) -> Plan:
         """The plan for these input shapes. Raises InputError where they fit no sizes, or lead to impossible ones."""
-        values = self._solve(shapes)
+        values = self._solve(shapes, counts)
         self._check(shapes, values)
         return self._plan(values)
 
-    def _solve(self, shapes: tuple[Shape, ...]) -> list[int]:
+    def _solve(self, shapes: tuple[Shape, ...], counts: tuple[int, ...]) -> list[int]:
         for tensor, shape in zip(self._model.inputs, shapes, strict=True):
             if len(shape) != len(tensor.shape):
                 raise InputError(f"input {tensor.name!r} must have {len(tensor.shape)} dimensions, {describe(tensor)}, "
                                  f"got shape {shape}")
         values = [0] * len(self._model.symbols)
+        for count, found in zip(self._model.counts, counts, strict=True):
+            values[count.symbol] = found
         for step in self._steps:
             size = shapes[step.index][step.axis]
             if step.tape is None:
@@ -138,6 +141,9 @@ class Planner:
         parts = [f"{self._model.symbols[s.symbol]} = {values[s.symbol]} "
                  f"in dimension {s.axis} of {self._model.inputs[s.index].name!r}"
                  for s in self._steps if program is None or s.symbol in symbols_of(program)]
+        parts += [f"{self._model.symbols[c.symbol]} = {values[c.symbol]} counted in "
+                  f"{self._model.inputs[c.input].name!r}"
+                  for c in self._model.counts if program is None or c.symbol in symbols_of(program)]
         return ", ".join(parts) or "the model has no free sizes"
 
 
@@ -156,21 +162,22 @@ def _evaluate(tape: Tape, values: list[int]) -> list[int]:
 def _solution(model: Model) -> list[_Step]:
     """Steps that find every symbol: from dimensions that are one first, then from those linear in one unknown."""
     steps: dict[int, _Step] = {}
+    counted = {c.symbol for c in model.counts}
     places = [(i, axis, p) for i, t in enumerate(model.inputs) for axis, p in enumerate(t.shape)]
     for i, axis, program in places:
-        if isinstance(program, tuple) and program[0] == "$" and program[1] not in steps:
+        if isinstance(program, tuple) and program[0] == "$" and program[1] not in steps.keys() | counted:
             steps[program[1]] = _Step(program[1], i, axis, None)
     waiting = [(i, axis, p, symbols_of(p)) for i, axis, p in places]
     count = len(waiting) + 1
     while len(waiting) < count:
         count, listed, waiting = len(waiting), waiting, []
         for i, axis, program, symbols in listed:
-            left = symbols - steps.keys()
+            left = symbols - steps.keys() - counted
             if len(left) > 1:
                 waiting.append((i, axis, program, symbols))
             elif left and is_affine(program, min(left)):
                 steps[min(left)] = _Step(min(left), i, axis, Tape([program], len(model.symbols)))
-    unsolved = [name for i, name in enumerate(model.symbols) if i not in steps]
+    unsolved = [name for i, name in enumerate(model.symbols) if i not in steps.keys() | counted]
     if unsolved:
         raise ArtifactError(f"the input shapes do not determine {', '.join(unsolved)}; compile the model again "
                             "with inputs that do")

@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
@@ -13,22 +14,27 @@ from q8c.runtime.manifest import Model
 from q8c.runtime.memory import is_dense, require_memory
 from q8c.runtime.planner import Plan, Planner, Shape
 
-_CACHED_PLANS = 64
+_CACHED_PLANS = 256
 
 
 class Signature:
-    """A model's inputs and outputs. Plans are cached per set of input shapes; all methods are safe in threads."""
+    """A model's inputs and outputs. Plans are cached per set of input shapes (and of counts, if the model counts in
+    its inputs); all methods are safe in threads."""
 
     def __init__(self, model: Model) -> None:
         """Raises ArtifactError if the input shapes do not determine every symbol."""
         self._inputs = [(t.name, np.dtype(t.dtype)) for t in model.inputs]
         self._output_dtypes = [np.dtype(t.dtype) for t in model.outputs]
         self._output_indices = {t.name: i for i, t in enumerate(model.outputs)}
+        self._counted = [c.input for c in model.counts]
         self._plans = functools.lru_cache(_CACHED_PLANS)(Planner(model))
 
     def plan(self, *shapes: Shape) -> Plan:
-        """The plan for input shapes, in the order of the inputs. Raises InputError where they do not fit."""
-        return self._plans(shapes)
+        """The plan for input shapes, in the order of the inputs. Raises InputError where they do not fit.
+
+        Where the model counts elements that are not 0, none is taken to be.
+        """
+        return self._plans(shapes, tuple([math.prod(shapes[i]) for i in self._counted]))
 
     def collect(self, feed: Mapping[str, object]) -> tuple[list[Array], Plan]:
         """The feed's arrays in order, dense and of the right types, and the plan of a run on them.
@@ -46,7 +52,8 @@ class Signature:
         found: list[Array] = [
             value if type(value) is np.ndarray and value.dtype == dtype else arrays.coerce(name, value, dtype)
             for value, (name, dtype) in zip(values, inputs)]  # noqa: B905
-        plan = self._plans(tuple([array.shape for array in found]))
+        counts = tuple([int(np.count_nonzero(found[i])) for i in self._counted])
+        plan = self._plans(tuple([array.shape for array in found]), counts)
         for i, array in enumerate(found):
             if not is_dense(array):
                 found[i] = arrays.dense(inputs[i][0], array)

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from q8c.errors import ArtifactError, InputError
 from q8c.runtime import dims
-from q8c.runtime.manifest import Constraint, Model, Tensor
+from q8c.runtime.manifest import Constraint, Count, Model, Tensor
 from q8c.runtime.planner import Planner
 
 NAMES = ("batch", "past", "seq")
@@ -94,6 +94,16 @@ def test_the_end_of_a_frame() -> None:
     assert (plan.arena, plan.scratch) == (320, 17)
     without = decoder((BATCH, SEQ, PAST), slots=(64,))(((1, 1, 1),))
     assert (struct.unpack("=1q", without.tail), without.arena, without.scratch) == ((0,), 64, 0)
+
+
+def test_a_symbol_is_counted() -> None:
+    planner = decoder((BATCH, SEQ), counts=(Count(1, 0),), slots=(PAST,), scratch=1)
+    plan = planner(((3, 7),), (5,))
+    assert plan.symbols == (3, 5, 7) and struct.unpack("=2q", plan.tail) == (0, 64) and plan.arena == 64
+    assert planner(((3, 7),), (0,)).symbols == (3, 0, 7)
+    with pytest.raises(InputError, match="2: 5 is not 0, as batch = 3 in .*, past = 5 counted in 'a'"):
+        decoder((BATCH, SEQ), counts=(Count(1, 0),),
+                constraints=(Constraint(PAST, 0, "past == 2"),))(((3, 7),), (5,))
 
 
 def test_a_run_gets_threads_for_its_work(monkeypatch: pytest.MonkeyPatch) -> None:
