@@ -30,7 +30,7 @@ __path__.append(os.path.join(os.path.dirname(__file__), "compiler.zip"))
 def compile(model: str | os.PathLike[str] | bytes | onnx.ModelProto, output: str | os.PathLike[str] | None = None, *,
             target: str = "native", weights: str = "q8-channel", quantize: bool = True, numerics: str = "fast",
             keep: Sequence[str] = (), calibrate: Iterable[Mapping[str, Any]] | None = None, balance: bool = True,
-            max_error: float | None = None) -> Path:
+            max_error: float | None = None, pack: bool | str = False) -> Path:
     """Compile an ONNX model into one file and return its path.
 
     Args:
@@ -47,6 +47,9 @@ def compile(model: str | os.PathLike[str] | bytes | onnx.ModelProto, output: str
             signature serve nearly as well.
         balance: False leaves the scales of activations and weights as they are.
         max_error: with weights "auto", the largest relative L2 error of the outputs on those feeds (0.02 if not given).
+        pack: leave padding out: only rows where the padding mask is not 0 are computed, results there are the same
+            bits as those of each sequence alone, and padded positions of outputs read zero. True finds the input that
+            is the mask, a text names it; a model this cannot be done for is compiled as it is.
 
     Raises CompileError, InputError for feeds that do not fit the model, and UnsupportedError that lists every node q8c
     has no kernel for; nothing is left under the output's name then.
@@ -59,7 +62,8 @@ def compile(model: str | os.PathLike[str] | bytes | onnx.ModelProto, output: str
     if isinstance(keep, str) or not isinstance(keep, Iterable):
         raise CompileError(f"keep must be a list of names, got {keep!r}")
     options = Options(quantize=quantize, weights=weights, numerics=numerics, keep=tuple(keep), balance=balance,
-                      feeds=() if calibrate is None else as_feeds(calibrate), max_error=max_error)
+                      feeds=() if calibrate is None else as_feeds(calibrate), max_error=max_error,
+                      pack=pack)
     return compile_model(model, output, target=target, options=options).path
 
 

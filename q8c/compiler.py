@@ -26,7 +26,7 @@ from q8c.passes.manager import Observer, Report, run_passes
 from q8c.passes.pipeline import Options, pipeline
 from q8c.products import Product, product_names, products_of
 from q8c.runtime import cpu, dims
-from q8c.runtime.manifest import Constraint, Model, Node, Tensor, constant_layout
+from q8c.runtime.manifest import Constraint, Count, Model, Node, Tensor, constant_layout
 from q8c.runtime.strict_json import escaped, fits
 from q8c.runtime.writer import Writer
 
@@ -228,7 +228,7 @@ def describe(graph: Graph, generated: Sequence[Generated], options: Options, rep
              measured: Measured | None = None) -> Model:
     """What the artifact's manifest says about the model and how its code is called."""
     frame = _common_frame(generated)
-    symbols = graph.symbols()
+    symbols = [*graph.symbols(), *graph.counts]
     index = {name: i for i, name in enumerate(symbols)}
 
     def program(d: Dim) -> dims.Program:
@@ -242,6 +242,7 @@ def describe(graph: Graph, generated: Sequence[Generated], options: Options, rep
         tuple(tensor(v, v.name) for v in graph.inputs),
         tuple(tensor(v, name) for v, name in zip(graph.outputs, graph.output_names, strict=True)),
         tuple(symbols),
+        tuple(Count(index[name], graph.inputs.index(value)) for name, value in graph.counts.items()),
         dims=tuple(map(program, frame.sizes)),
         slots=tuple(map(program, frame.slots)),
         scratch=program(frame.scratch),
@@ -282,6 +283,8 @@ def _described(options: Options) -> dict[str, Any]:
 
 
 def _failure(op: str) -> str:
+    if op == "packing":
+        return "the padding mask changed while the model ran: {detail} of its elements are not 0"
     return "index {detail} is out of range" if op.startswith("gather") else "failed on {detail}"
 
 

@@ -40,6 +40,9 @@ def configure(verb: argparse.ArgumentParser) -> None:
                       help="reproducible: the same bits on every CPU tier (default: fast)")
     verb.add_argument("--keep", action="append", default=[], metavar="NODE",
                       help="leave this node of the model float; may be repeated")
+    verb.add_argument("--pack", nargs="?", const=True, default=False, metavar="MASK",
+                      help="compute only rows where the padding mask is not 0; the input that is the mask is found, or "
+                           "named (--pack=attention_mask)")
     add_watch_arguments(verb)
     add_json_argument(verb)
 
@@ -54,7 +57,7 @@ def run(args: argparse.Namespace) -> int:
     from q8c.passes.pipeline import Options
 
     options = Options(quantize=not args.no_quantize, weights=args.weights, numerics=args.numerics,
-                      keep=tuple(args.keep), balance=not args.no_balance, max_error=args.max_error,
+                      keep=tuple(args.keep), balance=not args.no_balance, max_error=args.max_error, pack=args.pack,
                       feeds=read_calibration(args.calibrate))
     progress = Progress()
     try:
@@ -104,6 +107,8 @@ def text(result: Result, verbose: bool) -> str:
         lines.append("  formats " + ", ".join(f"{n} {format}" for format, n in formats.most_common()))
     if result.measured:
         lines.append(f"  error {result.measured}")
+    lines += [f"  packed: {n.text}" for n in result.report.rewrites if n.pass_name == "pack-rows"]
+    lines += [f"  not packed: {n.node}: {n.text}" for n in result.report.declines if n.pass_name == "pack-rows"]
     lines.append(f"  nodes {len(result.graph.nodes)}: " + ", ".join(f"{n} {op}" for op, n in counts.most_common()))
     lines.append("  code " + ", ".join(f"{g.tier.name} {size_text(len(g.image.code))}" for g in result.generated))
     if verbose:

@@ -22,6 +22,7 @@ from q8c.passes.insert_dynamic_quantize import InsertDynamicQuantize
 from q8c.passes.manager import Pass
 from q8c.passes.merge_matmuls import MergeMatmuls
 from q8c.passes.own_outputs import OwnOutputs
+from q8c.passes.pack_rows import PackRows
 from q8c.passes.plan_memory import PlanMemory
 from q8c.passes.reduce_rows import ReduceRows
 from q8c.passes.share_common import ShareCommon
@@ -37,7 +38,8 @@ class Options:
     `quantize`: int8 products, or float ones; `weights`: the format of int8 weights, or `auto`, the fastest for each
     product that keeps the model's relative L2 under `max_error`; `numerics`: `fast` or `reproducible`, for code
     generation; `keep`: names of the model's nodes whose products stay float; `balance`: scales balanced between
-    activations and weights; `feeds`: inputs to calibrate on, made up from the signature if empty.
+    activations and weights; `feeds`: inputs to calibrate on, made up from the signature if empty;
+    `pack`: padding left out, True or the name of the padding mask.
     """
 
     quantize: bool = True
@@ -47,8 +49,11 @@ class Options:
     balance: bool = True
     feeds: Feeds = ()
     max_error: float | None = None
+    pack: bool | str = False
 
     def __post_init__(self) -> None:
+        if not isinstance(self.pack, (bool, str)):
+            raise CompileError(f"pack must be True, False or the name of an input, got {self.pack!r}")
         if self.max_error is not None and self.weights != AUTO:
             raise CompileError(f"a largest error goes with weights {AUTO!r}, not {self.weights!r}")
 
@@ -72,10 +77,18 @@ def pipeline(options: Options) -> tuple[Pass, ...]:
         ReduceRows(),             # what no pattern took; loops want rows
         EliminateDeadCode(),      # so that the passes that ask who reads a value see only what is needed
         *_linear(options, calibration),
+        *_packed(options),
         FuseLoops(),              # whatever elementwise and row work is left, one pass over rows each
         OwnOutputs(),             # kernels write outputs into the caller's arrays
         PlanMemory(),             # last: slots are for the values that are left
     )
+
+
+def _packed(options: Options) -> tuple[Pass, ...]:
+    if options.pack is False:
+        return ()
+    # behind all that looks at numbers, which are the same packed; before loops, which go over whatever rows there are
+    return (PackRows("" if options.pack is True else options.pack),)
 
 
 def _balanced(options: Options, calibration: Calibration) -> tuple[Pass, ...]:
@@ -102,4 +115,4 @@ def _linear(options: Options, calibration: Calibration) -> tuple[Pass, ...]:
 PASSES: dict[str, type[Pass]] = {kind.name: kind for kind in (
     BalanceScales, Canonicalize, ChooseFormats, EliminateDeadCode, FoldConstants, FoldWeights, FuseAttention, FuseGelu,
     FuseLayerNorm, FuseLinear, FuseLoops, FuseRmsNorm, FuseSoftmax, InsertDynamicQuantize, MergeMatmuls,
-    OwnOutputs, PlanMemory, ReduceRows, ShareCommon, SinkReshapes)}
+    OwnOutputs, PackRows, PlanMemory, ReduceRows, ShareCommon, SinkReshapes)}
