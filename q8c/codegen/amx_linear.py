@@ -15,8 +15,8 @@ from q8c.codegen.q8_tile import Q8TileEmitter
 from q8c.codegen.targets import Tier
 from q8c.codegen.tasks import Grid, Task, for_tasks, for_tiles
 
-GRAIN = 1 << 21
-"""Multiply-adds below which another task is not worth its dispatch and its first and last group (about 1 us)."""
+GRAIN = 1 << 22
+"""Multiply-adds below which another task is not worth its dispatch and its first and last group (some 3 us)."""
 FEW = Schedule(rows=4, panels=4, few_rows=4, few_panels=4)
 """Up to 4 rows are as fast as weights arrive, and `vpdpbusd` takes those 7 % faster."""
 
@@ -66,12 +66,12 @@ class AmxLinear(LinearKernel):
         A task's tiles ask for weights ahead, each for an equal part; a single one is as fast as weights arrive.
         """
         first, rows, count = tiles
-        begin = b.mul(task.first_group, WIDE.panels)
-        end = b.imin(b.mul(task.last_group, WIDE.panels), self.spec.panels)
+        begin, end, after = (b.imin(b.mul(group, WIDE.panels), self.spec.panels)
+                             for group in (task.first_group, task.last_group, task.next_group))
         together = b.ceildiv(task.rows, WIDE.rows)
         lines = WIDE.panels * Depth(self.spec).right_bytes // STEP_BYTES
         share = b.select(b.icmp(">", together, 1), b.ceildiv(constant(I64, lines), together), 0)
-        b.ir.call(strip, [*self._from_row(b, first).values(), rows, count, begin, end, share])
+        b.ir.call(strip, [*self._from_row(b, first).values(), rows, count, begin, end, after, share])
 
     def _emit_amx(self, shape: Shape) -> ir.Function:
         name = f"{self.name}.{shape.rows}x{PANEL * shape.panels}"

@@ -32,8 +32,9 @@ class Strip:
     """Emits a strip of one shape: equal tiles of rows times a run of panels.
 
     The function's parameters are `params`: the spec's operands from the first row on, whole along the columns; how
-    many rows a tile has and how many tiles there are; the first panel and the one after the last; and how many lines
-    of weights to ask for in each step. The caller has configured the tile registers for the rows of a tile.
+    many rows a tile has and how many tiles there are; the first panel, the one after the last, and the one that begins
+    what comes next; and how many lines of weights to ask for in each step. The caller has configured the tile
+    registers for the rows of a tile.
     """
 
     def __init__(self, b: Builder, spec: Q8LinearSpec, shape: Shape) -> None:
@@ -51,7 +52,7 @@ class Strip:
     @staticmethod
     def params(spec: Q8LinearSpec) -> list[tuple[str, ir.Type]]:
         """Name and type of the function's parameters."""
-        return [*spec.operands, *((n, I64) for n in ("rows", "tiles", "first", "last", "lines"))]
+        return [*spec.operands, *((n, I64) for n in ("rows", "tiles", "first", "last", "next", "lines"))]
 
     def emit(self) -> None:
         """The whole function."""
@@ -73,7 +74,7 @@ class Strip:
         """All rows times a run of columns."""
         b = self.b
         last = b.imin(b.add(first, self.run), self.last)
-        self.lines = b.select(b.icmp("<", last, self.last), b.arg("lines"), 0)
+        following = b.select(b.icmp("<", last, self.last), last, b.arg("next"))
 
         def near(start: Value, carried: list[Value]) -> list[Value]:
             end = b.imin(b.add(start, self.near), self.tiles)
@@ -82,7 +83,7 @@ class Strip:
             return b.loop(first, last, self.shape.panels, carried, lambda panel, carried: b.loop(
                 start, end, 1, carried, lambda tile, carried: self._group(start, tile, panel, carried)))
 
-        ahead = b.at(self.values["w"], b.mul(last, self.spec.panel_bytes))
+        ahead = b.at(self.values["w"], b.mul(following, self.spec.panel_bytes))
         return b.loop(0, self.tiles, self.near, [ahead, *before], near)[1:]
 
     def _group(self, start: Value, tile: Value, panel: Value, carried: list[Value]) -> list[Value]:
@@ -185,4 +186,4 @@ class Strip:
         def line(_: Value, at: list[Value]) -> list[Value]:
             b.prefetch(at[0], PREFETCH_LEVEL)
             return [b.at(at[0], STEP_BYTES)]
-        return b.loop(0, self.lines, 1, [ahead], line)[0]
+        return b.loop(0, b.arg("lines"), 1, [ahead], line)[0]
