@@ -91,7 +91,8 @@ def compile_model(model: Source, output: str | os.PathLike[str] | None = None, *
     options = options or Options()
     _check_options(options)
     passes = pipeline(options)
-    tiers = tiers_of(target, options.numerics)
+    # a model that is to stay fp32 is computed in fp32, whatever else the numerics would allow
+    tiers = tiers_of(target, options.numerics if options.quantize else "reproducible")
     path = output_path(model, output)
     stages = _Stages(progress)
     with stages.stage("import"):

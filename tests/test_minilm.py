@@ -1,6 +1,7 @@
 """The model the project was built around, with its trained weights: error, bits, shapes, time."""
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import time
 from pathlib import Path
@@ -14,6 +15,7 @@ import search
 import q8c
 from q8c.accuracy import error
 from q8c.codegen.targets import TIERS
+from q8c.runtime.session import Session
 from tests.models import Array, onnxruntime_outputs
 
 pytestmark = [
@@ -80,18 +82,38 @@ def test_float_kernels_from_one_token_to_the_whole_table(proto: onnx.ModelProto,
         assert error(session.run(None, feed)[0], reference).relative_l2 <= F32_L2
 
 
-def test_bits_depend_on_nothing_but_the_sentence(compiled: Path, sentences: list[Feed]) -> None:
-    """Alone or in a batch, padded or not, on one thread or two, on every tier."""
-    chosen = sentences[:8]
-    width = max(f["input_ids"].shape[1] for f in chosen)
-    alone = [q8c.load(compiled, threads=1).run(None, f)[0] for f in chosen]
+def test_bits_depend_on_nothing_but_the_sentence_and_the_tier(compiled: Path, sentences: list[Feed]) -> None:
+    """Alone or in a batch, padded or not, on one thread or two."""
+    for tier in runnable(compiled):
+        one, two = (q8c.load(compiled, threads=n, tier=tier) for n in (1, 2))
+        assert_same_bits(two, [one.run(None, f)[0] for f in sentences[:8]], sentences[:8])
+
+
+def test_reproducible_bits_depend_on_nothing_but_the_sentence(proto: onnx.ModelProto, sentences: list[Feed],
+                                                              tmp_path: Path) -> None:
+    """On every tier as well."""
+    path = q8c.compile(proto, tmp_path / "same.q8c", target="all", numerics="reproducible")
+    first = q8c.load(path, threads=1, tier="avx2")
+    alone = [first.run(None, f)[0] for f in sentences[:8]]
+    for tier in runnable(path):
+        assert_same_bits(q8c.load(path, threads=2, tier=tier), alone, sentences[:8])
+
+
+def runnable(path: Path) -> list[str]:
+    """The tiers of a file that this CPU can execute."""
+    found = []
     for tier in TIERS:
-        try:
-            session = q8c.load(compiled, threads=2, tier=tier)
-        except q8c.ArtifactError:
-            continue  # not on this CPU
-        for y, one in zip(session.run(None, padded(chosen, width + 5))[0], alone, strict=True):
-            assert y[:one.shape[1]].tobytes() == one.tobytes(), tier
+        with contextlib.suppress(q8c.ArtifactError):
+            found.append(q8c.load(path, tier=tier).tier)
+    assert found
+    return found
+
+
+def assert_same_bits(session: Session, alone: list[Array], feeds: list[Feed]) -> None:
+    """Each sentence has in a padded batch the bits that it has alone."""
+    width = max(f["input_ids"].shape[1] for f in feeds)
+    for y, one in zip(session.run(None, padded(feeds, width + 5))[0], alone, strict=True):
+        assert y[:one.shape[1]].tobytes() == one.tobytes(), session.tier
 
 
 def test_loading_is_quick(compiled: Path) -> None:

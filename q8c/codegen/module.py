@@ -29,7 +29,7 @@ class Compiled:
 
 
 def new_module(name: str) -> ir.Module:
-    """An empty module for `Builder` to fill. The name is a comment in LLVM's text, which a model's name must not end."""
+    """An empty module for `Builder` to fill. Its name is a comment in LLVM's text, which no model's name may end."""
     module = ir.Module(_UNPLAIN.sub("_", name))
     module.triple = TRIPLE
     return module

@@ -24,6 +24,7 @@ from q8c.errors import ArtifactError, Error, InputError
 from q8c.runtime import memory
 from q8c.runtime.manifest import Constraint
 from q8c.runtime.session import Session, load
+from q8c.runtime.signature import _CACHED_PLANS
 from tests.runtime import native
 
 quick = settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -252,7 +253,7 @@ def test_plans_are_made_once_per_shape(session: Session) -> None:
     assert signature._plans.cache_info().misses == 2
     for n in range(300):
         signature.plan((2,), (2, n))
-    assert signature._plans.cache_info().currsize == 64
+    assert signature._plans.cache_info().currsize == _CACHED_PLANS
 
 
 def test_threads_must_be_a_sane_number(artifact: Path) -> None:
