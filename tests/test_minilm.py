@@ -1,9 +1,8 @@
-"""The model the project was built around, with its trained weights: error, bits, shapes, time."""
+"""The model the project was built around, with its trained weights: error, bits, shapes."""
 from __future__ import annotations
 
 import contextlib
 import importlib.util
-import time
 from pathlib import Path
 
 import minilm
@@ -25,7 +24,6 @@ pytestmark = [
 
 COSINE, RELATIVE_L2 = 0.999, 0.042  # of token rows on real sentences, int8
 F32_L2 = 1e-5  # float kernels: rounding through six layers, of which ONNX Runtime's own is half
-COMPILE_SECONDS, COMPILE_ALL_SECONDS, LOAD_SECONDS = 10, 25, 0.05
 Feed = dict[str, Array]
 
 
@@ -36,11 +34,8 @@ def proto() -> onnx.ModelProto:
 
 @pytest.fixture(scope="module")
 def compiled(proto: onnx.ModelProto, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """For all tiers, within the time that is allowed."""
-    start = time.process_time()
-    path = q8c.compile(proto, tmp_path_factory.mktemp("minilm") / "minilm.q8c", target="all")
-    assert time.process_time() - start <= COMPILE_ALL_SECONDS
-    return path
+    """For all tiers."""
+    return q8c.compile(proto, tmp_path_factory.mktemp("minilm") / "minilm.q8c", target="all")
 
 
 @pytest.fixture(scope="module")
@@ -71,9 +66,7 @@ def test_error_on_real_sentences(proto: onnx.ModelProto, compiled: Path, sentenc
 
 
 def test_float_kernels_from_one_token_to_the_whole_table(proto: onnx.ModelProto, tmp_path: Path) -> None:
-    start = time.process_time()
     session = q8c.load(q8c.compile(proto, tmp_path / "f32.q8c", quantize=False))
-    assert time.process_time() - start <= COMPILE_SECONDS
     rng = np.random.default_rng(0)
     for batch, seq in ((1, 1), (3, 7), (8, 33), (2, 129), (1, 512)):
         mask = np.ones((batch, seq), np.int64)
@@ -114,14 +107,6 @@ def assert_same_bits(session: Session, alone: list[Array], feeds: list[Feed]) ->
     width = max(f["input_ids"].shape[1] for f in feeds)
     for y, one in zip(session.run(None, padded(feeds, width + 5))[0], alone, strict=True):
         assert y[:one.shape[1]].tobytes() == one.tobytes(), session.tier
-
-
-def test_loading_is_quick(compiled: Path) -> None:
-    def once() -> float:
-        start = time.perf_counter()
-        q8c.load(compiled)
-        return time.perf_counter() - start
-    assert min(once() for _ in range(5)) <= LOAD_SECONDS
 
 
 def test_a_sequence_too_long_is_refused(compiled: Path) -> None:
