@@ -17,6 +17,7 @@ examples:
   python benchmarks/encoder.py -m bert-base -t 1                BERT-base with random weights, one thread
   python benchmarks/encoder.py --shapes 1x128 --seconds 0.3     a quick look
   python benchmarks/encoder.py --engines q8c,q8c:weights=q8-block64,q8c:tier=avx2,ort-fp32
+  python benchmarks/encoder.py --shapes 32x5-128 -a q8c:pack=true    a batch of 5 to 128 tokens a row, padding left out
   python benchmarks/encoder.py -m model.onnx --shapes 4x1       any ONNX file; a shape is batch x seq, or whatever its
                                                                 first two free dimensions are
 """
@@ -32,7 +33,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from benchmarks import common, models, peers, report
 from benchmarks.common import BenchmarkError
-from benchmarks.models import Model
+from benchmarks.models import Model, Shape
 from benchmarks.race import Contestant, ended, race
 
 REFERENCE = "ort-fp32"
@@ -68,7 +69,8 @@ def arguments() -> argparse.ArgumentParser:
     add = parser.add_argument
     add("-m", "--model", action="append", metavar="MODEL", help="minilm, bert-base, or an ONNX file; may be repeated "
         "(default: minilm)")
-    add("-s", "--shapes", type=shapes, metavar="BxS,...", help="batch x seq, such as 1x128,8x128")
+    add("-s", "--shapes", type=shapes, metavar="BxS,...", help="batch x seq, such as 1x128,8x128; 32x5-128 has rows of "
+        "5 to 128 tokens")
     add("-t", "--threads", type=common.counts, default=(1, 2), metavar="N,...", help="threads (default: 1,2)")
     add("-e", "--engines", metavar="NAME,...", help="engines, options of q8c after a colon and joined by + "
         f"(default: q8c and {', '.join(peers.ENGINES)})")
@@ -83,15 +85,12 @@ def arguments() -> argparse.ArgumentParser:
     return parser
 
 
-def shapes(text: str) -> tuple[tuple[int, int], ...]:
-    """`1x128,8x128` as pairs."""
+def shapes(text: str) -> tuple[Shape, ...]:
+    """`1x128,8x128`, for argparse."""
     try:
-        found = tuple((int(b), int(s)) for b, s in (word.split("x") for word in text.split(",")))
+        return tuple(map(Shape.parse, text.split(",")))
     except ValueError:
-        found = ()
-    if not found or min(min(pair) for pair in found) < 1:
-        raise argparse.ArgumentTypeError(f"expected shapes such as 1x128,8x128, got {text!r}")
-    return found
+        raise argparse.ArgumentTypeError(f"expected shapes such as 1x128,32x5-128, got {text!r}") from None
 
 
 def engines(args: argparse.Namespace) -> list[str]:
@@ -159,14 +158,16 @@ def run(model: Model, threads: int, contestants: Sequence[Contestant], args: arg
         else:
             note(result, model, threads, contestant, None)
     floors = Floors(model, going, result["ceilings"][str(threads)])
-    for batch, seq in sorted(args.shapes or model.shapes, key=lambda shape: shape[0] * shape[1]):
-        common.say(f"{model.name} {batch}x{seq}, {threads} threads")
+    for shape in sorted(args.shapes or model.shapes, key=lambda s: s.batch * s.seq):
+        common.say(f"{model.name} {shape}, {threads} threads")
         dropped: dict[str, str] = {}
-        figures = race(going, model.feed(batch, seq), args.seconds, args.rounds, dropped)
+        feed = model.feed(shape.batch, shape.seq, shape.least)
+        figures = race(going, feed, args.seconds, args.rounds, dropped)
         going = [c for c in going if c.name not in dropped]
+        case = {"model": model.name, "shape": str(shape), "tokens": shape.tokens, "threads": threads}
         result["results"].append(report.summarize(
-            {"model": model.name, "batch": batch, "seq": seq, "threads": threads}, figures,
-            {c.name: peers.engine(c.name) for c in going}, REFERENCE, floors.of(batch, seq), floors.tiers, dropped))
+            case, figures, {c.name: peers.engine(c.name) for c in going}, REFERENCE, floors.of(shape), floors.tiers,
+            dropped, feed["attention_mask"] != 0 if shape.least else None))
 
 
 class Floors:
@@ -189,12 +190,22 @@ class Floors:
             from q8c.runtime.artifact import Artifact
             self._graph = parse_graph(Artifact(file).ir)
 
-    def of(self, batch: int, seq: int) -> dict[str, Any]:
-        """The floors of a shape by `cpu` or tier, those that are known."""
+    def of(self, shape: Shape) -> dict[str, Any]:
+        """The floors of a shape by `cpu` or tier, those that are known: padding counts for nothing."""
+        found: dict[str, Any] = {}
+        rows = [(1, n) for n in shape.lengths] if shape.least else [(shape.batch, shape.seq)]
+        for name, features in self._features.items():
+            parts = [self._floor(batch, seq, features) for batch, seq in rows]
+            if all(part is not None for part in parts):
+                compute, memory = sum(p.compute for p in parts), parts[0].memory
+                found[name] = vars(parts[0]) | {"compute": compute, "seconds": max(compute, memory)}
+        return found
+
+    def _floor(self, batch: int, seq: int, features: frozenset[str] | None) -> Any:
+        """The floor of rows that are full; a packed graph has their tokens as a third size."""
         from q8c.ceilings import floor_of
-        sizes: dict[str, int] = dict(zip(self._graph.symbols(), (batch, seq), strict=False))
-        found = {name: floor_of(self._graph, sizes, self._ceilings, f) for name, f in self._features.items()}
-        return {name: vars(floor) for name, floor in found.items() if floor is not None}
+        sizes: dict[str, int] = dict(zip(self._graph.symbols(), (batch, seq, batch * seq), strict=False))
+        return floor_of(self._graph, sizes, self._ceilings, features)
 
 
 if __name__ == "__main__":

