@@ -38,7 +38,7 @@ def test_help_imports_nothing_heavy() -> None:
 def test_help_is_instant() -> None:
     def once() -> float:
         before = resource.getrusage(resource.RUSAGE_CHILDREN)
-        subprocess.run([sys.executable, "-m", "q8c.cli.main", "--help"], cwd=ROOT, stdout=subprocess.DEVNULL)
+        subprocess.run([sys.executable, "-m", "q8c", "--help"], cwd=ROOT, stdout=subprocess.DEVNULL)
         after = resource.getrusage(resource.RUSAGE_CHILDREN)
         return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
     assert min(once() for _ in range(5)) <= HELP_SECONDS
@@ -105,7 +105,7 @@ def test_a_signal_while_writing_leaves_what_was_there(mlp: Path, tmp_path: Path)
 def test_a_reader_that_goes_away(compiled: Path) -> None:
     read, write = os.pipe()
     os.close(read)
-    done = subprocess.run([sys.executable, "-m", "q8c.cli.main", "inspect", "--ir", compiled], stdout=write, cwd=ROOT,
+    done = subprocess.run([sys.executable, "-m", "q8c", "inspect", "--ir", compiled], stdout=write, cwd=ROOT,
                           stderr=subprocess.PIPE, text=True)
     os.close(write)
     assert (done.returncode, done.stderr) == (1, "")
@@ -113,7 +113,7 @@ def test_a_reader_that_goes_away(compiled: Path) -> None:
 
 def test_a_full_disk_behind_standard_output(compiled: Path) -> None:
     with open("/dev/full", "w") as full:
-        done = subprocess.run([sys.executable, "-m", "q8c.cli.main", "inspect", compiled], stdout=full, cwd=ROOT,
+        done = subprocess.run([sys.executable, "-m", "q8c", "inspect", compiled], stdout=full, cwd=ROOT,
                               stderr=subprocess.PIPE, text=True)
     assert (done.returncode, done.stderr) == (1, "q8c: No space left on device\n")
 
@@ -122,7 +122,7 @@ def test_names_the_terminal_cannot_print(compiled: Path, tmp_path: Path) -> None
     odd = os.fsencode(tmp_path) + b"/caf\xc3\xa9\xff.q8c"
     os.link(compiled, odd)
     for path in (odd, odd + b"x"):
-        done = subprocess.run([sys.executable, "-m", "q8c.cli.main", "inspect", path], capture_output=True, cwd=ROOT,
+        done = subprocess.run([sys.executable, "-m", "q8c", "inspect", path], capture_output=True, cwd=ROOT,
                               env=os.environ | {"PYTHONIOENCODING": "ascii", "LC_ALL": "C"})
         assert done.returncode == (0 if path == odd else 1)
         assert b"caf\\xe9\\udcff.q8c" in done.stdout + done.stderr
