@@ -1,6 +1,7 @@
 """The error that quantization made, measured by the reference interpreter before a model is written."""
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -83,5 +84,5 @@ def _there(graph: Graph, feed: Mapping[str, Any], outputs: list[Any]) -> list[An
 def _rows(arrays: list[Any]) -> Any:
     """Arrays of several feeds as rows of one; arrays whose last axes differ become one row each way."""
     if len({a.shape[-1:] for a in arrays}) == 1 and arrays[0].ndim:
-        return np.concatenate([a.reshape(-1, a.shape[-1]) for a in arrays])
+        return np.concatenate([a.reshape(math.prod(a.shape[:-1]), a.shape[-1]) for a in arrays])
     return np.concatenate([a.reshape(-1) for a in arrays])
