@@ -98,6 +98,7 @@ def compile_model(model: Source, output: str | os.PathLike[str] | None = None, *
     with stages.stage("import"):
         graph = import_onnx(model)
         _check_names(graph)
+        _check_mask(graph, options.pack)
         names = product_names(graph)
         model_weight_bytes = sum(v.array().nbytes for v in graph.constants.values())
         if options.feeds:
@@ -192,6 +193,13 @@ def output_path(model: Source, output: str | os.PathLike[str] | None) -> Path:
         reason = getattr(error, "strerror", None) or error
         raise CompileError(f"cannot write to the output {output!r:.200} ({reason}); name a file") from error
     return path
+
+
+def _check_mask(graph: Graph, mask: bool | str) -> None:
+    inputs = [v.name for v in graph.inputs]
+    if isinstance(mask, str) and mask and mask not in inputs:
+        raise CompileError(f"the model has no input {mask!r} to take for the padding mask; its inputs are "
+                           f"{', '.join(inputs)}")
 
 
 def _check_names(graph: Graph) -> None:

@@ -92,6 +92,18 @@ def test_reproducible_bits_depend_on_nothing_but_the_sentence(proto: onnx.ModelP
         assert_same_bits(q8c.load(path, threads=2, tier=tier), alone, sentences[:8])
 
 
+def test_the_same_bits_with_padding_left_out(proto: onnx.ModelProto, compiled: Path, sentences: list[Feed],
+                                             tmp_path: Path) -> None:
+    packed = q8c.load(q8c.compile(proto, tmp_path / "packed.q8c", pack=True), threads=2)
+    plain = q8c.load(compiled, threads=1, tier=packed.tier)
+    width = max(f["input_ids"].shape[1] for f in sentences)
+    feed = padded(sentences, width + 3)
+    y = packed.run(None, feed)[0]
+    assert not y[feed["attention_mask"] == 0].any()
+    for row, f in zip(y, sentences, strict=True):
+        assert row[:f["input_ids"].shape[1]].tobytes() == plain.run(None, f)[0][0].tobytes()
+
+
 def runnable(path: Path) -> list[str]:
     """The tiers of a file that this CPU can execute."""
     found = []
