@@ -8,6 +8,8 @@ from llvmlite import ir
 SPIN_CYCLES = 60_000
 """Time-stamp cycles of spinning before a sleep, some 20 us: several times what a sleep and wake-up cost, while a
 machine with more threads than cores loses no more than that at each wait."""
+IDLE_CYCLES = 150_000
+"""The same between runs, some 50 us: in a loop of runs a worker is still there for the next one."""
 ANY = 2**32 - 1
 """A sleeper has some of 32 bits, and a wake-up says which it is for."""
 
@@ -20,8 +22,9 @@ _EVERYONE = 2**31 - 1
 class Waits:
     """The two helpers, as functions of a module.
 
-    `wait(word, old, sleepers, bits)` returns once the i32 at `word` is no longer `old`; `wake(word, sleepers, bits)`
-    wakes those who sleep on it with one of the bits, if `sleepers` says there are any.
+    `wait(word, old, sleepers, bits, cycles)` returns once the i32 at `word` is no longer `old`, which it sleeps for
+    after so many cycles (i64); `wake(word, sleepers, bits)` wakes those who sleep on it with one of the bits, if
+    `sleepers` says there are any.
     """
 
     wait: ir.Function
@@ -40,8 +43,8 @@ def waits_of(module: ir.Module) -> Waits:
 def _emit_wait(module: ir.Module, name: str) -> None:
     """The count of sleepers goes up before the kernel compares the word, and whoever changes the word reads the count
     after; both are full barriers, so either the change or the sleeper is seen."""
-    function, b = define(module, name, ir.VoidType(), _POINTER, _I32, _POINTER, _I32)
-    word, old, sleepers, bits = function.args
+    function, b = define(module, name, ir.VoidType(), _POINTER, _I32, _POINTER, _I32, _I64)
+    word, old, sleepers, bits, cycles = function.args
     clock = module.declare_intrinsic("llvm.readcyclecounter", (), ir.FunctionType(_I64, ()))
     pause = ir.InlineAsm(ir.FunctionType(ir.VoidType(), ()), "pause", "~{memory}", side_effect=True)
     spin, again, sleep, nap, woken, done = map(
@@ -56,7 +59,7 @@ def _emit_wait(module: ir.Module, name: str) -> None:
     b.cbranch(changed(), done, again)
     b.position_at_end(again)
     b.call(pause, [])
-    b.cbranch(b.icmp_unsigned("<", b.sub(b.call(clock, []), begin), _I64(SPIN_CYCLES)), spin, sleep)
+    b.cbranch(b.icmp_unsigned("<", b.sub(b.call(clock, []), begin), cycles), spin, sleep)
 
     b.position_at_end(sleep)
     b.atomic_rmw("add", sleepers, _I32(1), "seq_cst")

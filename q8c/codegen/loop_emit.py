@@ -1,4 +1,4 @@
-"""The code of a loop kernel: rows split over threads, and a few of them at a time through each pass.
+"""The code of a loop kernel: rows in pieces, and a few of them at a time through each pass.
 
 While one row's reduction ends in a chain of dependent operations, the next row's loads and sums go on.
 """
@@ -21,7 +21,7 @@ def emit_loop(module: ir.Module, tier: Tier, plan: Plan, name: str) -> ir.Functi
     """The kernel as a function of the module."""
     pointers = [f"x{n}" for n in range(len(plan.operands))] + [f"y{n}" for n in range(len(plan.results))]
     params = [(p, PTR) for p in pointers] + plan.sizes.params()
-    params += [("scratch", PTR)] * (plan.scratch != 0) + [("tid", I64), ("threads", I64)]
+    params += [("scratch", PTR)] * (plan.scratch != 0) + [("piece", I64), ("pieces", I64)]
     b = Builder(module, tier, name, params, internal=True)
     _Kernel(b, plan, pointers).emit()
     b.ret()

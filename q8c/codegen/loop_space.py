@@ -155,11 +155,11 @@ def _signed(dim: Dim) -> tuple[Dim, Dim]:
     return positive, negative
 
 
-def share(b: Builder, total: Operand, tid: Value, threads: Value) -> tuple[Value, Value]:
-    """The contiguous part [start, stop) of `total` items that thread `tid` takes."""
+def share(b: Builder, total: Operand, piece: Value, pieces: Value) -> tuple[Value, Value]:
+    """The items [start, stop) of `total` that a piece is."""
     total, = b.coerce(total)
-    each = b.ir.udiv(b.sub(b.add(total, threads), 1), threads)
-    start = b.imin(b.mul(each, tid), total)
+    each = b.ir.udiv(b.sub(b.add(total, pieces), 1), pieces)
+    start = b.imin(b.mul(each, piece), total)
     return start, b.imin(b.add(start, each), total)
 
 
@@ -226,18 +226,18 @@ def _bases(b: Builder, extents: Sequence[Value], strides: Sequence[Sequence[Valu
 
 
 def each_run(b: Builder, sizes: Sizes, space: Space, body: Callable[[Run], None]) -> None:
-    """Call `body(run)` for this thread's share (parameters `tid`, `threads`) of a space's items."""
+    """Call `body(run)` for this piece (parameters `piece`, `pieces`) of a space's items."""
     extents = [sizes.value(b, e) for e in space.extents]
     strides = [[sizes.value(b, s) for s in own] for own in space.strides]
     total: Operand = 1
     for extent in extents:
         total = b.mul(total, extent)
-    start, stop = share(b, total, b.arg("tid"), b.arg("threads"))
+    start, stop = share(b, total, b.arg("piece"), b.arg("pieces"))
     walk_runs(b, extents, strides, start, stop, body)
 
 
 def each_item(b: Builder, sizes: Sizes, space: Space, body: Callable[[Offsets], None]) -> None:
-    """Call `body(offsets)` for this thread's share of a space's items."""
+    """Call `body(offsets)` for this piece of a space's items."""
     def items(run: Run) -> None:
         with b.range(0, run.count) as index:
             body(run.offsets(b, index))
@@ -246,7 +246,7 @@ def each_item(b: Builder, sizes: Sizes, space: Space, body: Callable[[Offsets], 
 
 
 def each_row(b: Builder, sizes: Sizes, rows: Rows, body: Callable[[Offsets, Operand], None]) -> None:
-    """Call `body(offsets, columns)` for this thread's share of rows, or of chunks of rows."""
+    """Call `body(offsets, columns)` for this piece of rows, or of chunks of rows."""
     cols: Operand = rows.cols if isinstance(rows.cols, int) else sizes.value(b, rows.cols)
 
     def row(offsets: Offsets) -> None:

@@ -18,7 +18,7 @@ from q8c.codegen.loop_space import Rows, Sizes, Space, columns, each_item, each_
 from q8c.ir.dims import Dim, floordiv
 
 CHUNK = 16384
-"""Elements of the last axis that one thread takes at a time."""
+"""Elements of the last axis that one piece takes at a time."""
 TILE = 8
 
 
@@ -91,7 +91,7 @@ class Tiles:
 
 
 def emit_copy(b: Builder, copy: Copy, sizes: Sizes) -> None:
-    """This thread's share of a copy."""
+    """This piece of a copy."""
     emitter = _Copier(b, copy, sizes)
     if copy.tiles is not None:
         tiles = copy.tiles

@@ -32,7 +32,7 @@ class Movement:
         """
         params = [(p, PTR) for p in self.pointers] + self.sizes.params()
         params += [("frame", PTR), ("node", I64)] if reports else []
-        params += [("tid", I64), ("threads", I64)]
+        params += [("piece", I64), ("pieces", I64)]
         digest = hashlib.sha256(f"{key} {len(params)}".encode()).hexdigest()[:10]
         name = f"q8c_{self.node.op}_{digest}__{tier.name.replace('-', '')}"
         function = module.globals.get(name)

@@ -44,13 +44,13 @@ def iota(module: ir.Module, tier: Tier, node: Node) -> Kernel:
 
 
 def sizes(module: ir.Module, tier: Tier, node: Node) -> Kernel:
-    """The given sizes, written by thread 0."""
+    """The given sizes, written by the first piece."""
     m = Movement(node)
     values = attributes(node)["values"]
     m.sizes.need(*values)
 
     def emit(b: Builder) -> None:
-        with b.if_(b.icmp("==", b.arg("tid"), 0)):
+        with b.if_(b.icmp("==", b.arg("piece"), 0)):
             for n, value in enumerate(values):
                 b.store(m.sizes.value(b, value), b.at(b.arg("p0"), n, I64))
 

@@ -28,7 +28,7 @@ def packing(module: ir.Module, tier: Tier, node: Node) -> Kernel:
     m.sizes.need(batch, seq, tokens)
 
     def emit(b: Builder) -> None:
-        with b.if_(b.icmp("==", b.arg("tid"), 0)):
+        with b.if_(b.icmp("==", b.arg("piece"), 0)):
             _pack(b, node, *(m.sizes.value(b, d) for d in (batch, seq, tokens)))
 
     key = f"{mask.dtype} {' '.join(map(m.sizes.name, (batch, seq, tokens)))}"

@@ -63,7 +63,7 @@ class _Axis:
 
     def each(self, b: Builder, sizes: Sizes, itemsizes: tuple[int, int],
              body: Callable[[Value, Value, Operand | None], None]) -> None:
-        """Call `body(address of x, of y, columns)` for this thread's bands; columns None says there is no `after`."""
+        """Call `body(address of x, of y, columns)` for this piece's bands; columns None says there is no `after`."""
         def item(offsets: list[Value]) -> None:
             x, y = (b.at(b.arg(p), b.mul(o, s)) for p, o, s in zip(("p0", "p1"), offsets, itemsizes, strict=False))
             count = None if self.after == 1 else b.imin(b.sub(sizes.value(b, self.after), offsets[2]), LANES)

@@ -6,8 +6,8 @@ that has not come, because it still sleeps or another program has its core, and 
 Phases are numbered on and on from run to run, so that a thread late by whole runs enters none that is not its own, and
 nothing of a frame is read outside of a phase: a run that is over waits for nobody.
 
-Every wait spins for `SPIN_CYCLES` with `pause` and then sleeps in a futex, so that a thread whose peer lost its core
-gives up its own; whoever ends a wait makes a system call only if somebody sleeps.
+Every wait spins for a while with `pause` and then sleeps in a futex, so that a thread whose peer lost its core gives up
+its own; whoever ends a wait makes a system call only if somebody sleeps.
 
 The pool is 32 int64 words and a slot of `draw` for each thread, 64-byte aligned and zero but for [2] and [3]; words
 waited on are 32-bit futexes:
@@ -29,7 +29,7 @@ from llvmlite import ir
 
 from q8c.codegen.builder import I32, I64, PTR, Builder
 from q8c.codegen.draw import KERNEL, QUEUE_WORDS, SLOT_BYTES, SLOTS, THREAD, THREADS
-from q8c.codegen.futex import ANY, Waits, define, waits_of, word_at
+from q8c.codegen.futex import ANY, IDLE_CYCLES, SPIN_CYCLES, Waits, define, waits_of, word_at
 from q8c.codegen.targets import Tier
 
 RUN, WORKER, LAUNCH = "q8c_run", "q8c_worker", "q8c_launch"
@@ -110,7 +110,7 @@ def _emit_enter(module: ir.Module) -> ir.Function:
     b.cbranch(b.icmp_signed("<", ahead, _I32(0)), early, join)
 
     b.position_at_end(early)
-    b.call(waits.wait, [state, at, word_at(b, pool, _WAITING), _I32(ANY)])
+    b.call(waits.wait, [state, at, word_at(b, pool, _WAITING), _I32(ANY), _I64(SPIN_CYCLES)])
     b.branch(again)
     b.position_at_end(join)
     swap = b.cmpxchg(state, now, b.add(now, _I64(_ONE_THREAD)), "acq_rel", "monotonic")
@@ -174,7 +174,7 @@ def _emit_worker(module: ir.Module, body: ir.Function) -> None:
 
     b.position_at_end(idle)
     seen = b.phi(_I32, "seen")
-    b.call(waits.wait, [launches, seen, word_at(b, pool, _IDLE), bit])
+    b.call(waits.wait, [launches, seen, word_at(b, pool, _IDLE), bit, _I64(IDLE_CYCLES)])
     current = b.load_atomic(launches, "acquire", 4, typ=_I32)
     frame = b.load_atomic(word_at(b, pool, _FRAME), "acquire", 8, typ=_I64)
     b.cbranch(b.icmp_unsigned("==", frame, _I64(0)), leave, look)
@@ -228,7 +228,7 @@ def _emit_launch(module: ir.Module, body: ir.Function, phases: int) -> None:
     now = b.load_atomic(state, "acquire", 4, typ=_I32)
     b.cbranch(b.icmp_signed("==", now, b.add(first, _I32(phases))), done, wait)
     b.position_at_end(wait)
-    b.call(waits.wait, [state, now, word_at(b, pool, _WAITING), _I32(ANY)])
+    b.call(waits.wait, [state, now, word_at(b, pool, _WAITING), _I32(ANY), _I64(SPIN_CYCLES)])
     b.branch(check)
     b.position_at_end(done)
     b.atomic_rmw("sub", taken, threads, "seq_cst")
@@ -259,7 +259,7 @@ def _emit_stop(b: ir.IRBuilder, waits: Waits, pool: ir.Value, block: ir.Block) -
     swap = b.cmpxchg(busy, _I32(0), _I32(1), "acquire", "monotonic")
     b.cbranch(b.extract_value(swap, 1), end, wait)
     b.position_at_end(wait)
-    b.call(waits.wait, [busy, _I32(1), word_at(b, pool, _QUEUED), _I32(ANY)])
+    b.call(waits.wait, [busy, _I32(1), word_at(b, pool, _QUEUED), _I32(ANY), _I64(SPIN_CYCLES)])
     b.branch(block)
     b.position_at_end(end)
     b.atomic_rmw("xchg", word_at(b, pool, _FRAME), _I64(0), "seq_cst")
