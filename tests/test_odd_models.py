@@ -99,8 +99,9 @@ WHOLE: dict[str, tuple[onnx.ModelProto, dict[str, Array]]] = {
     "zero columns among others": (build([("MatMul", "x|w", "y")], {"x": ROWS}, ["y"],
                                         {"w": np.where(np.arange(16) % 3 > 0, W, 0)}), {"x": X}),
     "rows of no columns": (build([("Softmax", "x", "y")], {"x": ["n", 0]}, ["y"]), {"x": X[:, :0]}),
-    "no columns beside an int8 product": (build([("Softmax", "z", "s"), ("MatMul", "x|w", "y")], {"x": ROWS, "z": ["n", 0]},
-                                                ["y", "s"], {"w": W}), {"x": X, "z": X[:, :0]}),
+    "no columns beside an int8 product": (
+        build([("Softmax", "z", "s"), ("MatMul", "x|w", "y")], {"x": ROWS, "z": ["n", 0]}, ["y", "s"], {"w": W}),
+        {"x": X, "z": X[:, :0]}),
     "eight dimensions": (build([helper.make_node("Transpose", ["x"], ["y"], perm=[7, 6, 5, 4, 3, 2, 1, 0])],
                                {"x": ["a", 2, 1, 3, "b", 1, 2, 2]}, ["y"]),
                          {"x": X[:, :24].reshape(3, 2, 1, 3, 1, 1, 2, 2)}),
