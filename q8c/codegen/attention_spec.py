@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from q8c.codegen.builder import LANES
 from q8c.codegen.targets import Tier
+from q8c.errors import CompileError
 from q8c.ir.dims import Dim
 from q8c.ir.graph import Node
 from q8c.ir.ops import attributes
@@ -75,8 +76,12 @@ class AttentionSpec:
 
 
 def attention_spec(node: Node) -> AttentionSpec:
-    """The spec of an `attention` or `packed_attention` node."""
+    """The spec of an `attention` or `packed_attention` node. Raises CompileError for what the kernels cannot do yet."""
     a = attributes(node)
+    if node.op == "attention" and any(v is not None for v in node.inputs[4:]):
+        raise CompileError(f"{node}: there is no kernel for attention with a key mask or lengths")
+    if a["spread"]:
+        raise CompileError(f"{node}: there is no kernel for attention with spread")
     q, k, v = (int(str(node.input(i).shape[-1])) for i in range(3))  # type inference has refused symbolic ones
     split = (node.input(0).type.rank == 4, node.input(1).type.rank == 4, node.input(2).type.rank == 4)
     packed = node.op == "packed_attention"

@@ -34,6 +34,8 @@ def find_mask(graph: Graph, attention: Node, name: str) -> PaddingMask | str:
     if name and all(v.name != name for v in graph.inputs):
         raise CompileError(f"pack-rows: the model has no input {name!r}; its inputs are "
                            f"{', '.join(v.name for v in graph.inputs)}")
+    if any(v is not None for v in attention.inputs[4:]):
+        return "it has a mask of keys or lengths"
     mask = attention.inputs[3] if len(attention.inputs) > 3 else None
     if mask is None:
         return "its keys are not masked, so that it would miss the padding"

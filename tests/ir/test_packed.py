@@ -40,7 +40,7 @@ def test_rows_go_and_come_back(mask: np.ndarray[Any, np.dtype[np.int64]]) -> Non
 
 def test_attention_stays_within_a_sequence() -> None:
     attrs = {"heads": 2, "kv_heads": 1, "head_size": 3, "scale": 0.5, "causal": True, "nan_to_zero": False,
-             "offsets": (1, 0, 2)}
+             "spread": False, "offsets": (1, 0, 2)}
     rng = np.random.default_rng(0)
     q, k, v = (rng.normal(size=(1, 9, n)).astype(np.float32) for n in (7, 4, 5))
     starts = np.array([0, 4, 4, 9])

@@ -85,13 +85,14 @@ def linear(args: Sequence[Any], attrs: Mapping[str, Any]) -> Sequence[Array]:
     return [epilogue(y, args, 2, 3, attrs["activation"])]
 
 
-def _heads_of(o: Operands, index: int, count: int, size: int) -> tuple[Dim, Dim]:
-    """Batch and sequence of q, k or v: [batch, seq, channels], or [batch, heads, seq, size] where split already."""
-    t, offset = o.type(index), o.attrs["offsets"][index]
+def heads_of(o: Operands, index: int, count: int, size: int, offset: int) -> tuple[Dim, Dim]:
+    """Batch and sequence of an operand [batch, seq, channels] with heads from a channel on, or, where they are split
+    already, [batch, heads, seq, size]."""
+    t = o.type(index)
     if t.rank == 4:
         o.expect(t.shape[1] == count and t.shape[3] == size and offset == 0, f"expected {count} heads of {size}")
         return t.shape[0], t.shape[2]
-    o.expect(t.rank == 3, "expected q, k, v as [batch, seq, channels] or [batch, heads, seq, size]")
+    o.expect(t.rank == 3, "expected heads as [batch, seq, channels] or [batch, heads, seq, size]")
     channels = t.shape[2]
     o.expect(isinstance(channels, int) and offset >= 0 and offset + count * size <= channels,
              f"{count} heads of {size} at offset {offset} do not fit the channels")
@@ -103,42 +104,77 @@ def attention_sizes(o: Operands) -> tuple[Dim, Dim, Dim]:
     heads, kv_heads, size = o.attrs["heads"], o.attrs["kv_heads"], o.attrs["head_size"]
     o.expect(heads > 0 and kv_heads > 0 and heads % kv_heads == 0, "kv_heads must divide heads")
     o.expect(len(o.attrs["offsets"]) == 3, "expected three offsets")
-    q, k, v = (_heads_of(o, i, count, size) for i, count in enumerate((heads, kv_heads, kv_heads)))
+    q, k, v = (heads_of(o, i, count, size, offset) for i, (count, offset) in
+               enumerate(zip((heads, kv_heads, kv_heads), o.attrs["offsets"], strict=True)))
     return o.same(o.same(q[0], k[0]), v[0]), q[1], o.same(k[1], v[1])
 
 
 def _attention(o: Operands) -> Sequence[TensorType]:
     batch, queries, keys = attention_sizes(o)
-    heads, mask = o.attrs["heads"], o.types[3]
+    heads, mask, key_mask, lengths = o.attrs["heads"], *o.types[3:6]
     if mask is not None:
         o.expect(mask.rank == 4 and mask.dtype is DType.f32, "expected the mask as f32 of rank 4")
         o.broadcast(mask.shape, (batch, heads, queries, keys))
+    if key_mask is not None:
+        o.expect(key_mask.rank == 2, "expected the key mask as [batch or 1, keys]")
+        o.broadcast(key_mask.shape, (batch, keys))
+        o.same(key_mask.shape[1], keys)
+    if lengths is not None:
+        o.expect(o.attrs["causal"], "lengths go with causal attention")
+        expect_lengths(o, 5, batch)
     return [TensorType(DType.f32, (batch, queries, heads * o.attrs["head_size"]))]
+
+
+def expect_lengths(o: Operands, index: int, batch: Dim) -> None:
+    """Check an optional operand that holds one length per sequence."""
+    lengths = o.types[index]
+    if lengths is not None:
+        o.expect(lengths.dtype is DType.i64 and lengths.rank == 1, "expected lengths as i64[batch]")
+        o.same(lengths.shape[0], batch)
+
+
+def split_heads(x: Array, count: int, size: int, offset: int) -> Array:
+    """The heads [batch, count, seq, size] of an operand that `heads_of` has accepted."""
+    if x.ndim == 4:
+        return x
+    part = x[:, :, offset:offset + count * size]
+    return np.asarray(part.reshape(*part.shape[:2], count, size).transpose(0, 2, 1, 3))
 
 
 def attention(args: Sequence[Any], attrs: Mapping[str, Any],
               precision: type[np.floating[Any]] = np.float64) -> Sequence[Array]:
-    """softmax(scale * q k^T + mask) v per head; `causal` lets query i see keys up to i + (keys - queries),
-    and `nan_to_zero` turns NaN weights (rows whose keys are all masked) into 0. In double precision if not told.
+    """softmax(scale * q k^T + mask) v per head over the keys a query sees, in double precision if not told.
+
+    A key is not seen where `key_mask` is 0. `causal` lets query i of sequence b see keys up to lengths[b] + i, without
+    lengths up to i + (keys - queries). A query that sees no key gets NaN; 0 with `nan_to_zero`, which does that for any
+    weights that are NaN; the mean of all values up to those the last query may see, whatever the key mask, with
+    `spread`. What no query sees adds nothing, even if it is NaN.
     """
     heads, kv_heads, size = attrs["heads"], attrs["kv_heads"], attrs["head_size"]
-    split = []
-    for x, offset, count in zip(args[:3], attrs["offsets"], (heads, kv_heads, kv_heads), strict=True):
-        part = x if x.ndim == 4 else x[:, :, offset:offset + count * size].reshape(
-            x.shape[0], x.shape[1], count, size).transpose(0, 2, 1, 3)
-        split.append(np.repeat(part.astype(precision), heads // count, axis=1))
-    q, k, v = split
+    q, k, v = (np.repeat(split_heads(x, count, size, offset).astype(precision), heads // count, axis=1)
+               for x, offset, count in zip(args[:3], attrs["offsets"], (heads, kv_heads, kv_heads), strict=True))
     scores = np.matmul(q, k.transpose(0, 1, 3, 2)) * precision(attrs["scale"])
-    if len(args) > 3 and args[3] is not None:
-        scores = scores + args[3]
-    if attrs["causal"]:
-        queries, keys = scores.shape[2:]
-        scores = np.where(np.arange(keys) > np.arange(queries)[:, None] + (keys - queries), precision(-np.inf), scores)
-    weights = nn.softmax(scores, precision=precision)
+    mask, key_mask, lengths = (*args[3:], None, None, None)[:3]
+    if mask is not None:
+        scores = scores + mask
+    near = nearest_keys(scores.shape, lengths) if attrs["causal"] else np.ones((1, 1, *scores.shape[2:]), bool)
+    seen = near if key_mask is None else near & (key_mask != 0)[:, None, None]
+    if attrs["spread"]:
+        blind = ~seen.any(-1, keepdims=True)
+        scores, seen = np.where(blind, precision(0), scores), seen | blind & near[:, :, -1:]
+    weights = nn.softmax(np.where(seen, scores, precision(-np.inf)), precision=precision)
     if attrs["nan_to_zero"]:
         weights = np.where(np.isnan(weights), precision(0), weights)
+    v = np.where(seen.any(-2, keepdims=True).swapaxes(-1, -2), v, precision(0))
     y = np.matmul(weights, v).transpose(0, 2, 1, 3)
     return [y.reshape(*y.shape[:2], heads * size).astype(np.float32)]
+
+
+def nearest_keys(shape: tuple[int, ...], lengths: Array | None) -> Array:
+    """Which keys come no later than each query, broadcasting to the scores' shape [batch, heads, queries, keys]."""
+    queries, keys = shape[2:]
+    first = np.array([keys - queries]) if lengths is None else lengths
+    return np.asarray(np.arange(keys) <= first[:, None, None, None] + np.arange(queries)[:, None])
 
 
 def _loop(o: Operands) -> Sequence[TensorType]:
@@ -162,10 +198,10 @@ register(OpDef("q8_linear", "q row_scale row_sum w col_scale bias? residual? row
 register(OpDef("linear", "x w bias? residual?", _linear, linear, _ACTIVATION, Level.fused))
 ATTENTION = {
     "heads": AttrSpec("int"), "kv_heads": AttrSpec("int"), "head_size": AttrSpec("int"), "scale": AttrSpec("float"),
-    "causal": AttrSpec("bool", False), "nan_to_zero": AttrSpec("bool", False),
+    "causal": AttrSpec("bool", False), "nan_to_zero": AttrSpec("bool", False), "spread": AttrSpec("bool", False),
     "offsets": AttrSpec("ints", (0, 0, 0))}
 
-register(OpDef("attention", "q k v mask?", _attention, attention, ATTENTION, Level.fused))
+register(OpDef("attention", "q k v mask? key_mask? lengths?", _attention, attention, ATTENTION, Level.fused))
 register(OpDef("loop", "*xs", _loop, _run_body, level=Level.fused, has_body=True,
                doc="One pass over rows: elementwise ops, and reductions, norms, softmax and dynamic_quantize over the "
                    "last axis. Its meaning is its body."))

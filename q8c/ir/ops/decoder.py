@@ -1,0 +1,88 @@
+"""Ops of decoders: rotary positions, and keys and values appended to those that are kept."""
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from q8c.errors import InputError
+from q8c.ir.graph import Array
+from q8c.ir.ops.fused import expect_lengths, heads_of, split_heads
+from q8c.ir.ops.registry import AttrSpec, Level, OpDef, Operands, register
+from q8c.ir.types import DType, TensorType
+
+
+def _rotary(o: Operands) -> Sequence[TensorType]:
+    heads, size, rotated = o.attrs["heads"], o.attrs["head_size"], o.attrs["rotary_size"]
+    o.expect(heads > 0 and 0 < rotated <= size and rotated % 2 == 0, "rotary_size must be even and at most head_size")
+    batch, seq = heads_of(o, 0, heads, size, o.attrs["offset"])
+    for index in (1, 2):
+        t = o.type(index)
+        o.expect(t.dtype is DType.f32 and t.rank == 3 and t.shape[2] == rotated // 2,
+                 f"expected cos and sin as f32[batch or 1, seq, {rotated // 2}]")
+        batch = batch if t.shape[0] == 1 else o.same(batch, t.shape[0])
+        seq = o.same(seq, t.shape[1])
+    return [TensorType(DType.f32, (batch, seq, heads * size))]
+
+
+def rotary(args: Sequence[Any], attrs: Mapping[str, Any]) -> Sequence[Array]:
+    """Pairs (x, y) of a head's channels turned to (x cos - y sin, y cos + x sin) (Su et al., arXiv 2104.09864).
+
+    Pair i is channels (i, i + rotary_size / 2), or (2i, 2i + 1) if `interleaved`; what lies behind rotary_size stays.
+    Each product is rounded to float32 by itself.
+    """
+    x, cos, sin = args
+    heads, size, rotated = attrs["heads"], attrs["head_size"], attrs["rotary_size"]
+    turned = split_heads(x, heads, size, attrs["offset"]).copy()
+    half = rotated // 2
+    first, second = (slice(0, rotated, 2), slice(1, rotated, 2)) if attrs["interleaved"] else (
+        slice(0, half), slice(half, rotated))
+    a, b = turned[..., first].copy(), turned[..., second].copy()
+    cos, sin = cos[:, None], sin[:, None]
+    with np.errstate(all="ignore"):
+        turned[..., first] = a * cos - b * sin
+        turned[..., second] = b * cos + a * sin
+    batch, _, seq, _ = turned.shape
+    return [turned.transpose(0, 2, 1, 3).reshape(batch, seq, heads * size)]
+
+
+def _append(o: Operands) -> Sequence[TensorType]:
+    past, heads, size = o.type(0), o.attrs["kv_heads"], o.attrs["head_size"]
+    o.expect(past.dtype is DType.f32 and past.rank == 4 and past.shape[1] == heads and past.shape[3] == size,
+             f"expected what is kept as f32[batch, {heads}, past, {size}]")
+    batch, new = heads_of(o, 1, heads, size, o.attrs["offset"])
+    batch = o.same(batch, past.shape[0])
+    expect_lengths(o, 2, batch)
+    return [TensorType(DType.f32, (batch, heads, past.shape[2] + new, size))]
+
+
+def append(args: Sequence[Any], attrs: Mapping[str, Any]) -> Sequence[Array]:
+    """What is kept with the new tokens behind it [batch, kv_heads, past + new, size].
+
+    With lengths, the new tokens of sequence b stand from lengths[b] on; what lies behind them is as it was, or 0.
+    Raises InputError for a length outside [0, past].
+    """
+    past, new, lengths = (*args, None)[:3]
+    tokens = split_heads(new, attrs["kv_heads"], attrs["head_size"], attrs["offset"])
+    if lengths is None:
+        return [np.concatenate([past, tokens], axis=2)]
+    kept, seq = past.shape[2], tokens.shape[2]
+    present = np.concatenate([past, np.zeros_like(tokens)], axis=2)
+    for row, length in enumerate(lengths.tolist()):
+        if not 0 <= length <= kept:
+            raise InputError(f"append: {length} tokens of sequence {row} are kept, expected 0 to {kept}")
+        present[row, :, length:length + seq] = tokens[row]
+    return [present]
+
+
+_INT = AttrSpec("int")
+
+register(OpDef("rotary", "x cos sin", _rotary, rotary, {
+    "heads": _INT, "head_size": _INT, "rotary_size": _INT, "offset": AttrSpec("int", 0),
+    "interleaved": AttrSpec("bool", False)}, Level.fused,
+    doc="Rotary positions of heads [batch, seq, channels] from `offset` on, or [batch, heads, seq, size], as "
+        "[batch, seq, heads * size]."))
+register(OpDef("append", "past new lengths?", _append, append, {
+    "kv_heads": _INT, "head_size": _INT, "offset": AttrSpec("int", 0)}, Level.fused,
+    doc="New keys or values behind those of earlier tokens, heads split off."))
