@@ -70,13 +70,13 @@ def simplified_layer_normalization(c: Call) -> Tensor:
     return normalize(c, "rms_norm", c.input(0), c.input(1), None)
 
 
-def normalize(c: Call, op: str, x: Tensor, scale: Tensor, bias: Tensor | None) -> Tensor:
-    """layer_norm or rms_norm over the axes from attribute `axis` on, by way of one last axis."""
+def normalize(c: Call, op: str, x: Tensor, scale: Tensor, bias: Tensor | None, epsilon: float = 1e-5) -> Tensor:
+    """layer_norm or rms_norm over the axes from attribute `axis` on, by way of one last axis; a default `epsilon`."""
     axis = c.axis(c.attr_int("axis", -1), x.rank)
     inner, last = x.shape[axis:], product(x.shape[axis:])
     rows = x if axis == x.rank - 1 else c.builder.reshape(x, (*x.shape[:axis], last))
     vectors = [c.builder.reshape(c.builder.broadcast(t, inner), (last,)) for t in (scale, bias) if t is not None]
-    y = c.emit(op, rows, *vectors, epsilon=c.attr_float("epsilon", 1e-5))
+    y = c.emit(op, rows, *vectors, epsilon=c.attr_float("epsilon", epsilon))
     return c.builder.reshape(y, x.shape)
 
 
@@ -88,7 +88,7 @@ def skip_layer_normalization(c: Call) -> list[Tensor | None]:
     beta, bias = (None, c.optional(3)) if simple else (c.optional(3), c.optional(4))
     total = c.emit("add", x, skip)
     total = total if bias is None else c.emit("add", total, bias)
-    y = normalize(c, "rms_norm" if simple else "layer_norm", total, scale, beta)
+    y = normalize(c, "rms_norm" if simple else "layer_norm", total, scale, beta, epsilon=1e-12)
     return [y, None, None, total]
 
 

@@ -158,7 +158,7 @@ def matmul_of_broadcast(r: Rewriter, node: Node) -> Value | None:
 def count_axes_from_front(r: Rewriter, node: Node) -> Value | None:
     """Axis -1 -> axis rank - 1, so that equal nodes look equal."""
     rank = node.input(0).type.rank
-    name = "axis" if "axis" in node.attrs else "axes"
+    name = "axes" if node.op in REDUCTIONS else "axis"
     given = node.attrs.get(name, -1)
     counted = tuple(sorted(a % rank for a in given)) if isinstance(given, tuple) else int(str(given)) % rank
     return None if counted == given else r.add(node.op, *node.operands, **{**node.attrs, name: counted})

@@ -1,0 +1,234 @@
+"""The attention ops of ONNX Runtime's optimizer, written out as the products and softmax the attention pass fuses.
+
+What the ops compute is said in ONNX Runtime's docs/ContribOperators.md.
+"""
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from q8c.frontend.ops.contrib_rotary import rotate
+from q8c.frontend.registry import MICROSOFT, Call, importer
+from q8c.frontend.tensor import Tensor, from_size
+from q8c.ir.dims import Dim
+from q8c.ir.types import DType
+
+
+@importer("Attention", domain=MICROSOFT)
+def attention(c: Call) -> list[Tensor | None]:
+    """One product for q, k and v, attention, and the keys and values with the past before them: [2, batch, …]."""
+    w = c.input(1)
+    parts = qkv_widths(c, w.shape[-1])
+    starts = [0, parts[0], parts[0] + parts[1]]
+    bias = c.optional(2)
+    projected = []
+    for start, size in zip(starts, parts, strict=True):
+        # three products, as the model had them before they were merged: they are merged again where that pays
+        y = c.emit("matmul", c.input(0), c.builder.slice_axis(w, 1, start, size))
+        projected.append(y if bias is None else c.emit("add", y, c.builder.slice_axis(bias, 0, start, size)))
+    return self_attention(c, projected, Operands(mask=3, past=4, bias=5))
+
+
+@dataclass(frozen=True)
+class Operands:
+    """Which operands of a self attention these are."""
+
+    mask: int
+    past: int
+    bias: int
+
+
+def self_attention(c: Call, projected: Sequence[Tensor], at: Operands) -> list[Tensor | None]:
+    """What follows the projections [batch, seq, heads * size] of Attention and QAttention."""
+    heads = c.attr_int("num_heads")
+    q, k, v = (split_heads(c, t, heads) for t in projected)
+    if c.attr_int("do_rotary", 0):
+        c.unsupported("do_rotary")
+    if c.attr_int("past_present_share_buffer", 0):
+        c.unsupported("a past that shares its memory with the present")
+    past = c.optional(at.past)
+    if past is not None:
+        k, v = (c.emit("concat", c.builder.reshape(c.builder.slice_axis(past, 0, i, 1), past.shape[1:]), t, axis=2)
+                for i, t in enumerate((k, v)))
+    masks = [key_mask(c, c.optional(at.mask), q, k), c.optional(at.bias)]
+    if c.attr_int("unidirectional", 0):
+        masks.append(causal_mask(c, q, k))
+    y = attend(c, q, k, v, scale_of(c, q), masks)
+    if c.outputs == 1:
+        return [y]
+    stacked = [c.builder.reshape(t, (1, *t.shape)) for t in (k, v)]
+    return [y, c.emit("concat", *stacked, axis=0)]
+
+
+def qkv_widths(c: Call, total: Dim) -> list[int]:
+    """How many columns of the merged product are queries, keys and values."""
+    if not isinstance(total, int):
+        c.unsupported(f"weights of varying width {total}")
+    sizes = c.attr_ints("qkv_hidden_sizes") or [total // 3] * 3
+    if len(sizes) != 3 or sum(sizes) != total or min(sizes) <= 0:
+        c.fail(f"qkv_hidden_sizes {sizes} do not add up to {total} columns")
+    return sizes
+
+
+@importer("MultiHeadAttention", domain=MICROSOFT)
+def multi_head_attention(c: Call) -> list[Tensor | None]:
+    """Attention of projected queries, keys and values; then the keys and values with the past before them."""
+    heads = c.attr_int("num_heads")
+    if c.has(8) or c.has(9):
+        c.unsupported("a past that shares its memory with the present")
+    if c.input(0).rank != 3 or not c.has(1) or not c.has(2):
+        c.unsupported("queries, keys and values packed in one operand")
+    biased = (_biased(c, c.input(i), i) for i in range(3))
+    q, k, v = (t if t.rank == 4 else split_heads(c, t, heads) for t in biased)
+    for_keys, for_values = c.optional(6), c.optional(7)
+    if for_keys is not None and for_values is not None:
+        k, v = c.emit("concat", for_keys, k, axis=2), c.emit("concat", for_values, v, axis=2)
+    masks = [key_mask(c, c.optional(4), q, k), c.optional(5)]
+    if c.attr_int("unidirectional", 0):
+        masks.append(causal_mask(c, q, k))
+    return [attend(c, q, k, v, scale_of(c, q), masks), k, v]
+
+
+def _biased(c: Call, x: Tensor, index: int) -> Tensor:
+    """A projection plus its part of operand 3, the biases of q, k and v one after the other."""
+    bias = c.optional(3)
+    if bias is None or x.rank == 4:
+        return x
+    return c.emit("add", x, c.builder.slice_axis(bias, 0, c.input(0).shape[-1] * index, x.shape[-1]))
+
+
+def split_heads(c: Call, x: Tensor, heads: int) -> Tensor:
+    """[batch, heads, seq, size] of [batch, seq, heads * size]."""
+    width = x.shape[-1]
+    if x.rank != 3 or not isinstance(width, int) or heads <= 0 or width % heads:
+        c.fail(f"{x.type} does not split into {heads} heads")
+    return c.builder.transpose(c.builder.reshape(x, (*x.shape[:2], heads, width // heads)), (0, 2, 1, 3))
+
+
+def scale_of(c: Call, q: Tensor) -> float:
+    """The attribute, or 1 / sqrt(size of a head)."""
+    size = q.shape[3]
+    if not isinstance(size, int) or size == 0:
+        c.unsupported(f"heads of varying size: {q.type}")
+    return c.attr_float("scale", 0.0) or 1 / math.sqrt(size)
+
+
+def attend(c: Call, q: Tensor, k: Tensor, v: Tensor, scale: float, masks: Sequence[Tensor | None]) -> Tensor:
+    """softmax(scale * q k^T + masks) v with the heads joined: [batch, queries, heads * size]."""
+    scores = c.emit("matmul", q, c.builder.transpose(k, (0, 1, 3, 2)))
+    scores = c.emit("mul", scores, c.scalar(scale, scores))
+    for mask in masks:
+        scores = scores if mask is None else c.emit("add", scores, mask)
+    y = c.builder.transpose(c.emit("matmul", c.emit("softmax", scores), v), (0, 2, 1, 3))
+    return c.builder.reshape(y, (*y.shape[:2], y.shape[2] * y.shape[3]))
+
+
+def key_mask(c: Call, mask: Tensor | None, q: Tensor, k: Tensor) -> Tensor | None:
+    """What to add to the scores for a mask of keys in any of its forms.
+
+    [batch]: how many keys count; [2 * batch]: behind the last that counts, then the first that counts, for each;
+    [batch, keys], [batch, queries, keys]: not 0 where a key counts; [batch, 1, most, most]: the same, of which the
+    queries' and keys' part is taken.
+    """
+    if mask is None:
+        return None
+    batch, _, queries, _ = q.shape
+    keys = k.shape[2]
+    if mask.rank == 1:
+        return _filtered(c, _in_range(c, mask, batch, keys), q)
+    if mask.rank == 4:
+        mask = c.builder.slice_axis(c.builder.slice_axis(mask, 2, keys - queries, queries), 3, 0, keys)
+    elif mask.rank == 3:
+        mask = c.builder.reshape(mask, (mask.shape[0], 1, *mask.shape[1:]))
+    elif mask.rank == 2:
+        mask = c.builder.reshape(mask, (mask.shape[0], 1, 1, mask.shape[1]))
+    else:
+        c.fail(f"mask_index is {mask.type}, expected rank 1 to 4")
+    keep = mask if mask.dtype is DType.bool else c.emit("greater", mask, c.scalar(0, mask))
+    return _filtered(c, keep, q)
+
+
+def _in_range(c: Call, limits: Tensor, batch: Dim, keys: Dim) -> Tensor:
+    """Whether a key is below its row's limit, and not below its start where there are starts."""
+    position = c.emit("iota", size=keys, dtype=limits.dtype)
+
+    def column(start: Dim) -> Tensor:
+        return c.builder.reshape(c.builder.slice_axis(limits, 0, start, batch), (batch, 1, 1, 1))
+
+    if limits.shape[0] == batch:
+        return c.emit("less", position, column(0))
+    if limits.shape[0] == batch * 2:
+        return c.emit("and", c.emit("less", position, column(0)), c.emit("greater_equal", position, column(batch)))
+    c.unsupported(f"mask_index {limits.type}; expected [batch] or [2 * batch]")
+
+
+def _filtered(c: Call, keep: Tensor, like: Tensor) -> Tensor:
+    filler = c.attr_float("mask_filter_value", -10000.0)
+    return c.emit("where", keep, c.scalar(0, like), c.scalar(filler, like))
+
+
+def causal_mask(c: Call, q: Tensor, k: Tensor, window: int = -1) -> Tensor:
+    """-inf for keys behind the query, and for those `window` keys or more before it; queries are the last keys."""
+    queries, keys = q.shape[2], k.shape[2]
+    row = c.builder.reshape(c.emit("iota", size=queries, dtype=DType.i64), (queries, 1))
+    row = c.emit("add", row, from_size(keys - queries))
+    column = c.emit("iota", size=keys, dtype=DType.i64)
+    keep = c.emit("less_equal", column, row)
+    if window > 0:
+        near = c.emit("greater", column, c.emit("sub", row, c.scalar(window, DType.i64)))
+        keep = c.emit("and", keep, near)
+    return c.emit("where", keep, c.scalar(0, q), c.scalar(-math.inf, q))
+
+
+def repeated(c: Call, x: Tensor, heads: Dim) -> Tensor:
+    """Every head of keys or values once for each query head that reads it."""
+    batch, own, seq, size = x.shape
+    if own == heads:
+        return x
+    if not isinstance(own, int) or not isinstance(heads, int) or own == 0 or heads % own:
+        c.fail(f"{own} heads of keys and values do not divide {heads} heads of queries")
+    apart = c.builder.reshape(x, (batch, own, 1, seq, size))
+    wide = c.builder.broadcast(apart, (batch, own, heads // own, seq, size))
+    return c.builder.reshape(wide, (batch, heads, seq, size))
+
+
+@importer("GroupQueryAttention", domain=MICROSOFT)
+def group_query_attention(c: Call) -> list[Tensor | None]:
+    """Causal attention with fewer heads of keys and values than of queries, and the present keys and values.
+
+    Only where every row of the batch is as long as the shapes say (operand 5 then says nothing new): past and new
+    keys are one after the other.
+    """
+    heads, kv_heads = c.attr_int("num_heads"), c.attr_int("kv_num_heads")
+    for name in ("softcap", "smooth_softmax"):
+        if c.attr(name, "FLOAT" if name == "softcap" else "INT"):
+            c.unsupported(f"attribute {name}")
+    if any(c.has(i) for i in range(11, len(c.inputs))):
+        c.unsupported("head_sink, or scales of a quantized cache")
+    q, k, v = _group_parts(c, heads, kv_heads)
+    for_keys, for_values = c.optional(3), c.optional(4)
+    filled: Dim = 0 if for_keys is None else for_keys.shape[2]
+    if c.attr_int("do_rotary", 0):
+        positions = c.optional(9) or c.emit("add", c.emit("iota", size=q.shape[2], dtype=DType.i64), from_size(filled))
+        interleaved = bool(c.attr_int("rotary_interleaved", 0))
+        q, k = (rotate(c, t, positions, c.input(7), c.input(8), interleaved) for t in (q, k))
+    if for_keys is not None and for_values is not None:
+        k, v = c.emit("concat", for_keys, k, axis=2), c.emit("concat", for_values, v, axis=2)
+    masks = [causal_mask(c, q, k, c.attr_int("local_window_size", -1)), c.optional(10)]
+    y = attend(c, q, repeated(c, k, heads), repeated(c, v, heads), scale_of(c, q), masks)
+    return [y, k, v]
+
+
+def _group_parts(c: Call, heads: int, kv_heads: int) -> list[Tensor]:
+    x = c.input(0)
+    counts = (heads, kv_heads, kv_heads)
+    if c.has(1):
+        return [split_heads(c, c.input(i), n) for i, n in enumerate(counts)]
+    width = x.shape[-1]
+    if not isinstance(width, int) or width % sum(counts):
+        c.fail(f"{x.type} does not split into {sum(counts)} heads")
+    size = width // sum(counts)
+    starts = (0, heads * size, (heads + kv_heads) * size)
+    return [split_heads(c, c.builder.slice_axis(x, 2, start, n * size), n)
+            for start, n in zip(starts, counts, strict=True)]
