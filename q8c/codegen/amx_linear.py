@@ -15,8 +15,8 @@ from q8c.codegen.q8_tile import Q8TileEmitter
 from q8c.codegen.targets import Tier
 from q8c.codegen.tasks import Grid, Task, for_tasks, for_tiles
 
-GRAIN = 1 << 22
-"""Multiply-adds below which another task is not worth its dispatch and its first and last group (some 3 us)."""
+GRAIN = 1 << 21
+"""Multiply-adds below which another task is not worth its dispatch and its first and last group (some 2 us)."""
 FEW = Schedule(rows=4, panels=4, few_rows=4, few_panels=4)
 """Up to 4 rows are as fast as weights arrive, and `vpdpbusd` takes those 7 % faster."""
 

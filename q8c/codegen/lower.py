@@ -22,11 +22,10 @@ from q8c.codegen.targets import Tier
 from q8c.codegen.threads import Body
 from q8c.errors import CompileError
 from q8c.ir.dims import Dim, Expr, dim_max, floordiv
-from q8c.ir.graph import Graph, Node, Value
-from q8c.ir.memory import CACHE_LINE, round_up
+from q8c.ir.graph import Graph, Node, Value, view_root
+from q8c.ir.memory import CACHE_LINE, round_up, stored_bytes
 
 EmitKernel = Callable[[ir.Module, Tier, Node], Kernel]
-SCRATCH = Place("scratch")
 PIECE = 1500
 """Nanoseconds of work that are worth drawing (some 100 ns where threads meet at the counter)."""
 PIECES_PER_THREAD = 8
@@ -71,9 +70,19 @@ def schedule(graph: Graph, module: ir.Module, tier: Tier, kernels: Callable[[Nod
                           frozenset(p for p, _, _ in results), floordiv(cost_of(node), PIECE) + 1))
     scratch = dim_max(0, *(round_up(c.kernel.scratch, CACHE_LINE) for c in calls if c.kernel.scratch is not None))
     pieces = [c.pieces for c in calls if not c.kernel.draws]
-    sizes = [*(s for call in calls for s in call.kernel.sizes), *pieces, scratch]
+    starts = [start_in_slot(v, slots) for call in calls for place, v, _ in call.pointers if place.kind == "slot"]
+    sizes = [*(s for call in calls for s in call.kernel.sizes), *pieces, *starts, scratch]
     frame = Frame(len(graph.inputs), len(graph.outputs), frames.distinct(sizes), tuple(slots), scratch)
     return Schedule(phases_of(calls), frame, len(graph.nodes))
+
+
+def start_in_slot(value: Value, slots: Sequence[Dim]) -> Dim:
+    """Where in its arena slot a value begins, in bytes: in the middle of it, so that each of two threads writes its
+    share of the rows of any value where it wrote its share of others. Lines that the other core has just written
+    would have to come from there (4 ns each, twice as long as from the last-level cache)."""
+    root = view_root(value)
+    assert root.slot is not None
+    return floordiv(slots[root.slot] - stored_bytes(root.type), 2 * CACHE_LINE) * CACHE_LINE
 
 
 def phases_of(calls: Sequence[Call]) -> list[list[Call]]:
@@ -130,12 +139,12 @@ class Entry:
         """A size as an i64."""
         return self.word(self.plan.frame.size(size)) if isinstance(size, Expr) else ir.Constant(I64, size)
 
-    def pointer(self, place: Place, name: str = "") -> Code:
-        """The address of a place; `name` says which layout of a constant."""
+    def pointer(self, place: Place, value: Value, name: str) -> Code:
+        """The address of a value at a place; `name` says which layout of a constant."""
         frame = self.plan.frame
-        if place.kind in ("slot", "scratch"):
-            index = place.index if place.kind == "slot" else len(frame.slots)
-            return self.b.at(self.arena, self.word(frame.slot(index)))
+        if place.kind == "slot":
+            start = self.size(start_in_slot(value, frame.slots))
+            return self.b.at(self.arena, self.b.add(self.word(frame.slot(place.index)), start))
         if place.kind == "constant":
             return self.b.at(self.weights, self.offsets[name])
         word = frame.input(place.index) if place.kind == "input" else frame.output(place.index)
@@ -144,10 +153,13 @@ class Entry:
     def call(self, call: Call) -> None:
         """One kernel call, or one for each piece this thread draws."""
         b, kernel = self.b, call.kernel
-        args = [self.pointer(place, packed_name(call.node, operand, value)) for place, value, operand in call.pointers]
+        args = [self.pointer(place, value, packed_name(call.node, operand, value))
+                for place, value, operand in call.pointers]
         args += [self.size(s) for s in kernel.sizes]
         if kernel.scratch is not None:
-            args.append(b.at(self.pointer(SCRATCH), b.mul(self.tid, self.size(self.plan.frame.scratch))))
+            frame = self.plan.frame
+            first = b.at(self.arena, self.word(frame.slot(len(frame.slots))))
+            args.append(b.at(first, b.mul(self.tid, self.size(frame.scratch))))
         if kernel.reports:
             args += [self.frame, ir.Constant(I64, call.number)]
         self.stamp(2 * call.number)

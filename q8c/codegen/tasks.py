@@ -15,6 +15,8 @@ GRAIN = 1 << 18
 """Multiply-adds below which another task is not worth its dispatch (about 1 us)."""
 TASKS_PER_THREAD = 12
 """Enough for threads that are slowed by others to be made up for."""
+TASK_GRAINS = 8
+"""Grains that each further task of a thread is worth: a task less is a first and a last group less."""
 TILES_PER_THREAD = 2
 """Tiles of rows from which on each thread takes rows, and all columns: what it reads is then what it wrote. Below that
 it takes columns, as weights are more to read than rows."""
@@ -63,8 +65,10 @@ def for_tasks(b: Builder, grid: Grid, rows: Value, threads: Value, queue: Value,
     Tasks are numbered along the columns first, so that a thread's part of them is a stretch of rows where it can be.
     """
     groups = constant(I64, grid.groups)
-    worth = b.add(b.div(b.mul(rows, grid.work), grid.grain), 1)
-    wanted = b.select(b.icmp("==", threads, 1), 1, b.imin(b.mul(threads, TASKS_PER_THREAD), worth))
+    # Weights arrive about as fast as a tile of rows is multiplied by them.
+    grains = b.div(b.mul(b.add(rows, grid.tile_rows), grid.work), grid.grain)
+    each = b.imin(b.imax(b.div(grains, b.mul(threads, TASK_GRAINS)), 1), TASKS_PER_THREAD)
+    wanted = b.select(b.icmp("==", threads, 1), 1, b.imin(b.mul(threads, each), b.add(grains, 1)))
     run_groups = groups
     if grid.group_bytes:
         run_bytes = b.imin(b.imax(b.mul(rows, RUN_BYTES_PER_ROW), RUN_BYTES[0]), RUN_BYTES[1])
