@@ -18,6 +18,7 @@ from q8c.codegen.targets import TIERS, Tier, tier
 from q8c.errors import ArtifactError, CompileError
 from q8c.frontend import import_onnx
 from q8c.ir import Graph, clone, print_graph
+from q8c.ir.cache import find_cache
 from q8c.ir.dims import Dim, Expr, dim_max, to_program
 from q8c.ir.graph import Value
 from q8c.measure import Measured, quantization_error
@@ -26,6 +27,7 @@ from q8c.passes.manager import Observer, Report, run_passes
 from q8c.passes.pipeline import Options, pipeline
 from q8c.products import Product, product_names, products_of
 from q8c.runtime import cpu, dims
+from q8c.runtime.cache import NONE, Cache
 from q8c.runtime.manifest import Constraint, Count, Model, Node, Tensor, constant_layout
 from q8c.runtime.strict_json import escaped, fits
 from q8c.runtime.writer import Writer
@@ -257,11 +259,19 @@ def describe(graph: Graph, generated: Sequence[Generated], options: Options, rep
         scratch=program(frame.scratch),
         cost=program(total_cost(graph)),
         constraints=tuple(Constraint(program(a), program(b), f"{a} == {b}") for a, b in graph.assumptions),
+        cache=_cache(graph),
         nodes=tuple(Node(escaped(n.source[0] if n.source else f"%{n.output.name}"), n.op, _failure(n.op))
                     for n in graph.nodes),
         options=_described(options), tools=_tools(),
         notes={"rewrites": list(map(str, report.rewrites)), "declines": list(map(str, report.declines)),
                "error": None if measured is None else asdict(measured)})
+
+
+def _cache(graph: Graph) -> Cache | None:
+    """What the manifest says of the cache that grows in place."""
+    found = find_cache(graph)
+    return None if found is None else Cache(found.pairs, found.tokens, NONE if found.mask is None else found.mask,
+                           NONE if found.positions is None else found.positions, found.uniform)
 
 
 def _common_frame(generated: Sequence[Generated]) -> Frame:

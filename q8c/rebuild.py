@@ -73,5 +73,5 @@ def _graph(artifact: Artifact) -> tuple[Graph, dict[str, int]]:
 
 def _calling(model: object) -> dict[str, object]:
     """The part of a manifest's model that decides how the code is called."""
-    names = ("inputs", "outputs", "symbols", "counts", "dims", "slots", "scratch", "cost", "constraints")
+    names = ("inputs", "outputs", "symbols", "counts", "dims", "slots", "scratch", "cost", "constraints", "cache")
     return {name: getattr(model, name) for name in names}

@@ -59,6 +59,7 @@ def test_importing_q8c_is_light() -> None:
 
 def test_frame_is_the_same_in_code_and_run_time() -> None:
     from q8c.codegen import frame, targets
+    from q8c.ir import memory
     from q8c.ir.dims import sym
     from q8c.runtime import cpu, manifest
 
@@ -69,6 +70,8 @@ def test_frame_is_the_same_in_code_and_run_time() -> None:
     assert (mine.input(0), mine.output(0), mine.size(sym("n")), mine.slot(0), mine.slot(4)) == (
         model.frame.inputs, model.frame.outputs, model.frame.dims, model.frame.slots, model.frame.size)
     assert (frame.STAMPS, frame.ARGUMENTS) == (manifest.FRAME_STAMPS, manifest.FRAME_ARGUMENTS)
+    assert (frame.LENGTHS, frame.CAPACITY) == (frame.STAMPS + 1, frame.STAMPS + 2)  # as `session._FIXED` has them
+    assert mine.size(memory.CAPACITY) == frame.CAPACITY and memory.CAPACITY not in frame.distinct([memory.CAPACITY])
     assert set(targets.TIERS) == set(cpu.TIERS)
 
 

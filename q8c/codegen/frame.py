@@ -1,9 +1,11 @@
 """The frame a run passes to the compiled code: one int64 array of pointers, sizes and counters.
 
     [0] threads  [1] status: 0, or 1 + the number of the first node that failed  [2] the integer it failed on
-    [3] weights  [4] arena   [5] stamps, or 0   [8...] inputs, outputs, sizes, slot offsets
+    [3] weights  [4] arena   [5] stamps, or 0   [6] lengths  [7] capacity   [8...] inputs, outputs, sizes, slot offsets
 
 Stamps are an int64 array [threads][nodes][2]: each thread notes the time-stamp counter before and after each node.
+Lengths are an int64 array [batch]: how many tokens of each sequence the cache holds; its buffers have room for
+`capacity` tokens. Of a model without a cache that grows in place both words are 0.
 The run time has the same layout from the manifest; a test holds the two together.
 """
 from __future__ import annotations
@@ -11,9 +13,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from q8c.ir import memory
 from q8c.ir.dims import Dim, Expr
 
-THREADS, STATUS, DETAIL, WEIGHTS, ARENA, STAMPS = range(6)
+THREADS, STATUS, DETAIL, WEIGHTS, ARENA, STAMPS, LENGTHS, CAPACITY = range(8)
 ARGUMENTS = 8
 
 
@@ -41,6 +44,8 @@ class Frame:
 
     def size(self, size: Expr) -> int:
         """The word that holds a run-time integer."""
+        if size == memory.CAPACITY:
+            return CAPACITY
         return self.output(self.outputs) + self.sizes.index(size)
 
     def slot(self, index: int) -> int:
@@ -49,5 +54,5 @@ class Frame:
 
 
 def distinct(sizes: Sequence[Dim]) -> tuple[Expr, ...]:
-    """The symbolic ones among sizes, each once, in order."""
-    return tuple(dict.fromkeys(s for s in sizes if isinstance(s, Expr)))
+    """The symbolic ones among sizes, each once, in order; but the capacity, which has a word of its own."""
+    return tuple(dict.fromkeys(s for s in sizes if isinstance(s, Expr) and s != memory.CAPACITY))

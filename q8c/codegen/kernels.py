@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 
 import llvmlite.ir as ir
 
+from q8c.codegen.append import append_kernel
 from q8c.codegen.attention import attention_kernel
 from q8c.codegen.builder import I64, PTR, Builder, Value
 from q8c.codegen.f32_linear import F32LinearSpec, emit_f32_linear
@@ -85,6 +86,7 @@ def _fixed(size: Dim) -> int:
 _KERNELS: dict[str, EmitKernel] = {
     "q8_linear": q8_linear_kernel,
     "linear": linear_kernel,
+    "append": append_kernel,
     **dict.fromkeys(("attention", "packed_attention"), attention_kernel),
     "loop": loop_kernel,
     "matmul": matmul_kernel,

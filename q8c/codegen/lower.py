@@ -24,6 +24,7 @@ from q8c.errors import CompileError
 from q8c.ir.dims import Dim, Expr, dim_max, floordiv
 from q8c.ir.graph import Graph, Node, Value, view_root
 from q8c.ir.memory import CACHE_LINE, round_up, stored_bytes
+from q8c.ir.work import NO_CODE
 
 EmitKernel = Callable[[ir.Module, Tier, Node], Kernel]
 PIECE = 1500
@@ -61,7 +62,7 @@ def schedule(graph: Graph, module: ir.Module, tier: Tier, kernels: Callable[[Nod
     places = find_places(graph)
     calls: list[Call] = []
     for number, node in enumerate(graph.nodes):
-        if node.op == "reshape":
+        if node.op in NO_CODE:
             continue
         kernel = kernels(node)(module, tier, node)
         operands = [(places[v], v, i) for i, v in enumerate(node.inputs) if v is not None]
@@ -147,6 +148,8 @@ class Entry:
             return self.b.at(self.arena, self.b.add(self.word(frame.slot(place.index)), start))
         if place.kind == "constant":
             return self.b.at(self.weights, self.offsets[name])
+        if place.kind == "lengths":
+            return self.b.load(PTR, self.address(frames.LENGTHS))
         word = frame.input(place.index) if place.kind == "input" else frame.output(place.index)
         return self.b.load(PTR, self.address(word))
 

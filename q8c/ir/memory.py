@@ -1,12 +1,15 @@
 """How many bytes values and arena slots take when the compiled code runs."""
 from __future__ import annotations
 
-from q8c.ir.dims import Dim, dim_max, floordiv, product
-from q8c.ir.graph import Graph
+from q8c.ir.dims import Dim, Expr, dim_max, floordiv, product
+from q8c.ir.graph import Graph, Value
 from q8c.ir.types import DType, TensorType
 
 ROW_GROUP = 4   # kernels read R8 rows in dwords, so an int8 row is padded to a multiple of this
 CACHE_LINE = 64
+CAPACITY = Expr({("$capacity",): 1})
+"""How many tokens the caller's buffers of kept keys and values have room for: the run time says it, no shape does. Its
+name is no identifier, so that no size of a model is taken for it."""
 
 
 def stored_bytes(type: TensorType) -> Dim:
@@ -14,6 +17,13 @@ def stored_bytes(type: TensorType) -> Dim:
     if type.dtype is DType.i8 and type.shape:
         return product(type.shape[:-1]) * round_up(type.shape[-1], ROW_GROUP)
     return type.nbytes
+
+
+def rows_held(value: Value) -> Dim:
+    """Rows from one head to the next where a value [batch, heads, rows, size] lies: the capacity, if it is a cache that
+    grows in place."""
+    node = value.producer
+    return CAPACITY if node is not None and node.op == "append" and node.attrs.get("in_place") else value.shape[-2]
 
 
 def round_up(size: Dim, unit: int) -> Dim:

@@ -8,7 +8,8 @@ from q8c.ir.dims import Dim, dim_max, floordiv, product
 from q8c.ir.graph import Graph, Node, Value
 from q8c.ir.ops.registry import attributes
 
-VIEWS = frozenset({"reshape"})
+NO_CODE = frozenset({"reshape", "past_lengths"})
+"""Ops that compute nothing: their results lie where an operand does, or come with the run."""
 
 
 @dataclass(frozen=True)
@@ -28,9 +29,11 @@ class Work:
 
 def work_of(node: Node) -> Work:
     """The work of a node at any level of the IR."""
-    if node.op in VIEWS:
+    if node.op in NO_CODE:
         return Work()
     read = list(dict.fromkeys(node.operands))
+    if node.op == "append" and node.attrs.get("in_place"):
+        return Work(bytes=2 * node.input(0).dtype.itemsize * (node.output.type.size - node.input(0).type.size))
     gathered = read[:1] if node.op.startswith("gather") or node.op == "slice" else []
     written = _sum([v.type.nbytes for v in node.outputs])
     data = [v for v in read if v not in gathered]

@@ -19,6 +19,7 @@ from q8c.passes.fuse_loops import FuseLoops
 from q8c.passes.fuse_rms_norm import FuseRmsNorm
 from q8c.passes.fuse_softmax import FuseSoftmax
 from q8c.passes.insert_dynamic_quantize import InsertDynamicQuantize
+from q8c.passes.keep_cache import KeepCache
 from q8c.passes.manager import Pass
 from q8c.passes.merge_matmuls import MergeMatmuls
 from q8c.passes.own_outputs import OwnOutputs
@@ -114,5 +115,5 @@ def _linear(options: Options, calibration: Calibration) -> tuple[Pass, ...]:
 
 PASSES: dict[str, type[Pass]] = {kind.name: kind for kind in (
     BalanceScales, Canonicalize, ChooseFormats, EliminateDeadCode, FoldConstants, FoldWeights, FuseAttention, FuseGelu,
-    FuseLayerNorm, FuseLinear, FuseLoops, FuseRmsNorm, FuseSoftmax, InsertDynamicQuantize, MergeMatmuls,
+    FuseLayerNorm, FuseLinear, FuseLoops, FuseRmsNorm, FuseSoftmax, InsertDynamicQuantize, KeepCache, MergeMatmuls,
     OwnOutputs, PackRows, PlanMemory, ReduceRows, ShareCommon, SinkReshapes)}

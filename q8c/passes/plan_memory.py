@@ -7,6 +7,7 @@ from typing import ClassVar
 from q8c.ir.dims import Dim, dim_max, evaluate, symbols
 from q8c.ir.graph import Graph, Value, view_root
 from q8c.ir.memory import stored_bytes
+from q8c.ir.work import NO_CODE
 from q8c.passes.manager import Pass, Report
 
 TYPICAL_SIZE = 64  # what free sizes are taken to be when two slots are compared; any choice is right, only not as small
@@ -48,8 +49,8 @@ class PlanMemory(Pass):
     """Sets `slot` of every node's result that is not written straight into an output of the graph.
 
     A value lives from the node that writes it to the last node, in order, that reads it or a reshape of it. A reshape
-    has the slot of what it views; inputs, constants and their views have none. Nothing is computed in place: a node's
-    results never share a slot with its operands.
+    has the slot of what it views; inputs, constants and their views have none, nor have lengths, which come with a run.
+    Nothing in the arena is computed in place: a node's results never share a slot with its operands.
     """
 
     name: ClassVar[str] = "plan-memory"
@@ -71,7 +72,7 @@ def assign(graph: Graph) -> None:
         for value in node.outputs:
             root = view_root(value)
             value.slot = root.slot
-            if root is value and root not in written:
+            if root is value and root not in written and node.op not in NO_CODE:
                 value.slot = arena.take(stored_bytes(value.type))
                 dying.setdefault(ends.get(value, index), []).append(value)
             elif root in written:

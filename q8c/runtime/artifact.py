@@ -44,6 +44,7 @@ class Artifact:
         text = self._view[head.manifest_offset:].tobytes()
         if hashlib.sha256(text).digest() != head.manifest_sha256:
             raise _damaged("manifest")
+        self.digest = head.manifest_sha256
         self.manifest = Manifest.from_json(strict_json.loads(text))
         self._check_layout(head)
         if pin is None:

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from q8c.runtime import dims
+from q8c.runtime.cache import Cache, read_cache
 from q8c.runtime.cpu import TIERS
 from q8c.runtime.dims import Program
 from q8c.runtime.strict_json import bad, integer, items, mapping, members, string
@@ -116,8 +117,10 @@ class Frame:
 class Model:
     """A compiled model's signature and calling convention, and what is worth knowing about how it was made.
 
-    `counts` are the symbols found in what inputs hold, the others follow from their shapes. `dims` are the integers of the frame's dims table, `slots` the byte sizes of the arena's slots, `scratch` the bytes
-    each thread needs beside them (unless it is the number 0, one more slot word says where they begin), `cost` is about how many nanoseconds a run takes on one core. `options`, `tools` and `notes` are for people: any JSON.
+    `counts` are the symbols found in what inputs hold, the others follow from their shapes. `dims` are the integers of
+    the frame's dims table, `slots` the byte sizes of the arena's slots, `scratch` the bytes each thread needs beside
+    them (unless it is the number 0, one more slot word says where they begin), `cost` is about how many nanoseconds a
+    run takes on one core, `cache` is what grows in place. `options`, `tools` and `notes` are for people: any JSON.
     """
 
     name: str
@@ -130,6 +133,7 @@ class Model:
     scratch: Program = 0
     cost: Program = 0
     constraints: tuple[Constraint, ...] = ()
+    cache: Cache | None = None
     nodes: tuple[Node, ...] = ()
     options: Mapping[str, Any] = field(default_factory=dict)
     tools: Mapping[str, Any] = field(default_factory=dict)
@@ -202,6 +206,7 @@ def _model_json(model: Model) -> dict[str, Any]:
         "frame": vars(model.frame),
         "constraints": [{"left": dims.thaw(c.left), "right": dims.thaw(c.right), "text": c.text}
                         for c in model.constraints],
+        "cache": model.cache and model.cache.to_json(),
         "nodes": [[n.name, n.op, n.failure] for n in model.nodes],
         "options": dict(model.options), "tools": dict(model.tools), "notes": dict(model.notes),
     }
@@ -217,22 +222,22 @@ def _section_json(section: Section) -> dict[str, Any]:
 
 
 def _model(value: object, where: str) -> Model:
-    (name, inputs, outputs, symbols, counts, dim_table, slots, scratch, cost, frame, constraints, nodes, options,
+    (name, inputs, outputs, symbols, counts, dim_table, slots, scratch, cost, frame, constraints, kept, nodes, options,
      tools, notes) = members(value, where, "name", "inputs", "outputs", "symbols", "counts", "dims", "slots", "scratch",
-                             "cost", "frame", "constraints", "nodes", "options", "tools", "notes")
+                             "cost", "frame", "constraints", "cache", "nodes", "options", "tools", "notes")
     names = tuple(string(s, at, 256) for at, s in items(symbols, f"{where}.symbols", MAX_SYMBOLS))
     count = len(names)
+    given, made = (tuple(_tensor(t, at, count) for at, t in items(listed, f"{where}.{what}", MAX_TENSORS))
+                   for what, listed in (("inputs", inputs), ("outputs", outputs)))
     model = Model(
-        string(name, f"{where}.name"),
-        tuple(_tensor(t, at, count) for at, t in items(inputs, f"{where}.inputs", MAX_TENSORS)),
-        tuple(_tensor(t, at, count) for at, t in items(outputs, f"{where}.outputs", MAX_TENSORS)),
-        names,
+        string(name, f"{where}.name"), given, made, names,
         tuple(_count(c, at, count, inputs) for at, c in items(counts, f"{where}.counts", MAX_SYMBOLS)),
         tuple(_program(p, at, count) for at, p in items(dim_table, f"{where}.dims", MAX_FRAME)),
         tuple(_program(p, at, count) for at, p in items(slots, f"{where}.slots", MAX_FRAME)),
         _program(scratch, f"{where}.scratch", count),
         _program(cost, f"{where}.cost", count),
         tuple(_constraint(c, at, count) for at, c in items(constraints, f"{where}.constraints", MAX_FRAME)),
+        read_cache(kept, f"{where}.cache", given, made),
         tuple(_node(n, at) for at, n in items(nodes, f"{where}.nodes")),
         mapping(options, f"{where}.options"), mapping(tools, f"{where}.tools"), mapping(notes, f"{where}.notes"))
     for what, listed in (("inputs", [t.name for t in model.inputs]), ("outputs", [t.name for t in model.outputs]),

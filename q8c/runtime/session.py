@@ -4,7 +4,7 @@ from __future__ import annotations
 import os
 import struct
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any
@@ -17,16 +17,18 @@ from q8c.runtime import cpu
 from q8c.runtime.arrays import Array
 from q8c.runtime.artifact import Artifact
 from q8c.runtime.code import Code
+from q8c.runtime.keeper import Keeper
 from q8c.runtime.manifest import FRAME_ARGUMENTS, FRAME_STAMPS, Model, Tensor
 from q8c.runtime.memory import Frame, address_of
 from q8c.runtime.planner import Plan
 from q8c.runtime.signature import Signature
+from q8c.runtime.state import Layout, State
 from q8c.runtime.threads import MAX_THREADS, Workers
 from q8c.runtime.trace import Trace
 
 _IDLE_FRAMES = 8  # kept for the next runs; more are made when more run at once
 _ONNX_TYPES = {"float32": "float", "float64": "double"}
-_FIXED = struct.Struct("=qqqQQQ")
+_FIXED = struct.Struct("=qqqQQQQq")
 
 
 @dataclass(frozen=True)
@@ -46,6 +48,8 @@ class _Loaded:
     artifact: Artifact
     model: Model
     signature: Signature
+    layout: Layout | None
+    keeper: Keeper | None
     code: Code
     workers: Workers
     frames: list[Frame]
@@ -68,10 +72,11 @@ class Session:
         model = artifact.manifest.model
         code = Code(artifact, self.tier)
         count = cpu.count() if threads is None else _checked_threads(threads)
-        layout = model.frame
+        words, signature, layout = model.frame, Signature(model), Layout.of(model, artifact.digest)
         self._loaded: _Loaded | None = _Loaded(
-            artifact, model, Signature(model), code, Workers(code, count), [],
-            struct.Struct(f"={layout.dims - layout.inputs}Q"), slice(8 * layout.dims, 8 * layout.size))
+            artifact, model, signature, layout, Keeper(model, signature, layout) if layout else None, code,
+            Workers(code, count), [], struct.Struct(f"={words.dims - words.inputs}Q"),
+            slice(8 * words.dims, 8 * words.size))
         self.path = artifact.path
 
     @property
@@ -92,24 +97,74 @@ class Session:
         """The outputs in order."""
         return [_argument(t) for t in self._open().model.outputs]
 
-    def run(self, output_names: Sequence[str] | None, input_feed: Mapping[str, npt.ArrayLike]) -> list[Array]:
+    def new_state(self, max_tokens: int, batch: int = 1) -> State:
+        """An empty state with room for `max_tokens` tokens of each of `batch` sequences, to be given to runs.
+
+        Raises InputError for sizes that are none or too large for the memory there is, and Error if the model has no
+        cache that grows in place.
+        """
+        layout = self._open().layout
+        if layout is None:
+            raise Error(f"the model of {self.path} keeps no keys and values in place (q8c compile -v says why); "
+                        "run it without a state")
+        return State(layout, max_tokens, batch)
+
+    def run(self, output_names: Sequence[str] | None, input_feed: Mapping[str, npt.ArrayLike], *,
+            state: State | None = None) -> list[Array]:
         """The outputs of those names, in that order (all for None or none), as fresh arrays the caller owns.
 
-        Raises InputError, saying what was expected and what came, for a feed that does not fit the signature, or that
-        the model itself refuses (a token id outside of its table, say).
+        With a `state` (`new_state`) the run continues what the state holds and appends its tokens to it: past keys and
+        values are not passed, present ones not returned, and inputs that say where the new tokens stand may be left
+        out. A mask [batch, new tokens] tells padding behind the tokens of shorter sequences, which is not appended.
+
+        Raises InputError, saying what was expected and what came, for a feed that does not fit the signature or the
+        state, or that the model itself refuses (a token id outside of its table, say); the state holds what it held.
         """
         loaded = self._open()
         wanted = loaded.signature.select(output_names) if output_names else None
-        inputs, plan = loaded.signature.collect(input_feed)
-        try:
-            frame = loaded.frames.pop()
-        except IndexError:
-            frame = Frame(loaded.model.frame.size)
-        frame.reserve(plan.arena + loaded.workers.threads * plan.scratch)
-        outputs = loaded.signature.allocate(plan)
+        if state is not None:
+            outputs = self._continue(loaded, input_feed, state, wanted)
+        else:
+            inputs, plan = loaded.signature.collect(input_feed)
+            frame = _frame(loaded, plan)
+            outputs = loaded.signature.allocate(plan)
+            lengths, capacity = loaded.keeper.dense(inputs, outputs) if loaded.keeper else (None, 0)
+            self._execute(loaded, frame, plan, map(address_of, inputs), map(address_of, outputs),
+                          0 if lengths is None else address_of(lengths), capacity)
+        return outputs if wanted is None else [outputs[i] for i in wanted]
+
+    def __call__(self, /, **feed: Any) -> dict[str, Array]:
+        """All outputs by name; `state=` as for `run`. Raises InputError as `run` does."""
+        state = feed.pop("state") if isinstance(feed.get("state"), State) else None
+        loaded = self._open()
+        kept = loaded.keeper.presents if state is not None and loaded.keeper is not None else ()
+        names = [t.name for n, t in enumerate(loaded.model.outputs) if n not in kept]
+        return dict(zip(names, self.run(names, feed, state=state), strict=True))
+
+    def _continue(self, loaded: _Loaded, feed: Mapping[str, npt.ArrayLike], state: State,
+                  wanted: Sequence[int] | None) -> list[Array]:
+        """A run on a state: all outputs, or those that are not kept if none are wanted in particular."""
+        if loaded.keeper is None:
+            raise InputError(f"the model of {self.path} keeps nothing in place; run it without a state")
+        keeper, kept = loaded.keeper, loaded.keeper.presents
+        for n in kept.intersection(wanted or ()):
+            raise InputError(f"output {loaded.model.outputs[n].name!r} stays in the state; ask for other outputs")
+        with keeper.held(state):
+            step = keeper.step(feed, state)
+            frame = _frame(loaded, step.plan)
+            outputs = loaded.signature.allocate(step.plan, kept)
+            lengths = state.lengths
+            self._execute(loaded, frame, step.plan, (0 if a is None else address_of(a) for a in step.inputs),
+                          keeper.buffers(state, outputs), address_of(lengths), state.max_tokens)
+            state.advance(step.new)
+        return outputs if wanted is not None else [a for n, a in enumerate(outputs) if n not in kept]
+
+    def _execute(self, loaded: _Loaded, frame: Frame, plan: Plan, inputs: Iterable[int], outputs: Iterable[int],
+                 lengths: int, capacity: int) -> None:
+        """Run the code on arrays at these addresses. Raises InputError if the model refuses what is in them."""
         memory = frame.memory
-        _FIXED.pack_into(memory, 0, 1, 0, 0, loaded.artifact.weights_address, frame.arena_address, 0)
-        loaded.arguments.pack_into(memory, 8 * FRAME_ARGUMENTS, *map(address_of, inputs), *map(address_of, outputs))
+        _FIXED.pack_into(memory, 0, 1, 0, 0, loaded.artifact.weights_address, frame.arena_address, 0, lengths, capacity)
+        loaded.arguments.pack_into(memory, 8 * FRAME_ARGUMENTS, *inputs, *outputs)
         memory[loaded.tail] = plan.tail
         trace = None
         if self._watcher is None:
@@ -124,12 +179,6 @@ class Session:
             raise _failure(loaded.model, status, detail)
         if trace is not None and self._watcher is not None:
             self._watcher(trace)
-        return outputs if wanted is None else [outputs[i] for i in wanted]
-
-    def __call__(self, /, **feed: npt.ArrayLike) -> dict[str, Array]:
-        """All outputs by name. Raises InputError as `run` does."""
-        outputs = self.run(None, feed)
-        return {t.name: a for t, a in zip(self._open().model.outputs, outputs, strict=True)}
 
     def watch(self, watcher: Callable[[Trace], None] | None) -> None:
         """Have each run from now on timed node by node and `watcher` called with its trace before `run` returns; None
@@ -181,6 +230,16 @@ def load(path: str | os.PathLike[str], *, threads: int | None = None, sha256: st
         InputError: `threads` is not a number from 1 to 256.
     """
     return Session(Artifact(path, sha256), threads, tier)
+
+
+def _frame(loaded: _Loaded, plan: Plan) -> Frame:
+    """A frame with memory for a run. Raises InputError where there is not as much."""
+    try:
+        frame = loaded.frames.pop()
+    except IndexError:
+        frame = Frame(loaded.model.frame.size)
+    frame.reserve(plan.arena + loaded.workers.threads * plan.scratch)
+    return frame
 
 
 def _traced(loaded: _Loaded, frame: Frame, plan: Plan) -> Trace:

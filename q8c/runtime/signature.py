@@ -3,7 +3,8 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -59,15 +60,29 @@ class Signature:
                 found[i] = arrays.dense(inputs[i][0], array)
         return found, plan
 
-    def allocate(self, plan: Plan) -> list[Array]:
-        """Fresh arrays for a run's outputs. Raises InputError where there is no memory for them."""
+    def array(self, index: int, value: object) -> Array:
+        """What is fed to one input as a dense array of the right type. Raises InputError."""
+        name, dtype = self._inputs[index]
+        array = arrays.coerce(name, value, dtype)
+        return array if is_dense(array) else arrays.dense(name, array)
+
+    def plan_of(self, found: Sequence[Array | None], shapes: Mapping[int, Shape]) -> Plan:
+        """The plan for arrays as `array` gives them; `shapes` are those of the inputs that are None."""
+        counts = tuple([0 if (a := found[i]) is None else int(np.count_nonzero(a)) for i in self._counted])
+        return self._plans(tuple([shapes[i] if a is None else a.shape for i, a in enumerate(found)]), counts)
+
+    def allocate(self, plan: Plan, without: Collection[int] = ()) -> list[Any]:
+        """Fresh arrays for a run's outputs, None for those of the numbers `without`. Raises InputError where there is no
+        memory for them."""
+        shapes = [None if n in without else shape for n, shape in enumerate(plan.outputs)]
+        nbytes = plan.output_bytes if not without else sum(
+            math.prod(s) * d.itemsize for s, d in zip(shapes, self._output_dtypes, strict=True) if s is not None)
         try:
-            require_memory(plan.output_bytes, "the outputs of this run")
-            return [np.empty(shape, dtype)
-                    for shape, dtype in zip(plan.outputs, self._output_dtypes)]  # noqa: B905
+            require_memory(nbytes, "the outputs of this run")
+            return [None if shape is None else np.empty(shape, dtype)
+                    for shape, dtype in zip(shapes, self._output_dtypes)]  # noqa: B905
         except (MemoryError, ValueError) as error:
-            raise InputError(f"no memory for outputs of {plan.output_bytes} bytes ({error}); "
-                             "use smaller inputs") from None
+            raise InputError(f"no memory for outputs of {nbytes} bytes ({error}); use smaller inputs") from None
 
     def select(self, names: Sequence[str]) -> list[int]:
         """Indices of outputs by name. Raises InputError naming those that do not exist."""

@@ -76,6 +76,17 @@ def append(args: Sequence[Any], attrs: Mapping[str, Any]) -> Sequence[Array]:
     return [present]
 
 
+def _past_lengths(o: Operands) -> Sequence[TensorType]:
+    past = o.type(0)
+    o.expect(past.rank == 4, "expected what is kept as f32[batch, heads, past, size]")
+    return [TensorType(DType.i64, past.shape[:1])]
+
+
+def past_lengths(args: Sequence[Any], attrs: Mapping[str, Any]) -> Sequence[Array]:
+    """The number of tokens in `past`, for every sequence."""
+    return [np.full(args[0].shape[0], args[0].shape[2])]
+
+
 _INT = AttrSpec("int")
 
 register(OpDef("rotary", "x cos sin", _rotary, rotary, {
@@ -84,5 +95,9 @@ register(OpDef("rotary", "x cos sin", _rotary, rotary, {
     doc="Rotary positions of heads [batch, seq, channels] from `offset` on, or [batch, heads, seq, size], as "
         "[batch, seq, heads * size]."))
 register(OpDef("append", "past new lengths?", _append, append, {
-    "kv_heads": _INT, "head_size": _INT, "offset": AttrSpec("int", 0)}, Level.fused,
-    doc="New keys or values behind those of earlier tokens, heads split off."))
+    "kv_heads": _INT, "head_size": _INT, "offset": AttrSpec("int", 0), "in_place": AttrSpec("bool", False)},
+    Level.fused,
+    doc="New keys or values behind those of earlier tokens, heads split off. With in_place the earlier are not moved: "
+        "operand and result are one buffer of the caller's, with room for more tokens."))
+register(OpDef("past_lengths", "past", _past_lengths, past_lengths, level=Level.fused,
+               doc="How many tokens of each sequence are kept: all, unless a state that the model runs on says less."))

@@ -1,0 +1,114 @@
+"""Which inputs and outputs of a graph are a cache of keys and values that grows in place, and what follows from it."""
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from q8c.ir.dims import Dim, Expr, as_symbol, symbols
+from q8c.ir.graph import Graph, Node, Value
+
+
+@dataclass(frozen=True)
+class Cache:
+    """A graph's cache: `pairs` are the numbers of an input (what is kept) and the output it grows into.
+
+    `tokens` are the number of an input and its axis that is as long as there are new tokens. `mask` is the input
+    [batch, past + new] that is not 0 where a key may be seen, `positions` the one [batch, new] that says where in their
+    sequence new tokens stand; None where there is no such. `uniform`: something is computed from the number of kept
+    tokens, which is one for all sequences, so that results are right only if all have that many.
+    """
+
+    pairs: tuple[tuple[int, int], ...]
+    tokens: tuple[int, int]
+    mask: int | None
+    positions: int | None
+    uniform: bool
+
+
+def in_place(node: Node) -> bool:
+    """Whether a node appends to a cache that stays where it is."""
+    return node.op == "append" and bool(node.attrs.get("in_place"))
+
+
+def find_cache(graph: Graph) -> Cache | None:
+    """The cache of a graph that keep-cache has passed, None if it has none."""
+    appends = [n for n in graph.nodes if in_place(n)]
+    if not appends:
+        return None
+    past, present = appends[0].input(0), appends[0].output
+    pasts = [n.input(0) for n in appends]
+    new = present.shape[2] - past.shape[2]
+    tokens = find_tokens(graph, pasts, new)
+    assert tokens is not None, "keep-cache declines without"
+    batch, others = past.shape[0], [v for v in graph.inputs if v not in pasts and not v.dtype.is_float]
+    mask = _one(v for v in others if "mask" in v.name.lower() and _fits(graph, v, (batch, present.shape[2])))
+    positions = _one(v for v in others if "position" in v.name.lower() and _fits(graph, v, (batch, new)))
+    pairs = tuple((graph.inputs.index(n.input(0)), graph.outputs.index(n.output)) for n in appends)
+    numbers = [None if v is None else graph.inputs.index(v) for v in (mask, positions)]
+    return Cache(pairs, tokens, numbers[0], numbers[1], _is_uniform(graph, past, mask))
+
+
+def find_tokens(graph: Graph, pasts: Iterable[Value], new: Dim) -> tuple[int, int] | None:
+    """The number of an input that is no past and its axis of size `new`, integers (ids) before floats."""
+    kept = set(pasts)
+    for floats in (False, True):
+        for index, value in enumerate(graph.inputs):
+            if value not in kept and value.dtype.is_float is floats and new in value.shape:
+                return index, value.shape.index(new)
+    return None
+
+
+def _one(values: Iterable[Value]) -> Value | None:
+    """The value, if there is just one."""
+    found = list(values)
+    return found[0] if len(found) == 1 else None
+
+
+def _fits(graph: Graph, value: Value, shape: tuple[Dim, ...]) -> bool:
+    return value.type.rank == len(shape) and all(map(graph.known_equal, value.shape, shape))
+
+
+def _is_uniform(graph: Graph, past: Value, mask: Value | None) -> bool:
+    """Whether anything but the attentions to the cache, each up to the sequence's own length, sees how long it is."""
+    name = as_symbol(past.shape[2])
+    assert name is not None, "keep-cache declines without"
+    told = {name} | {n for a, b in graph.assumptions for x, y in ((a, b), (b, a))
+                     if name in symbols(y) and (n := as_symbol(x)) is not None}
+    kept = {v for n in graph.nodes if in_place(n) for v in (n.input(0), n.output)}
+    masks = _casts(graph, mask)
+    for value in graph.inputs:
+        if value not in kept and value is not mask and _names(value.shape) & told:
+            return True
+    for node in graph.nodes:
+        if in_place(node) or node.op == "past_lengths":
+            continue
+        if node.op == "attention" and len(node.inputs) > 5 and node.inputs[3] is None:
+            seen = kept | masks
+        else:
+            seen = masks if node.output in masks else set()
+        touched = [v for v in (*node.operands, *node.outputs) if v not in seen]
+        if any(_names(v.shape) & told for v in touched) or _names(_flat(node.attrs.values())) & told:
+            return True
+    return False
+
+
+def _casts(graph: Graph, mask: Value | None) -> set[Value]:
+    """A mask and the same elements under other types."""
+    found = set() if mask is None else {mask}
+    for node in graph.nodes:
+        body = [node] if node.body is None else node.body.nodes
+        if found & set(node.operands) and all(n.op == "cast" for n in body):
+            found.update(node.outputs)
+    return found
+
+
+def _names(dims: Iterable[object]) -> set[str]:
+    return {name for d in dims if isinstance(d, Expr) for name in symbols(d)}
+
+
+def _flat(values: Iterable[object]) -> Iterable[object]:
+    for value in values:
+        if isinstance(value, tuple):
+            yield from _flat(value)
+        else:
+            yield value

@@ -1,0 +1,113 @@
+"""Let the cache of keys and values grow where it is."""
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from q8c.ir.cache import find_tokens, in_place
+from q8c.ir.dims import as_symbol
+from q8c.ir.graph import Graph, Node, Value
+from q8c.ir.types import DType
+from q8c.passes.attention_heads import find_heads
+from q8c.passes.fuse_attention import channels
+from q8c.passes.manager import Pass, Report
+from q8c.passes.rewrite import sources, substitute
+from q8c.passes.rules import attr, nodes_between
+
+LENGTHS = 5
+"""The operand of attention that says how many tokens of each sequence are kept."""
+
+
+@dataclass(frozen=True)
+class KeepCache(Pass):
+    """Replaces present = concat(past, new) along the sequence axis by append(past, new, past_lengths) in place, where
+    past is an input, present an output, and attentions are all that reads them.
+
+    Both are then one buffer of the caller's, so that the kept tokens are never moved. Causal attentions to them take
+    lengths, one for each sequence.
+    """
+
+    name: ClassVar[str] = "keep-cache"
+
+    def run(self, graph: Graph, report: Report) -> bool:
+        """Whether a cache was found."""
+        inputs = set(graph.inputs)
+        unchanged = {v for v in graph.outputs if v in inputs}
+        kept: list[Node] = []
+        for node in list(graph.nodes):
+            if node.op == "attention":
+                for value in unchanged & set(node.operands):
+                    report.decline(node, f"%{value.name} goes in and comes out as it is: nothing is appended")
+            if node.op not in ("concat", "append") or node.input(0) not in inputs or not graph.is_output(node.output) \
+                    or in_place(node):
+                continue
+            problem = find_problem(graph, node) or differs(node, kept)
+            if problem:
+                report.decline(node, problem)
+            else:
+                kept.append(node)
+        if kept:
+            rewrite(graph, kept, report)
+        return bool(kept)
+
+
+def find_problem(graph: Graph, node: Node) -> str:
+    """Why what a node puts together cannot grow in place; empty if it can."""
+    past, present = node.input(0), node.output
+    if past.dtype is not DType.f32 or past.type.rank != 4 or len(node.inputs) > 3:
+        return f"its past is {past.type}, expected f32[batch, heads, past, size] and new tokens behind it"
+    if node.op == "concat" and (len(node.inputs) != 2 or attr(node, "axis") not in (2, -2)):
+        return f"tokens are put along axis {attr(node, 'axis')}, expected new ones behind [batch, heads, past, size]"
+    if as_symbol(past.shape[2]) is None or not all(isinstance(d, int) for d in past.shape[1::2]):
+        return f"its past is {past.type}; heads and their size must be fixed, and the length free"
+    if past.users != [node]:
+        return f"%{past.name} is read elsewhere too"
+    if graph.outputs.count(present) > 1 or graph.is_output(past):
+        return f"%{present.name} is more than one output"
+    others = [u for u in present.users if u.op != "attention" or present in (u.inputs[0], *u.inputs[3:])]
+    if others:
+        return f"%{present.name} is read by {others[0]}, not by attention alone"
+    if find_tokens(graph, [past], present.shape[2] - past.shape[2]) is None:
+        return f"no input is as long as there are new tokens, {present.shape[2] - past.shape[2]}"
+    return ""
+
+
+def differs(node: Node, kept: list[Node]) -> str:
+    """In what a cache differs from those found before; empty if in nothing."""
+    for other in kept[:1]:
+        for mine, theirs in ((node.input(0), other.input(0)), (node.output, other.output)):
+            if mine.shape[::2] != theirs.shape[::2]:
+                return f"%{mine.name} is {mine.type}, %{theirs.name} {theirs.type}: not as many tokens"
+    return ""
+
+
+def rewrite(graph: Graph, kept: list[Node], report: Report) -> None:
+    """Write the appends, and give their lengths to the attentions that can go by them."""
+    lengths = graph.add("past_lengths", [kept[0].input(0)], name="lengths", before=graph.nodes[0]).output
+    for node in kept:
+        past, present = node.input(0), node.output
+        new, offset = new_rows(graph, node)
+        heads, size = past.shape[1], past.shape[3]
+        assert isinstance(heads, int) and isinstance(size, int)
+        attrs = {"kv_heads": heads, "head_size": size, **({"offset": offset} if offset else {}), "in_place": True}
+        source = sources(nodes_between(node, [past, new]))
+        made = graph.add("append", [past, new, lengths], attrs, name=present.name, source=source, before=node)
+        made.output.type = present.type
+        substitute(graph, present, made.output)
+        report.rewrote(made, f"%{past.name} grows in place into %{made.output.name}")
+        for reader in made.output.users:
+            if reader.op == "attention" and attr(reader, "causal"):
+                graph.set_inputs(reader, [*reader.inputs, *[None] * LENGTHS][:LENGTHS] + [lengths])
+    graph.prune()
+
+
+def new_rows(graph: Graph, node: Node) -> tuple[Value, int]:
+    """The new tokens as [batch, seq, channels] and the channel their heads begin at, where they are cut from such; else
+    as [batch, heads, seq, size]."""
+    new = node.input(1)
+    if node.op == "append":
+        return new, attr(node, "offset")
+    found = find_heads(graph, new, transposed=False)
+    if found is None or found.scale != 1 or found.repeat != 1 or (found.heads, found.size) != new.shape[1::2]:
+        return new, 0
+    return channels(graph, found, node), found.offset

@@ -1,0 +1,160 @@
+"""Runs of a model that keeps keys and values: what they are given, from the caller's arrays or from a state.
+
+In the compiled code what is kept and what it becomes are one buffer with room for `capacity` tokens of each sequence.
+Without a state that is the output's array, into which the input is copied first. With one it is the state's memory: the
+inputs that are kept come from there, and those that only say where new tokens stand may be left to be derived.
+"""
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+
+import numpy as np
+
+from q8c.errors import ArtifactError, InputError
+from q8c.runtime.arrays import Array
+from q8c.runtime.cache import NONE
+from q8c.runtime.manifest import Model
+from q8c.runtime.memory import address_of
+from q8c.runtime.planner import Plan, describe
+from q8c.runtime.signature import Signature
+from q8c.runtime.state import Layout, Lengths, State
+
+_STEP = 64
+"""Runs are planned for a multiple of so many tokens held: one plan serves as many decoded tokens."""
+
+
+@dataclass(frozen=True)
+class Step:
+    """One run on a state: the inputs (None for what the state holds), its plan, and how many tokens each sequence gets."""
+
+    inputs: Sequence[Array | None]
+    plan: Plan
+    new: Lengths
+
+
+class Keeper:
+    """What a model with a cache takes and gives. Safe in threads."""
+
+    def __init__(self, model: Model, signature: Signature, layout: Layout) -> None:
+        assert model.cache is not None
+        self._model, self._signature, self._layout, self._cache = model, signature, layout, model.cache
+        self._pasts = {i for i, _ in model.cache.pairs}
+        self.presents = {o for _, o in model.cache.pairs}
+        derived = {model.cache.mask, model.cache.positions}
+        self._names = {t.name: i for i, t in enumerate(model.inputs) if i not in self._pasts}
+        self._needed = [name for name, i in self._names.items() if i not in derived]
+
+    def dense(self, inputs: Sequence[Array], outputs: Sequence[Array]) -> tuple[Lengths, int]:
+        """Copy what is kept into the outputs it becomes; the lengths, and for how many tokens the outputs have room."""
+        for i, o in self._cache.pairs:
+            past, present = inputs[i], outputs[o]
+            if past.shape[2] > present.shape[2]:
+                raise ArtifactError(f"output {self._model.outputs[o].name!r} has no room for what it is to hold; "
+                                    "compile the model again")
+            present[:, :, :past.shape[2]] = past
+        return np.full(past.shape[0], past.shape[2]), present.shape[2]
+
+    def buffers(self, state: State, outputs: Sequence[Array | None]) -> list[int]:
+        """The addresses of a run's outputs, those of the state for what is kept."""
+        kept = dict(zip((o for _, o in self._cache.pairs), state.addresses, strict=True))
+        return [kept[n] if array is None else address_of(array) for n, array in enumerate(outputs)]
+
+    def held(self, state: State) -> AbstractContextManager[None]:
+        """Take a state for one run. Raises InputError if it is none of this model's, or another run has it."""
+        if not isinstance(state, State):
+            raise InputError(f"state must be what session.new_state gave, got a {type(state).__name__}")
+        if state.layout != self._layout:
+            raise InputError("the state belongs to another model; states go with the file they were made for")
+        return state.held()
+
+    def step(self, feed: Mapping[str, object], state: State) -> Step:
+        """A run that appends the feed's tokens to a state, which the caller has taken (`held`).
+
+        Raises InputError that says what was expected and what came; the state is not changed.
+        """
+        cache, signature, lengths = self._cache, self._signature, state.lengths
+        self._check_names(feed)
+        found: list[Array | None] = [None] * len(self._model.inputs)
+        for name, value in feed.items():
+            found[self._names[name]] = signature.array(self._names[name], value)
+        tokens = self._tokens(found, state)
+        new = self._new(found, lengths, tokens)
+        self._check_room(state, lengths, new, tokens)
+        most = int(lengths.max())
+        past = most if cache.uniform else min(-(-most // _STEP) * _STEP, state.max_tokens - tokens)
+        if cache.mask != NONE:  # attention goes by lengths, or all sequences are equally long
+            found[cache.mask] = np.ones((state.batch, past + tokens), self._model.inputs[cache.mask].dtype)
+        if cache.positions != NONE and found[cache.positions] is None:
+            positions = lengths[:, None] + np.arange(tokens)
+            found[cache.positions] = positions.astype(self._model.inputs[cache.positions].dtype)
+        kept = {i: (state.batch, heads, past, size)
+                for (i, _), (heads, size) in zip(cache.pairs, self._layout.pairs, strict=True)}
+        return Step(found, signature.plan_of(found, kept), new)
+
+    def _check_names(self, feed: Mapping[str, object]) -> None:
+        if not isinstance(feed, Mapping):
+            raise InputError(f"the feed must be a dict from names to arrays, got a {type(feed).__name__}")
+        kept = [self._model.inputs[i].name for i in self._pasts]
+        if any(name in kept for name in feed):
+            raise InputError(f"{next(n for n in kept if n in feed)!r} is what the state holds; leave it out of the feed")
+        unknown = [str(name) for name in feed if name not in self._names]
+        lacking = [name for name in self._needed if name not in feed]
+        parts = [f"{what} {', '.join(map(repr, names))}"
+                 for what, names in (("lacks", lacking), ("has the unknown", unknown)) if names]
+        if parts:
+            raise InputError(f"the feed {' and '.join(parts)}; with a state the inputs are {', '.join(self._names)}")
+
+    def _tokens(self, found: Sequence[Array | None], state: State) -> int:
+        """How many tokens each sequence of the feed has, padding included."""
+        number, axis = self._cache.tokens
+        tensor, array = self._model.inputs[number], found[number]
+        assert array is not None
+        if array.ndim != len(tensor.shape):
+            raise InputError(f"input {tensor.name!r} must have {len(tensor.shape)} dimensions, {describe(tensor)}, "
+                             f"got shape {array.shape}")
+        batch = self._model.inputs[self._cache.pairs[0][0]].shape[0]
+        for size, program in zip(array.shape, tensor.shape, strict=True):
+            if program == batch and size != state.batch:
+                raise InputError(f"input {tensor.name!r} has {size} sequences (shape {array.shape}), "
+                                 f"the state has {state.batch}")
+        return int(array.shape[axis])
+
+    def _new(self, found: Sequence[Array | None], lengths: Lengths, tokens: int) -> Lengths:
+        """How many tokens of each sequence are no padding."""
+        mask = found[self._cache.mask] if self._cache.mask != NONE else None
+        if mask is None:
+            return np.full(len(lengths), tokens, np.int64)
+        name, most, there = self._model.inputs[self._cache.mask].name, int(lengths.max()), mask != 0
+        if there.shape == (len(lengths), most + tokens):
+            if not np.array_equal(there[:, :most], np.arange(most) < lengths[:, None]):
+                raise InputError(f"input {name!r} contradicts the state: it must be 1 for the tokens held, which are the "
+                                 f"first {_listed(lengths)}, and 0 from there to {most}; it may also be left out")
+            there = there[:, most:]
+        elif there.shape != (len(lengths), tokens):
+            raise InputError(f"input {name!r} must have the shape {(len(lengths), tokens)}, new tokens only, or "
+                             f"{(len(lengths), most + tokens)} with those held, got {there.shape}")
+        new: Lengths = np.count_nonzero(there, axis=1).astype(np.int64)
+        if not np.array_equal(there, np.arange(tokens) < new[:, None]):
+            raise InputError(f"input {name!r} has padding before a token: with a state, padding stands behind the tokens")
+        return new
+
+    def _check_room(self, state: State, lengths: Lengths, new: Lengths, tokens: int) -> None:
+        after = lengths + new
+        if tokens > state.max_tokens:
+            raise InputError(f"{tokens} tokens of each sequence, padding included, are more than the state has room for: "
+                             f"{state.max_tokens} (max_tokens)")
+        row = int(after.argmax())
+        if after[row] > state.max_tokens:
+            raise InputError(f"sequence {row} would be {after[row]} tokens long, {lengths[row]} held and {new[row]} new; "
+                             f"the state has room for {state.max_tokens} (max_tokens)")
+        if self._cache.uniform and (after != after[0]).any():
+            raise InputError(f"the sequences would be {_listed(after)} tokens long, and this model computes with one "
+                             "length for all; use a state for each length")
+
+
+def _listed(numbers: Array) -> str:
+    """Numbers for a message, not more than a few."""
+    text = ", ".join(map(str, numbers[:6].tolist()))
+    return f"{text}, ..." if len(numbers) > 6 else text

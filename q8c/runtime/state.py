@@ -1,0 +1,179 @@
+"""What a model keeps of the tokens it has seen: their keys and values, in memory that is allocated once."""
+from __future__ import annotations
+
+import math
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, NoReturn, SupportsIndex
+
+import numpy as np
+import numpy.typing as npt
+
+from q8c.errors import InputError
+from q8c.runtime.manifest import ALIGNMENT, Model
+from q8c.runtime.memory import address_of, anonymous, require_memory
+
+Lengths = npt.NDArray[np.int64]
+_LIMIT = 1 << 31
+_ITEM = 4  # keys and values are float32
+
+
+@dataclass(frozen=True)
+class Layout:
+    """What the states of a model hold: heads and their size for every pair of the manifest, in order. `file` is the
+    SHA-256 of the manifest of the compiled file, which no other file has."""
+
+    file: bytes
+    pairs: tuple[tuple[int, int], ...]
+
+    @staticmethod
+    def of(model: Model, file: bytes) -> Layout | None:
+        """The layout of a model's states, None if it keeps nothing."""
+        if model.cache is None:
+            return None
+        shapes = (model.inputs[i].shape for i, _ in model.cache.pairs)
+        return Layout(file, tuple((int(str(shape[1])), int(str(shape[3]))) for shape in shapes))
+
+    @property
+    def token_bytes(self) -> int:
+        """Bytes of one token of one sequence."""
+        return _ITEM * sum(heads * size for heads, size in self.pairs)
+
+
+class State:
+    """Keys and values of up to `max_tokens` tokens of each sequence of a batch; `Session.new_state` makes one.
+
+    A run that is given the state reads what it holds and appends its tokens; nothing held is moved. One run at a time
+    may have it. The memory is zeros that take no room until they are written.
+    """
+
+    def __init__(self, layout: Layout, max_tokens: int, batch: int = 1) -> None:
+        """An empty state. Raises InputError for sizes that are none, and where there is no memory for them."""
+        self._layout = layout
+        self._batch, self._max_tokens = _count(batch, "batch"), _count(max_tokens, "max_tokens")
+        self._lock = threading.Lock()
+        self._lengths = np.zeros(self._batch, np.int64)
+        self._arrays = _allocate(layout, self._batch, self._max_tokens)
+        self._addresses = [address_of(array) for array in self._arrays]
+
+    @property
+    def batch(self) -> int:
+        """How many sequences there are."""
+        return self._batch
+
+    @property
+    def max_tokens(self) -> int:
+        """How many tokens each sequence has room for."""
+        return self._max_tokens
+
+    @property
+    def lengths(self) -> Lengths:
+        """How many tokens each sequence holds, int64 [batch], a copy."""
+        return np.array(self._lengths)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of a full state."""
+        return self._batch * self._max_tokens * self._layout.token_bytes
+
+    def copy(self, rows: Sequence[int] | npt.NDArray[np.integer[Any]] | None = None) -> State:
+        """A state of its own with the same tokens, to go on from here in two ways.
+
+        `rows` says which sequences the new one has, in what order; a sequence may be there several times (beams).
+        Copies the tokens held, not the room for more. Raises InputError for a sequence there is not.
+        """
+        with self.held():
+            taken = np.arange(self._batch) if rows is None else _integers(rows, "rows")
+            for row in taken.tolist():
+                if not 0 <= row < self._batch:
+                    raise InputError(f"rows has sequence {row}, the state has {self._batch} (0 to {self._batch - 1})")
+            made = State(self._layout, self._max_tokens, len(taken))
+            made._lengths[:] = self._lengths[taken]
+            for mine, other in zip(self._arrays, made._arrays, strict=True):
+                for new, old in enumerate(taken.tolist()):
+                    length = self._lengths[old]
+                    other[new, :, :length] = mine[old, :, :length]
+            return made
+
+    def truncate(self, tokens: int | Sequence[int] | npt.NDArray[np.integer[Any]]) -> None:
+        """Forget all but the first tokens of each sequence: so many of all, or of each its own number.
+
+        Raises InputError where a sequence does not hold as many; nothing is changed then.
+        """
+        with self.held():
+            kept = _integers([tokens] * self._batch if isinstance(tokens, SupportsIndex) else tokens, "tokens")
+            if len(kept) != self._batch:
+                raise InputError(f"tokens has {len(kept)} numbers, the state has {self._batch} sequences")
+            for row, (new, old) in enumerate(zip(kept.tolist(), self._lengths.tolist(), strict=True)):
+                if not 0 <= new <= old:
+                    raise InputError(f"sequence {row} holds {old} tokens, cannot keep the first {new}")
+            self._lengths[:] = kept
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Keep others from the state. Raises InputError if somebody has it."""
+        if not self._lock.acquire(blocking=False):
+            raise InputError("the state is in use by another run; give each its own (state.copy())")
+        try:
+            yield
+        finally:
+            self._lock.release()
+
+    def __repr__(self) -> str:
+        most = int(self._lengths.max())
+        held = f"{most}" if (self._lengths == most).all() else f"{self._lengths.min()} to {most}"
+        return (f"<State of {self._batch} sequence{'s' * (self._batch > 1)}, {held} of {self._max_tokens} tokens, "
+                f"{self.nbytes / 2**20:,.1f} MiB>")
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError("a state cannot be pickled: it is memory of this process; keep the token ids and run them again")
+
+    # What a run needs: where the arrays lie and the lengths, which it may change while it has the state.
+
+    @property
+    def layout(self) -> Layout:
+        """Whose state this is."""
+        return self._layout
+
+    @property
+    def addresses(self) -> list[int]:
+        """Where the array [batch, heads, max_tokens, size] of each pair begins."""
+        return self._addresses
+
+    def advance(self, new: Lengths) -> None:
+        """Count the tokens a run has appended."""
+        self._lengths += new
+
+
+def _count(value: object, name: str) -> int:
+    if isinstance(value, bool) or not isinstance(value, SupportsIndex) or not 1 <= value.__index__() < _LIMIT:
+        raise InputError(f"{name} must be an integer from 1 to 2**31 - 1, got {value!r}")
+    return value.__index__()
+
+
+def _integers(values: object, name: str) -> Lengths:
+    """A list of integers as an array."""
+    try:
+        array = np.asarray(values)
+    except (ValueError, TypeError, OverflowError):
+        array = np.zeros(0)
+    if array.ndim != 1 or array.size == 0 or array.dtype.kind not in "iu":
+        raise InputError(f"{name} must be a list of integers, got {str(values):.60}")
+    return array.astype(np.int64)
+
+
+def _allocate(layout: Layout, batch: int, tokens: int) -> list[npt.NDArray[np.float32]]:
+    """Zeros [batch, heads, tokens, size] for every pair, in one piece of memory."""
+    shapes = [(batch, heads, tokens, size) for heads, size in layout.pairs]
+    sizes = [-(-_ITEM * math.prod(shape) // ALIGNMENT) * ALIGNMENT for shape in shapes]
+    total = sum(sizes)
+    require_memory(total, f"a state of {batch} x {tokens} tokens")
+    try:
+        memory = anonymous(total)
+    except (OSError, OverflowError, ValueError) as error:
+        raise InputError(f"no memory for a state of {batch} x {tokens} tokens, {total / 2**20:,.0f} MiB ({error}); "
+                         "make it smaller") from None
+    starts = [sum(sizes[:n]) for n in range(len(sizes))]
+    return [np.ndarray(shape, np.float32, memory, start) for shape, start in zip(shapes, starts, strict=True)]

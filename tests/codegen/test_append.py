@@ -1,0 +1,68 @@
+"""append writes new rows where lengths say, as far as there is room, and touches nothing else."""
+from __future__ import annotations
+
+from typing import Any
+
+import llvmlite.ir as ir
+import numpy as np
+import pytest
+
+from q8c.codegen.append import append_kernel
+from q8c.codegen.builder import Builder
+from q8c.codegen.kernel import Kernel
+from q8c.codegen.targets import TIERS, Tier
+from q8c.errors import CompileError
+from q8c.ir import parse_graph
+from q8c.ir.dims import evaluate
+from q8c.ir.memory import CAPACITY, rows_held
+from tests.codegen.jit import build, guarded, runnable
+
+HEADS, SIZE = 2, 20
+WIDE = f"""graph @g(%past: f32[b, {HEADS}, past, {SIZE}], %new: f32[b, s, 70], %lengths: i64[b]) {{
+  %y: f32[b, {HEADS}, past + s, {SIZE}] = append(%past, %new, %lengths) {{
+    kv_heads = {HEADS}, head_size = {SIZE}, offset = 24, in_place = true}}
+  return %y
+}}"""
+SPLIT = WIDE.replace("%new: f32[b, s, 70]", f"%new: f32[b, {HEADS}, s, {SIZE}]").replace(" offset = 24,", "")
+
+
+@pytest.mark.parametrize("tier", [t for t in TIERS.values() if runnable(t)], ids=lambda t: t.name)
+@pytest.mark.parametrize("text", [WIDE, SPLIT], ids=["wide", "split"])
+def test_rows_go_where_lengths_say(tier: Tier, text: str) -> None:
+    node, = parse_graph(text).nodes
+    kernels: list[Kernel] = []
+
+    def emit(module: ir.Module, tier: Tier) -> None:
+        kernels.append(append_kernel(module, tier, node))
+        params = [(f"a{n}", a.type) for n, a in enumerate(kernels[0].function.args)]
+        b = Builder(module, tier, "run", params)
+        b.ir.call(kernels[0].function, [b.arg(name) for name, _ in params])
+        b.ret()
+
+    run = build(tier, emit)
+    rng = np.random.default_rng(0)
+    for batch, seq, capacity, held in ((1, 1, 8, [3]), (3, 4, 9, [0, 5, 2]), (2, 5, 6, [6, 3]), (2, 0, 4, [1, 2])):
+        lengths = np.array(held)
+        present = guarded(rng.standard_normal((batch, HEADS, capacity, SIZE)).astype(np.float32))
+        new = rng.standard_normal((batch, seq, 70) if text is WIDE else (batch, HEADS, seq, SIZE)).astype(np.float32)
+        tokens = new[..., 24:64].reshape(batch, seq, HEADS, SIZE).transpose(0, 2, 1, 3) if text is WIDE else new
+        expected = present.copy()
+        for row, length in enumerate(held):
+            there = max(0, min(seq, capacity - length))
+            expected[row, :, length:length + there] = tokens[row, :, :there]
+        sizes = {"b": batch, "s": seq, "past": max(held)}
+        values = [capacity if s == CAPACITY else evaluate(s, sizes) for s in kernels[0].sizes]
+        for piece in range(3):
+            run("run", guarded(np.zeros(1, np.float32)), guarded(new), guarded(lengths), present, *values, piece, 3)
+        np.testing.assert_array_equal(present, expected)
+
+
+def test_only_what_grows_in_place_has_room_for_more() -> None:
+    graph = parse_graph(WIDE)
+    assert rows_held(graph.outputs[0]) == CAPACITY and rows_held(graph.inputs[0]) == graph.inputs[0].shape[2]
+
+
+def test_an_append_that_is_not_in_place_has_no_kernel() -> None:
+    node: Any = parse_graph(WIDE.replace(", in_place = true", "")).nodes[0]
+    with pytest.raises(CompileError, match="run keep-cache"):
+        append_kernel(ir.Module(), next(iter(TIERS.values())), node)

@@ -1,0 +1,149 @@
+"""A cache of keys and values grows in place where that is all that is done with it."""
+from __future__ import annotations
+
+import pytest
+
+from q8c.ir.cache import Cache, find_cache
+from q8c.passes.keep_cache import KeepCache
+from q8c.passes.manager import run_passes
+from tests.passes.support import check, parse
+
+INPUTS = "%ids: i64[b, s], %k: f32[b, 2, past, 8], %v: f32[b, 2, past, 8], %q: f32[b, s, 32], %kv: f32[b, s, 36]"
+PARTS = """
+      %kp: f32[b, s, 16] = slice(%kv) {starts = (0, 0, 4), sizes = (b, s, 16), steps = (1, 1, 1)}
+      %ks: f32[b, s, 2, 8] = reshape(%kp) {shape = (b, s, 2, 8)}
+      %kn: f32[b, 2, s, 8] = transpose(%ks) {perm = (0, 2, 1, 3)} from "split"
+      %va: f32[b, s, 36] = exp(%kv)
+      %vp: f32[b, s, 16] = slice(%va) {starts = (0, 0, 20), sizes = (b, s, 16), steps = (1, 1, 1)}
+      %vs: f32[b, s, 2, 8] = reshape(%vp) {shape = (b, s, 2, 8)}
+      %vt: f32[b, 2, s, 8] = transpose(%vs) {perm = (0, 2, 1, 3)}
+      %vn: f32[b, 2, s, 8] = tanh(%vt)"""
+ATTENTION = "{heads = 4, kv_heads = 2, head_size = 8, scale = 0.5, causal = true}"
+
+
+def decoder(body: str, inputs: str = INPUTS, results: str = "%y, %k2, %v2") -> str:
+    """A graph of one attention to a cache."""
+    return f"graph @g({inputs}) {{{PARTS}\n{body}\n      return {results}\n    }}"
+
+
+BEFORE = decoder(f"""
+      %k2: f32[b, 2, past + s, 8] = concat(%k, %kn) {{axis = 2}} from "cat"
+      %v2: f32[b, 2, past + s, 8] = concat(%v, %vn) {{axis = -2}}
+      %y: f32[b, s, 32] = attention(%q, %k2, %v2) {ATTENTION}""")
+
+
+def test_keys_and_values_grow_in_place() -> None:
+    report = check(KeepCache(), BEFORE, f"""
+    graph @g({INPUTS}) {{
+      %lengths: i64[b] = past_lengths(%k)
+      %va: f32[b, s, 36] = exp(%kv)
+      %vp: f32[b, s, 16] = slice(%va) {{starts = (0, 0, 20), sizes = (b, s, 16), steps = (1, 1, 1)}}
+      %vs: f32[b, s, 2, 8] = reshape(%vp) {{shape = (b, s, 2, 8)}}
+      %vt: f32[b, 2, s, 8] = transpose(%vs) {{perm = (0, 2, 1, 3)}}
+      %vn: f32[b, 2, s, 8] = tanh(%vt)
+      %k2: f32[b, 2, past + s, 8] = append(%k, %kv, %lengths) {{kv_heads = 2, head_size = 8, offset = 4, in_place = true}} from "split", "cat"
+      %v2: f32[b, 2, past + s, 8] = append(%v, %vn, %lengths) {{kv_heads = 2, head_size = 8, in_place = true}}
+      %y: f32[b, s, 32] = attention(%q, %k2, %v2, -, -, %lengths) {ATTENTION}
+      return %y, %k2, %v2
+    }}""")
+    assert [note.text for note in report.rewrites] == ["%k grows in place into %k2", "%v grows in place into %v2"]
+    assert not report.declines
+
+
+def test_an_append_is_put_in_place_as_well() -> None:
+    check(KeepCache(), decoder(f"""
+      %k2: f32[b, 2, past + s, 8] = append(%k, %kv) {{kv_heads = 2, head_size = 8, offset = 3}}
+      %v2: f32[b, 2, past + s, 8] = concat(%v, %vn) {{axis = 2}}
+      %y: f32[b, s, 32] = attention(%q, %k2, %v2) {ATTENTION.replace("true", "false")}"""), f"""
+    graph @g({INPUTS}) {{
+      %lengths: i64[b] = past_lengths(%k)
+      %va: f32[b, s, 36] = exp(%kv)
+      %vp: f32[b, s, 16] = slice(%va) {{starts = (0, 0, 20), sizes = (b, s, 16), steps = (1, 1, 1)}}
+      %vs: f32[b, s, 2, 8] = reshape(%vp) {{shape = (b, s, 2, 8)}}
+      %vt: f32[b, 2, s, 8] = transpose(%vs) {{perm = (0, 2, 1, 3)}}
+      %vn: f32[b, 2, s, 8] = tanh(%vt)
+      %k2: f32[b, 2, past + s, 8] = append(%k, %kv, %lengths) {{kv_heads = 2, head_size = 8, offset = 3, in_place = true}}
+      %v2: f32[b, 2, past + s, 8] = append(%v, %vn, %lengths) {{kv_heads = 2, head_size = 8, in_place = true}}
+      %y: f32[b, s, 32] = attention(%q, %k2, %v2) {ATTENTION.replace("true", "false")}
+      return %y, %k2, %v2
+    }}""")
+
+
+GROWN = "%k2: f32[b, 2, past + s, 8] = concat(%k, %kn) {axis = 2}\n"
+DECLINED = {
+    "read by another op": (decoder(f"""{GROWN}
+      %kept: f32[b, 2, past + s, 8] = concat(%v, %vn) {{axis = 2}}
+      %v2: f32[b, 2, past + s, 8] = neg(%kept)
+      %k3: f32[b, 2, past + s, 8] = neg(%k2)
+      %y: f32[b, s, 32] = attention(%q, %k3, %kept) {ATTENTION}"""), "%k2 is read by neg %k3, not by attention alone"),
+    "past read elsewhere": (decoder(f"""{GROWN}
+      %v2: f32[b, 2, past, 8] = neg(%k)
+      %y: f32[b, s, 32] = attention(%q, %k2, %k2) {ATTENTION}"""), "%k is read elsewhere too"),
+    "another axis": (decoder(f"""
+      %k2: f32[2*b, 2, past, 8] = concat(%k, %k) {{axis = 0}}
+      %v2: f32[b, s, 36] = neg(%va)
+      %y: f32[b, s, 32] = neg(%q)"""), "tokens are put along axis 0, expected new ones behind"),
+    "in front": (decoder(f"""
+      %k2: f32[b, 2, past + s, 8] = concat(%kn, %k) {{axis = 2}}
+      %v2: f32[b, s, 36] = neg(%va)
+      %y: f32[b, s, 32] = attention(%q, %k2, %k2) {ATTENTION}"""), None),
+    "fixed length": (decoder(f"""
+      %k2: f32[b, 2, s + 4, 8] = concat(%k, %kn) {{axis = 2}}
+      %v2: f32[b, s, 36] = neg(%va)
+      %y: f32[b, s, 32] = attention(%q, %k2, %k2) {ATTENTION}""", INPUTS.replace("past", "4")),
+        "heads and their size must be fixed, and the length free"),
+    "passed through": (decoder(f"""
+      %y: f32[b, s, 32] = attention(%q, %k, %v) {ATTENTION.replace("true", "false")}""", results="%y, %k, %v"),
+        "%k goes in and comes out as it is: nothing is appended"),
+    "not as many": (decoder(f"""{GROWN}
+      %v2: f32[b, 2, other + s, 8] = concat(%v, %vn) {{axis = 2}}
+      %y: f32[b, s, 32] = attention(%q, %k2, %k2) {ATTENTION}""",
+        INPUTS.replace("%v: f32[b, 2, past", "%v: f32[b, 2, other")), "not as many tokens"),
+    "no input of that length": (decoder(f"""
+      %kw: f32[b, 2, 2*s, 8] = concat(%kn, %kn) {{axis = 2}}
+      %k2: f32[b, 2, past + 2*s, 8] = concat(%k, %kw) {{axis = 2}}
+      %v2: f32[b, s, 36] = neg(%va)
+      %y: f32[b, s, 32] = attention(%q, %k2, %k2) {ATTENTION}"""), "no input is as long as there are new tokens, 2*s"),
+}
+
+
+@pytest.mark.parametrize("name", DECLINED)
+def test_what_is_used_otherwise_is_left_alone_and_why(name: str) -> None:
+    text, reason = DECLINED[name]
+    graph = parse(text)
+    report = run_passes(graph, [KeepCache()])
+    found = " | ".join(note.text for note in report.declines)
+    assert (reason or "") in found and bool(found) == (reason is not None)
+    assert sum(n.op == "append" for n in graph.nodes) == (1 if name == "not as many" else 0)
+
+
+def roles(text: str) -> Cache | None:
+    graph = parse(text)
+    run_passes(graph, [KeepCache()])
+    return find_cache(graph)
+
+
+MASKED = INPUTS.replace("%k:", "%attention_mask: i64[b, total], %position_ids: i64[b, s], %k:")
+
+
+def masked(between: str, operands: str, results: str = "%y, %k2, %v2") -> str:
+    """The decoder with a mask and positions, which the attention is given in some way."""
+    return decoder(f"""{GROWN}      %v2: f32[b, 2, past + s, 8] = concat(%v, %vn) {{axis = 2}}
+      {between}
+      %y: f32[b, s, 32] = attention(%q, %k2, %v2{operands}) {ATTENTION}""", MASKED, results).replace(
+        "{\n", "{\n      assume total == past + s\n", 1)
+
+
+def test_what_inputs_are_for() -> None:
+    assert roles(BEFORE) == Cache(((1, 1), (2, 2)), (0, 1), None, None, uniform=False)
+    by_keys = Cache(((3, 1), (4, 2)), (0, 1), 1, 2, uniform=False)
+    assert roles(masked("", ", -, %attention_mask")) == by_keys
+    assert roles(masked("%m: bool[b, total] = cast(%attention_mask) {to = bool}", ", -, %m")) == by_keys
+    # The last column of the mask, a number of kept tokens: right for one length only.
+    column = "%n: i64[b, s] = slice(%attention_mask) {starts = (0, past), sizes = (b, s), steps = (1, 1)}"
+    number = "%n: i64[1] = sizes() {values = (past)}"
+    for extra in (column, number):
+        found = roles(masked(extra, ", -, %attention_mask", "%y, %k2, %v2, %n"))
+        assert found == Cache(((3, 1), (4, 2)), (0, 1), 1, 2, uniform=True)
+    assert roles(BEFORE.replace("true", "false")) == Cache(((1, 1), (2, 2)), (0, 1), None, None, uniform=True)
+    assert roles("graph @g(%x: f32[b]) {\n return %x\n }") is None
