@@ -55,6 +55,11 @@ class _AmxDriver(Driver):
         super().run(first, last, item)
         amx.release(self.b)
 
+    def more(self, batch: Value, head: Value, query: Value) -> list[Value]:
+        """Where the next head has the token of the first query; nothing is read behind the last one."""
+        group = self.b.add(self.b.div(head, self.spec.heads // self.spec.kv_heads), 1)
+        return [self.channels(n, batch, query, index) for n, index in enumerate((self.b.add(head, 1), group, group))]
+
     def gather(self, batch: Value, group: Value) -> None:
         """Keys as [panels of 16][steps of channels][16 pairs][16 keys][2], values as [steps of keys][panels of 16
         channels][16 pairs][16 channels][2]. What fills up the last step: keys of 0, the last key's values."""

@@ -45,6 +45,10 @@ class Driver(ABC):
     def key_bytes(self) -> tuple[Value, Value]:
         """Bytes of a head's keys and of its values in scratch."""
 
+    def more(self, batch: Value, head: Value, query: Value) -> list[Value]:
+        """What a tile is given beside `PARAMS`."""
+        return []
+
     @abstractmethod
     def gather(self, batch: Value, group: Value) -> None:
         """Bring the keys and values of a head to scratch."""
@@ -122,7 +126,8 @@ class Driver(ABC):
         mask, mask_row = self._mask(batch, head, query)
         keys, visible = self._keys(query)
         q = self.channels(0, batch, query, head)
-        self._call(0, queries, [q, self.k, self.v, mask, out, queries, keys, visible, mask_row, self.rest])
+        self._call(0, queries, [q, self.k, self.v, mask, out, queries, keys, visible, mask_row, self.rest,
+                              *self.more(batch, head, query)])
 
     def _call(self, index: int, queries: Value, args: list[Value]) -> None:
         """The narrowest tile that takes all the queries."""

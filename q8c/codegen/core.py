@@ -359,3 +359,9 @@ class Core:
         """Hint that a cache line will be read: level 1, 2 or 3 of the caches."""
         hint = [constant(I32, 0), constant(I32, 4 - level), constant(I32, 1)]
         self.intrinsic("llvm.prefetch", [address, *hint], VOID)
+
+    def prefetch_to_write(self, address: Value) -> None:
+        """Hint that a cache line will be written: that no other core need be asked for it then. Does nothing on a CPU
+        without `prefetchw`."""
+        kind = ir.FunctionType(VOID, [PTR])
+        self.ir.call(ir.InlineAsm(kind, "prefetchw ($0)", "r", side_effect=True), [address])
