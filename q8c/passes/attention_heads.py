@@ -1,6 +1,7 @@
 """Finding the tensor whose heads an operand of attention is."""
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from q8c.ir.dims import Dim
@@ -46,17 +47,16 @@ def scaling(node: Node) -> tuple[Value, float] | None:
     return None if scale is None or x.shape != node.output.shape else (x, scale)
 
 
-def find_heads(graph: Graph, value: Value, transposed: bool) -> Heads | None:
+def find_heads(graph: Graph, value: Value, order: Sequence[int]) -> Heads | None:
     """What an operand [batch, heads, seq, size] or [batch * heads, seq, size] of a product is cut from.
 
-    `transposed` says that its last two axes are exchanged. Of the tensors up its way that fit, the one of the
-    preferred rank is taken, and of these the farthest, so that slices of a merged projection become an offset. None
-    if there is none.
+    `order` says which of its axes these are. Of the tensors up its way that fit, the one of the preferred rank is
+    taken, and of these the farthest, so that slices of a merged projection become an offset. None if there is none.
     """
     path: list[Node] = []
     found: list[Heads] = []
     while True:
-        heads = _follow(graph, value, path, transposed)
+        heads = _follow(graph, value, path, order)
         if heads is not None:
             found.append(heads)
         node = value.producer
@@ -68,7 +68,7 @@ def find_heads(graph: Graph, value: Value, transposed: bool) -> Heads | None:
     return min(reversed(found), key=lambda h: PREFERENCE.index(h.value.type.rank), default=None)
 
 
-def _follow(graph: Graph, source: Value, path: list[Node], transposed: bool) -> Heads | None:
+def _follow(graph: Graph, source: Value, path: list[Node], order: Sequence[int]) -> Heads | None:
     """The operand if it is heads of `source` after the nodes of `path`."""
     moved = whole(source.shape)
     scale = 1.0
@@ -79,9 +79,9 @@ def _follow(graph: Graph, source: Value, path: list[Node], transposed: bool) -> 
             return None
         moved = after
         scale *= 1.0 if scaled is None else scaled[1]
-    axes = list(moved.axes)
-    if transposed:
-        axes[-2:] = axes[:-3:-1]
+    if len(moved.axes) != len(order):
+        return None
+    axes = [moved.axes[axis] for axis in order]
     if len(axes) == 3:
         axes[:1] = [tuple(p for p in axes[0] if p.axis == 0), tuple(p for p in axes[0] if p.axis != 0)]
     return _cut(source, tuple(axes), moved.offsets, scale) if len(axes) == 4 else None

@@ -1,14 +1,16 @@
 """Attention as exporters write it, as one kernel."""
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar
 
+from q8c.ir.dims import Dim
 from q8c.ir.graph import Attr, Graph, Node, Value
 from q8c.ir.types import DType
 from q8c.passes.attention_heads import Heads, find_heads
-from q8c.passes.attention_scores import Masks, Scores, find_scores
+from q8c.passes.attention_scores import Masks, Scores, Step, find_scores
 from q8c.passes.axis_parts import Moved, move, run, whole
+from q8c.passes.causal_mask import Causal, causal_mask
 from q8c.passes.manager import Pass, Report
 from q8c.passes.rewrite import sources, substitute
 from q8c.passes.rules import attr, nodes_between, producer, uniform
@@ -32,21 +34,26 @@ class FuseAttention(Pass):
 
     q, k and v become operands [batch, seq, channels], slices of a merged projection offsets; where they are computed
     per head (rotated, or from a cache) they stay [batch, heads, seq, size]. Repeated heads are read where they lie.
-    Masks given as conditions become additive, computed once and outside.
+    Masks given as conditions become additive, computed once and outside. With `causal`, masks that are shown to hide
+    later keys, and keys where a padding mask is 0, are not computed at all: the attention is told so.
     """
 
     name: ClassVar[str] = "fuse-attention"
+    causal: bool = True
 
     def run(self, graph: Graph, report: Report) -> bool:
         """Whether an attention was fused."""
-        masks: dict[object, Value] = {}
+        masks = SharedMasks(graph, self.causal)
         changed = False
         for node in list(graph.nodes):
             found = find_attention(graph, node) if node.op == "matmul" else None
             if isinstance(found, str):
                 report.decline(node, found)
             elif found is not None:
-                report.rewrote(fuse(graph, found, masks), f"{found.q.heads} heads of {found.q.size}")
+                fused = fuse(graph, found, masks)
+                report.rewrote(fused, f"{found.q.heads} heads of {found.q.size}")
+                if isinstance(masks.meaning, str):
+                    report.decline(fused, masks.meaning)
                 changed = True
         graph.prune()
         return changed
@@ -65,9 +72,9 @@ def find_attention(graph: Graph, product: Node) -> Found | str | None:
     if not only_read_by(graph, weights.output, product):
         return "the weights are read elsewhere too"
     transposed = attr(scores.product, "transpose_b")
-    parts = (find_heads(graph, scores.product.input(0), transposed=False),
-             find_heads(graph, scores.product.input(1), transposed=not transposed),
-             find_heads(graph, product.input(1), transposed=attr(product, "transpose_b")))
+    parts = (operand(graph, scores.product.input(0), transposed=False),
+             operand(graph, scores.product.input(1), transposed=not transposed),
+             operand(graph, product.input(1), transposed=attr(product, "transpose_b")))
     for name, part in zip(("queries", "keys", "values"), parts, strict=True):
         if part is None:
             return f"its {name} are neither [batch, seq, channels] split into heads nor [batch, heads, seq, size]"
@@ -80,6 +87,14 @@ def find_attention(graph: Graph, product: Node) -> Found | str | None:
     if q.heads != k.heads * k.repeat and k.heads != 1 or k.repeat != v.repeat:
         return f"{k.heads} heads of keys, each repeated {k.repeat} times, do not make {q.heads}"
     return Found(product, q, k, v, scores, nan_to_zero)
+
+
+def operand(graph: Graph, value: Value, transposed: bool) -> Heads | None:
+    """The heads that an operand of a product is, its last two axes exchanged or not."""
+    order = list(range(value.type.rank))
+    if transposed:
+        order[-2:] = order[:-3:-1]
+    return find_heads(graph, value, order)
 
 
 def find_weights(value: Value) -> tuple[Node | None, bool]:
@@ -107,12 +122,41 @@ def only_read_by(graph: Graph, value: Value, last: Node) -> bool:
         for reader in value.users)
 
 
-def fuse(graph: Graph, found: Found, made: dict[object, Value]) -> Node:
+@dataclass
+class SharedMasks:
+    """The masks of a graph's attentions, each understood and made once; `meaning` is that of the last."""
+
+    graph: Graph
+    causal: bool
+    made: dict[object, Value] = field(default_factory=dict)
+    known: dict[object, Causal | str | None] = field(default_factory=dict)
+    meaning: Causal | str | None = None
+
+    def operands(self, steps: tuple[Step, ...], sizes: tuple[Dim, Dim, Dim, Dim], before: Node) -> list[Value | None]:
+        """The mask and the key mask of an attention whose scores have these sizes, as far as there are any."""
+        key = (steps, sizes)
+        if key not in self.known:
+            self.known[key] = causal_mask(self.graph, steps, sizes) if steps and self.causal else None
+        self.meaning = self.known[key]
+        if not isinstance(self.meaning, Causal):
+            mask = Masks(self.graph, before, self.made).build(steps)
+            return [] if mask is None else [mask]
+        if self.meaning.key_mask is None:
+            return []
+        source = self.meaning.key_mask.value
+        batch = 1 if source.shape[0] == 1 else sizes[0]
+        if source.type.rank != 2 and source not in self.made:
+            shape = (batch, sizes[3])
+            self.made[source] = self.graph.add("reshape", [source], {"shape": shape}, before=before).output
+        return [None, self.made.get(source, source)]
+
+
+def fuse(graph: Graph, found: Found, masks: SharedMasks) -> Node:
     """Write the attention node and give its result to whoever read the product's."""
     product, q, k, v = found.product, found.q, found.k, found.v
     steps = found.scores.masks
-    mask = Masks(graph, product, made).build(steps)
     operands = [channels(graph, heads, product) for heads in (q, k, v)]
+    seen = masks.operands(steps, (q.batch, q.heads, q.seq, k.seq), product)
     leaves = [q.value, k.value, v.value]
     for step in steps:
         leaves += [x for x in vars(step).values() if isinstance(x, Value)]
@@ -120,9 +164,11 @@ def fuse(graph: Graph, found: Found, made: dict[object, Value]) -> Node:
                               "scale": found.scores.scale * q.scale * k.scale}
     if found.nan_to_zero:
         attrs["nan_to_zero"] = True
+    if isinstance(masks.meaning, Causal):
+        attrs |= {"causal": True} | ({"spread": True} if masks.meaning.spread else {})
     if any(heads.offset for heads in (q, k, v)):
         attrs["offsets"] = (q.offset, k.offset, v.offset)
-    node = graph.add("attention", operands if mask is None else [*operands, mask], attrs, name="attention",
+    node = graph.add("attention", [*operands, *seen], attrs, name="attention",
                      source=sources(nodes_between(product, leaves)), before=product)
     give_result(graph, product, node.output, found)
     return node

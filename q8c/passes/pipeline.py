@@ -17,6 +17,7 @@ from q8c.passes.fuse_layer_norm import FuseLayerNorm
 from q8c.passes.fuse_linear import FuseLinear
 from q8c.passes.fuse_loops import FuseLoops
 from q8c.passes.fuse_rms_norm import FuseRmsNorm
+from q8c.passes.fuse_rotary import FuseRotary
 from q8c.passes.fuse_softmax import FuseSoftmax
 from q8c.passes.insert_dynamic_quantize import InsertDynamicQuantize
 from q8c.passes.keep_cache import KeepCache
@@ -26,6 +27,7 @@ from q8c.passes.own_outputs import OwnOutputs
 from q8c.passes.pack_rows import PackRows
 from q8c.passes.plan_memory import PlanMemory
 from q8c.passes.reduce_rows import ReduceRows
+from q8c.passes.settle_sizes import SettleSizes
 from q8c.passes.share_common import ShareCommon
 from q8c.passes.sink_reshapes import SinkReshapes
 
@@ -65,6 +67,7 @@ def pipeline(options: Options) -> tuple[Pass, ...]:
     return (
         Canonicalize(),           # one spelling for one meaning, so that every later pattern has few
         FoldConstants(),          # transposed weights and constant arithmetic, which patterns want as constants
+        SettleSizes(),            # past + seq by that name, so that what reads a whole axis is seen to
         Canonicalize(),           # folded conditions and shapes open more rules
         ShareCommon(),            # exporters repeat themselves; patterns compare by identity
         FuseSoftmax(),            # attention looks for softmax
@@ -72,7 +75,7 @@ def pipeline(options: Options) -> tuple[Pass, ...]:
         FuseLayerNorm(),          # before RMS norm: a layer norm is an RMS norm of the deviation
         FuseRmsNorm(),
         SinkReshapes(),           # flattened rows as they were, so that products and loops see one shape
-        FuseAttention(),          # while heads still show as reshape, transpose and matmul
+        FuseAttention(causal=False),  # while heads still show as reshape, transpose and matmul
         *_balanced(options, calibration),
         MergeMatmuls(),           # q, k and v as one product, now that attention reads parts of a wider tensor
         ReduceRows(),             # what no pattern took; loops want rows
@@ -115,5 +118,5 @@ def _linear(options: Options, calibration: Calibration) -> tuple[Pass, ...]:
 
 PASSES: dict[str, type[Pass]] = {kind.name: kind for kind in (
     BalanceScales, Canonicalize, ChooseFormats, EliminateDeadCode, FoldConstants, FoldWeights, FuseAttention, FuseGelu,
-    FuseLayerNorm, FuseLinear, FuseLoops, FuseRmsNorm, FuseSoftmax, InsertDynamicQuantize, KeepCache, MergeMatmuls,
-    OwnOutputs, PackRows, PlanMemory, ReduceRows, ShareCommon, SinkReshapes)}
+    FuseLayerNorm, FuseLinear, FuseLoops, FuseRmsNorm, FuseRotary, FuseSoftmax, InsertDynamicQuantize, KeepCache,
+    MergeMatmuls, OwnOutputs, PackRows, PlanMemory, ReduceRows, SettleSizes, ShareCommon, SinkReshapes)}

@@ -61,7 +61,7 @@ def gather_of_positions(r: Rewriter, node: Node) -> Value | None:
 def gather_nd_of_positions(r: Rewriter, node: Node) -> Value | None:
     """gather_nd(x, tuples of positions that count on together) -> slice, reshape and broadcast of x."""
     x, indices = node.input(0), node.input(1)
-    parts = _components(indices)
+    parts = components(indices)
     if attr(node, "batch_dims") or parts is None:
         return None
     depth = len(parts)
@@ -76,7 +76,7 @@ def gather_nd_of_positions(r: Rewriter, node: Node) -> Value | None:
     return _take(r, flat, 0, Affine(shape, offset, steps), node.output.shape)
 
 
-def _components(indices: Value) -> list[Affine] | None:
+def components(indices: Value) -> list[Affine] | None:
     """What each entry of the index tuples along the last axis is, if all are affine."""
     joined = producer(indices, "concat")
     columns = list(joined.operands) if joined is not None else [indices]

@@ -1,0 +1,99 @@
+"""Give sizes of inputs that can only be one thing the form of that thing."""
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from q8c.ir.dims import Call, Dim, Expr, as_symbol, nonnegative, substitute, symbols
+from q8c.ir.graph import Graph, Node
+from q8c.passes.affine import affine
+from q8c.passes.canonical.indexing import components
+from q8c.passes.manager import Pass, Report
+from q8c.passes.rules import attr
+
+
+@dataclass(frozen=True)
+class SettleSizes(Pass):
+    """Replaces the size of an input's axis that has a name of its own, such as `total`, by `past + seq`.
+
+    It must be that where the graph takes the two for equal, or where `past + seq` elements are read from the axis: the
+    model says nothing about any more, and then an input that has more is refused. Positions and masks of a cache then
+    have sizes that agree as they stand.
+    """
+
+    name: ClassVar[str] = "settle-sizes"
+
+    def run(self, graph: Graph, report: Report) -> bool:
+        """Whether a size was replaced."""
+        changed = False
+        while True:
+            found = next(((name, size) for name, size in wanted(graph) if is_free(graph, name, size)), None)
+            if found is None:
+                return changed
+            name, size = found
+            for value in graph.inputs:
+                if any(as_symbol(d) == name for d in value.shape) and value.users:
+                    report.rewrote(value.users[0], f"{name} of %{value.name} is {size}")
+            rename(graph, {name: size})
+            changed = True
+
+
+def wanted(graph: Graph) -> list[tuple[str, Expr]]:
+    """Names of sizes, and what each would have to be."""
+    found: list[tuple[Dim, Dim]] = [(a, b) for pair in graph.assumptions for a, b in (pair, pair[::-1])]
+    for node in graph.nodes:
+        if node.op in ("gather", "gather_nd"):
+            found += read_to(node)
+    return [pair for a, b in found for pair in solved(_capped(a, b) - b)]
+
+
+def solved(difference: Dim) -> list[tuple[str, Expr]]:
+    """Names of sizes that are a sum of others if a difference is 0."""
+    if isinstance(difference, int):
+        return []
+    pairs = [(as_symbol(Expr({m: c})), Expr({m: 1}) - difference) for m, c in difference.terms]
+    return [(name, size) for name, size in pairs
+            if name is not None and isinstance(size, Expr) and name not in symbols(size) and nonnegative(size)]
+
+
+def _capped(a: Dim, b: Dim) -> Dim:
+    """x where a is min(x, b), else a."""
+    call = a.terms[0][0][0] if isinstance(a, Expr) and len(a.terms) == 1 and len(a.terms[0][0]) == 1 else None
+    if isinstance(call, Call) and call.op == "min" and len(call.args) == 2 and b in call.args:
+        return call.args[1 - call.args.index(b)]
+    return a
+
+
+def read_to(node: Node) -> list[tuple[Dim, Dim]]:
+    """The sizes of the axes that a gather picks from, each with how far it reads, where that is known."""
+    x, index = node.input(0), node.input(1)
+    if node.op == "gather":
+        axis, parts = attr(node, "axis") % x.type.rank, [affine(index)]
+    else:
+        axis, parts = attr(node, "batch_dims"), list(components(index) or [])
+    ends = [None if part is None else part.high for part in parts]
+    return [(size, end + 1) for size, end in zip(x.shape[axis:], ends, strict=False) if end is not None]
+
+
+def is_free(graph: Graph, name: str, size: Expr) -> bool:
+    """Whether a size follows from nothing but the input that has it, while `size` is made of such that others have."""
+    plain = {as_symbol(d) for v in graph.inputs for d in v.shape} - {None, name}
+    mixed = {s for v in graph.inputs for d in v.shape if as_symbol(d) is None for s in symbols(d)}
+    return len(symbols(size)) > 1 and symbols(size) <= plain and name not in mixed and name not in graph.counts
+
+
+def rename(graph: Graph, sizes: dict[str, Dim]) -> None:
+    """Replace sizes by others everywhere in a graph without loops."""
+    for value in graph.values():
+        if any(symbols(d) & sizes.keys() for d in value.shape):
+            value.type = value.type.with_shape(substitute(d, sizes) for d in value.shape)
+    for node in graph.nodes:
+        node.attrs = {key: _renamed(value, sizes) for key, value in node.attrs.items()}
+    pairs = [(substitute(a, sizes), substitute(b, sizes)) for a, b in graph.assumptions]
+    graph.assumptions[:] = [(a, b) for a, b in dict.fromkeys(pairs) if a != b]
+
+
+def _renamed(value: Any, sizes: dict[str, Dim]) -> Any:
+    if isinstance(value, tuple):
+        return tuple(_renamed(v, sizes) for v in value)
+    return substitute(value, sizes) if isinstance(value, Expr) else value

@@ -1,0 +1,63 @@
+"""Sizes that can only be one thing get the form of that thing."""
+from __future__ import annotations
+
+import pytest
+
+from q8c.passes.canonicalize import Canonicalize
+from q8c.passes.settle_sizes import SettleSizes
+from tests.passes.support import check
+
+INPUTS = "%x: f32[batch, seq, 2], %k: f32[batch, past, 2], %m: {dtype}[batch, total]"
+SIZES = {"batch": 2, "seq": 3, "past": 4, "total": 7}
+ADDED = """graph @g({inputs}) {{
+  {assume}%kx: f32[batch, past + seq, 2] = concat(%k, %x) {{axis = 1}}
+  %w: f32[batch, {total}, 1] = reshape(%m) {{shape = (batch, {total}, 1)}}
+  %y: f32[batch, past + seq, 2] = mul(%kx, %w)
+  return %y
+}}
+"""
+
+
+def test_a_size_taken_to_be_a_sum() -> None:
+    inputs = INPUTS.format(dtype="f32")
+    report = check(SettleSizes(), ADDED.format(inputs=inputs, total="total", assume="assume total == past + seq\n  "),
+                   ADDED.format(inputs=inputs.replace("total", "past + seq"), total="past + seq", assume=""),
+                   sizes=SIZES)
+    assert "total of %m is past + seq" in str(report.rewrites[0])
+
+
+# row `batch` and column `past + seq` of the mask, by tuples, and in the mask laid flat
+TUPLES = """%row: i64[batch, past + seq] = broadcast_to(%rows) {shape = (batch, past + seq)}
+  %col: i64[batch, past + seq] = broadcast_to(%cols) {shape = (batch, past + seq)}
+  %row1: i64[batch, past + seq, 1] = reshape(%row) {shape = (batch, past + seq, 1)}
+  %col1: i64[batch, past + seq, 1] = reshape(%col) {shape = (batch, past + seq, 1)}
+  %at: i64[batch, past + seq, 2] = concat(%row1, %col1) {axis = 2}
+  %y: i64[batch, past + seq] = gather_nd(%m, %at)"""
+FLAT = """%flat: i64[batch*total] = reshape(%m) {shape = (batch*total)}
+  %size: i64[1] = sizes() {values = (total)}
+  %first: i64[batch, 1] = mul(%rows, %size)
+  %at: i64[batch, past + seq] = add(%first, %cols)
+  %y: i64[batch, past + seq] = gather(%flat, %at) {axis = 0}"""
+
+
+@pytest.mark.parametrize("read", [TUPLES, FLAT], ids=["tuples", "flat"])
+def test_a_size_as_far_as_it_is_read(read: str) -> None:
+    inputs = INPUTS.format(dtype="i64")
+    check([SettleSizes(), Canonicalize()], f"""graph @g({inputs}) {{
+  %i: i64[batch] = iota() {{size = batch}}
+  %rows: i64[batch, 1] = reshape(%i) {{shape = (batch, 1)}}
+  %j: i64[past + seq] = iota() {{size = past + seq}}
+  %cols: i64[1, past + seq] = reshape(%j) {{shape = (1, past + seq)}}
+  {read}
+  return %y
+}}""", f"graph @g({inputs.replace('total', 'past + seq')}) {{ return %m }}", sizes=SIZES)
+
+
+@pytest.mark.parametrize(("assume", "inputs"), [
+    ("assume total == seq\n  ", INPUTS),  # no sum: the names are as good as each other
+    ("assume total == past + seq\n  ", INPUTS + ", %z: f32[2*total]"),  # another input has to do with it
+    ("assume total == past + seq + far\n  ", INPUTS.replace("%k", "%z: f32[far + 1], %k"))])
+def test_a_size_that_stays(assume: str, inputs: str) -> None:
+    text = f"graph @g({inputs.format(dtype='f32')}) {{\n  {assume}return %x\n}}"
+    check(SettleSizes(), text, None, feeds=None, sizes={**SIZES, "far": 0} if "far" in inputs else {
+        **SIZES, "total": 3 if "== seq" in assume else 7})
