@@ -107,7 +107,7 @@ def new_rows(graph: Graph, node: Node) -> tuple[Value, int]:
     new = node.input(1)
     if node.op == "append":
         return new, attr(node, "offset")
-    found = find_heads(graph, new, transposed=False)
+    found = find_heads(graph, new, (0, 1, 2, 3))
     if found is None or found.scale != 1 or found.repeat != 1 or (found.heads, found.size) != new.shape[1::2]:
         return new, 0
     return channels(graph, found, node), found.offset
