@@ -8,13 +8,18 @@ from q8c.ir.dims import Dim
 from q8c.ir.graph import Graph, Node, Value
 from q8c.ir.ops import OPS
 from q8c.passes.rewrite import is_uniform, sources
+from q8c.passes.rules import attr
 
 
 @dataclass
 class Body:
-    """A loop's body under construction: `inner` and `scalars` map the graph's values to the body's."""
+    """A loop's body under construction: `inner` and `scalars` map the graph's values to the body's.
+
+    `parts`: columns cut from a wider value are read where they lie, by a slice of a parameter.
+    """
 
     graph: Graph
+    parts: bool
     operands: list[Value] = field(default_factory=list)
     inner: dict[Value, Value] = field(default_factory=dict)
     scalars: dict[Value, Value] = field(default_factory=dict)
@@ -26,6 +31,14 @@ class Body:
                 scalar = value.array().reshape(-1)[:1].reshape(())
                 self.scalars[value] = self.graph.constant(scalar, value.name)
             return self.scalars[value]
+        if value not in self.inner and self.parts and is_part(value):
+            cut = value.producer
+            assert cut is not None
+            self.copy(cut, [self.parameter(cut.input(0))])
+        return self.parameter(value)
+
+    def parameter(self, value: Value) -> Value:
+        """The body's value for one of the graph's, a parameter if it is none yet."""
         if value not in self.inner:
             self.inner[value] = self.graph.add_input(value.name, value.type)
             self.operands.append(value)
@@ -33,20 +46,33 @@ class Body:
 
     def append(self, node: Node) -> None:
         """Copy a node into the body."""
-        inputs = [None if v is None else self.read(node, v) for v in node.inputs]
-        copy = Node(node.op, inputs, [], dict(node.attrs))
+        self.copy(node, [None if v is None else self.read(node, v) for v in node.inputs])
+
+    def copy(self, node: Node, inputs: Sequence[Value | None]) -> None:
+        """Copy a node, given the body's values it reads."""
+        copy = Node(node.op, list(inputs), [], dict(node.attrs))
         for value in node.outputs:
             self.inner[value] = Value(self.graph.fresh_name(value.name), value.type, producer=copy)
             copy.outputs.append(self.inner[value])
         self.graph.insert(copy)
 
 
-def make_loop(graph: Graph, nodes: Sequence[Node]) -> Node:
+def is_part(value: Value) -> bool:
+    """Whether a value is some columns, one beside the other, of all rows of another that is computed."""
+    node = value.producer
+    if node is None or node.op != "slice" or node.input(0).is_constant or value.type.rank < 2:
+        return False
+    lead = node.input(0).shape[:-1]
+    return (attr(node, "starts")[:-1] == (0,) * len(lead) and attr(node, "sizes")[:-1] == lead
+            and set(attr(node, "steps")) == {1} and isinstance(value.shape[-1], int) and value.shape[-1] > 1)
+
+
+def make_loop(graph: Graph, nodes: Sequence[Node], parts: bool) -> Node:
     """A loop that computes what `nodes` (in a legal order) compute; it takes over their outputs that others read.
 
-    Neither the graph's list of nodes nor its uses are touched.
+    With `parts`, it reads columns cut from a wider value where they lie. Neither the graph's list of nodes nor its uses are touched.
     """
-    body = Body(Graph("body"))
+    body = Body(Graph("body"), parts)
     body.graph.assumptions = graph.assumptions
     for node in nodes:
         body.append(node)

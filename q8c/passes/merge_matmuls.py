@@ -11,10 +11,13 @@ from q8c.ir.graph import Array, Graph, Node, Value
 from q8c.ir.types import DType
 from q8c.passes.fold_weights import weight_array
 from q8c.passes.manager import Pass, Report
-from q8c.passes.rewrite import is_product, other_operand, sole_reader, sources, vector
+from q8c.passes.rewrite import is_product, other_operand, sole_reader, sources, substitute, vector
 from q8c.passes.rules import attr
 
-MOVABLE = 3  # the operands of attention that may be a part of a wider tensor: q, k, v
+ON_THE_WAY = ("rotary", "append", "concat", "reshape", "transpose")
+ACTIVATIONS = ("silu", "gelu", "sigmoid", "relu", "tanh")
+OFFSETS = {"attention": ("offsets", (0, 1, 2)), "rotary": ("offset", (0,)), "append": ("offset", (1,))}
+"""Ops that read channels of a wider tensor from an offset on: the attribute that says so, and for which operands."""
 
 
 @dataclass(frozen=True)
@@ -42,11 +45,13 @@ class Branch:
 class MergeMatmuls(Pass):
     """Replaces matmul(x, w1) + b1, matmul(x, w2) + b2, … by one matmul with the columns of all, side by side.
 
-    Only where all results go into one attention, which then reads its operands at offsets: anywhere else the columns
-    would have to be copied apart again, which costs more than a wider product gains.
+    Only where what reads the results can read a part of a wider tensor: one attention, and rotary and append before it,
+    at an offset, and, with `loops`, a gate (silu(a) * b and the like), which becomes one loop that reads its columns
+    where they lie. Anywhere else they would have to be copied apart again, which costs more than a wider product gains.
     """
 
     name: ClassVar[str] = "merge-matmuls"
+    loops: bool = True
 
     def run(self, graph: Graph, report: Report) -> bool:
         """Whether products were merged."""
@@ -56,13 +61,13 @@ class MergeMatmuls(Pass):
             if is_product(node):
                 found = branch(graph, node)
                 readers.setdefault(node.input(0), []).append(found)
-                attention = only_attention(graph, found.result)
-                if attention is not None:
-                    families.setdefault((node.input(0), attention), []).append(found)
-        for (x, attention), branches in families.items():
+                target = next_attention(found.result) if reads_parts(graph, found.result) else (
+                    only_gate(graph, found.result) if self.loops else None)
+                if target is not None:
+                    families.setdefault((node.input(0), target), []).append(found)
+        for (x, _), branches in families.items():
             if len(branches) > 1:
-                product = merge(graph, x, attention, branches)
-                report.rewrote(product, f"{len(branches)} products of %{x.name}")
+                report.rewrote(merge(graph, x, branches), f"{len(branches)} products of %{x.name}")
         merged = {b.product for branches in families.values() if len(branches) > 1 for b in branches}
         for branches in readers.values():
             for left in branches if len(branches) > 1 else ():
@@ -81,17 +86,38 @@ def branch(graph: Graph, product: Node) -> Branch:
     return Branch(product, None, product.output)
 
 
-def only_attention(graph: Graph, value: Value) -> Node | None:
-    """The attention that is all that reads a value, as q, k or v and not as mask; else None."""
-    nodes = set(value.users)
-    node = nodes.pop() if len(nodes) == 1 and not graph.is_output(value) else None
-    if node is None or node.op != "attention" or value.dtype is not DType.f32:
+def reads_parts(graph: Graph, value: Value) -> bool:
+    """Whether all that reads a value can read it as a part of a wider one."""
+    if value.type.rank != 3 or value.dtype is not DType.f32 or not value.users or graph.is_output(value):
+        return False
+    return all(node.op in OFFSETS and all(i in OFFSETS[node.op][1] for i, v in enumerate(node.inputs) if v is value)
+               for node in value.users)
+
+
+def next_attention(value: Value) -> Node | None:
+    """The first attention that a value goes into, rotated, appended or moved."""
+    waiting = list(value.users)
+    while waiting:
+        node = waiting.pop(0)
+        if node.op == "attention":
+            return node
+        if node.op in ON_THE_WAY:
+            waiting.extend(node.output.users)
+    return None
+
+
+def only_gate(graph: Graph, value: Value) -> Node | None:
+    """The product of two activations, element by element, that a value goes into alone; None if there is none."""
+    node = sole_reader(graph, value)
+    while node is not None and node.op in ACTIVATIONS:
+        node = sole_reader(graph, node.output)
+    if node is None or node.op != "mul" or any(v.type != value.type for v in node.operands):
         return None
-    return node if value.type.rank == 3 and value not in node.inputs[MOVABLE:] else None
+    return node
 
 
-def merge(graph: Graph, x: Value, attention: Node, branches: Sequence[Branch]) -> Node:
-    """Write the wide product and let the attention read its parts; returns the product."""
+def merge(graph: Graph, x: Value, branches: Sequence[Branch]) -> Node:
+    """Write the wide product and let what read the results read its parts; returns the product."""
     first = branches[0].product
     weight = graph.constant(np.concatenate([weight_array(b.product) for b in branches], axis=1),
                             f"{first.input(1).name}.merged")
@@ -101,14 +127,26 @@ def merge(graph: Graph, x: Value, attention: Node, branches: Sequence[Branch]) -
     if any(b.add for b in branches):
         bias = graph.constant(np.concatenate([b.bias() for b in branches]), f"{weight.name}.bias")
         result = graph.add("add", [result, bias], name="merged", source=origin, before=first).output
-    starts = dict(zip((b.result for b in branches), np.cumsum([0, *(b.cols for b in branches)]).tolist(),
-                      strict=False))
-    operands = list(attention.inputs)
-    offsets = list(attr(attention, "offsets"))
-    for i, value in enumerate(operands[:MOVABLE]):
-        if value in starts:
-            operands[i] = result
-            offsets[i] += starts[value]
-    graph.set_inputs(attention, operands)
-    attention.attrs["offsets"] = tuple(offsets)
+    start = 0
+    for b in branches:
+        for node in list(dict.fromkeys(b.result.users)):
+            if node.op in OFFSETS:
+                read_part(graph, node, b.result, result, start)
+        if b.result.users:
+            lead = result.type.rank - 1
+            part = graph.add("slice", [result], {"starts": (0,) * lead + (start,), "sizes": b.result.shape,
+                                                 "steps": (1,) * (lead + 1)}, before=first).output
+            substitute(graph, b.result, part)
+        start += b.cols
     return product
+
+
+def read_part(graph: Graph, node: Node, old: Value, new: Value, start: int) -> None:
+    """Let a node read `new` from channel `start` on where it read `old`."""
+    name, _ = OFFSETS[node.op]
+    moved = [start if v is old else 0 for v in node.inputs]
+    if node.op == "attention":
+        node.attrs[name] = tuple(a + b for a, b in zip(attr(node, name), moved, strict=False))
+    else:
+        node.attrs[name] = attr(node, name) + sum(moved)
+    graph.set_inputs(node, [new if v is old else v for v in node.inputs])

@@ -77,12 +77,12 @@ def pipeline(options: Options) -> tuple[Pass, ...]:
         SinkReshapes(),           # flattened rows as they were, so that products and loops see one shape
         FuseAttention(causal=False),  # while heads still show as reshape, transpose and matmul
         *_balanced(options, calibration),
-        MergeMatmuls(),           # q, k and v as one product, now that attention reads parts of a wider tensor
+        MergeMatmuls(loops=False),  # q, k and v as one product, now that attention reads parts of a wider tensor
         ReduceRows(),             # what no pattern took; loops want rows
         EliminateDeadCode(),      # so that the passes that ask who reads a value see only what is needed
         *_linear(options, calibration),
         *_packed(options),
-        FuseLoops(),              # whatever elementwise and row work is left, one pass over rows each
+        FuseLoops(parts=False),   # whatever elementwise and row work is left, one pass over rows each
         OwnOutputs(),             # kernels write outputs into the caller's arrays
         PlanMemory(),             # last: slots are for the values that are left
     )
