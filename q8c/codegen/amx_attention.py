@@ -21,6 +21,7 @@ from q8c.codegen.amx_attention_tile import (
 )
 from q8c.codegen.attention_driver import Driver
 from q8c.codegen.attention_math import transpose
+from q8c.codegen.attention_operands import key_mask_bytes
 from q8c.codegen.attention_spec import AttentionSpec
 from q8c.codegen.builder import F32, LANES, Value
 from q8c.codegen.targets import Tier
@@ -32,6 +33,8 @@ def amx_attention(module: ir.Module, tier: Tier, spec: AttentionSpec, keys: Dim)
     128 bytes per key."""
     steps = floordiv(keys + (STEP - 1), STEP)
     scratch = steps * (key_step_bytes(spec) + value_step_bytes(spec)) + tile_bytes(spec, steps)
+    if spec.key_mask is not None:
+        scratch = scratch + key_mask_bytes(keys)
     symbol = spec.symbol(tier, products="bf16")
     found = module.globals.get(symbol)
     if found is None:
@@ -57,8 +60,9 @@ class _AmxDriver(Driver):
 
     def more(self, batch: Value, head: Value, query: Value) -> list[Value]:
         """Where the next head has the token of the first query; nothing is read behind the last one."""
-        group = self.b.add(self.b.div(head, self.spec.heads // self.spec.kv_heads), 1)
-        return [self.channels(n, batch, query, index) for n, index in enumerate((self.b.add(head, 1), group, group))]
+        group = self.b.add(self.b.div(head, self.spec.group), 1)
+        heads = (self.b.add(head, 1), group, group)
+        return [self.operands.row(n, batch, query, index) for n, index in enumerate(heads)]
 
     def gather(self, batch: Value, group: Value) -> None:
         """Keys as [panels of 16][steps of channels][16 pairs][16 keys][2], values as [steps of keys][panels of 16
@@ -68,7 +72,7 @@ class _AmxDriver(Driver):
         zeros = b.constant_table(f"zeros{self.spec.head_size}", F32, [0.0] * self.spec.head_size)
         with b.range(0, b.mul(steps, 2)) as panel:
             numbers = [b.add(b.mul(panel, LANES), n) for n in range(LANES)]
-            rows = [b.select(b.icmp("<=", n, last), self.channels(1, batch, b.imin(n, last), group), zeros)
+            rows = [b.select(b.icmp("<=", n, last), self.row(1, batch, b.imin(n, last), group), zeros)
                     for n in numbers]
             target = b.at(self.k, b.mul(panel, key_step_bytes(self.spec) // 2))
             for step in range(0, self.spec.head_size, STEP):
@@ -77,7 +81,7 @@ class _AmxDriver(Driver):
                 for n, column in enumerate(columns):
                     b.store(column, b.at(target, step // STEP * amx.TILE_ROWS * amx.TILE_BYTES + n * amx.TILE_BYTES))
         with b.range(0, b.mul(steps, LANES)) as pair:
-            even, odd = (self.channels(2, batch, b.imin(b.add(b.mul(pair, 2), n), last), group) for n in range(2))
+            even, odd = (self.row(2, batch, b.imin(b.add(b.mul(pair, 2), n), last), group) for n in range(2))
             step_at = b.at(self.v, b.mul(b.div(pair, LANES), value_step_bytes(self.spec)))
             target = b.at(step_at, b.mul(b.rem(pair, LANES), amx.TILE_BYTES))
             for n, channel in enumerate(range(0, self.spec.head_size, LANES)):

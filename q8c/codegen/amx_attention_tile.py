@@ -122,6 +122,9 @@ class AmxTileEmitter:
                 start = b.load_tail(V16F, b.at(mask, key, F32), left, NEGATIVE_INFINITY)
             else:
                 start = b.select(b.tail_mask(left), value, NEGATIVE_INFINITY)
+            if self.spec.key_mask is not None:
+                hidden = b.load_tail(V16F, b.at(b.arg("key_mask"), key, F32), left, NEGATIVE_INFINITY)
+                start = b.add(start, hidden)
             b.store(start, b.at(target, key, F32))
 
     def _score(self) -> None:

@@ -5,34 +5,64 @@ import llvmlite.ir as ir
 
 from q8c.codegen.amx_attention import amx_attention
 from q8c.codegen.attention_driver import Driver
+from q8c.codegen.attention_few import FEW, FEW_BEFORE_AMX, shared_bytes
+from q8c.codegen.attention_few_scores import FewScores, score_scratch
+from q8c.codegen.attention_few_values import FewValues, value_scratch
+from q8c.codegen.attention_operands import key_mask_bytes
 from q8c.codegen.attention_spec import AttentionSpec, attention_sizes, attention_spec
 from q8c.codegen.attention_tile import STATISTICS, TileEmitter, tiles
-from q8c.codegen.builder import F32, LANES, V16F, Value
+from q8c.codegen.builder import F32, I1, LANES, V16F, Builder, Value, constant
 from q8c.codegen.kernel import Kernel
 from q8c.codegen.targets import Tier
-from q8c.ir.dims import Dim, floordiv
+from q8c.ir.dims import Dim, dim_max, floordiv
 from q8c.ir.graph import Node
 
 
 def attention_kernel(module: ir.Module, tier: Tier, node: Node) -> Kernel:
-    """The kernel of an `attention` or `packed_attention` node: q, k, v, starts, mask if there are such, the result;
-    sizes; scratch.
+    """The kernel of an `attention` or `packed_attention` node: the operands there are, the result; sizes; scratch.
 
     Pieces are runs of batch items, heads and tiles of queries. Products are in bfloat16 on a tier that has been given
-    AMX for it, else in float32.
+    AMX for it, else in float32. Where there may be more keys than queries, few queries go another way: in float32, in
+    two steps.
     """
     spec = attention_spec(node)
-    keys = attention_sizes(node)[2]
+    sizes = attention_sizes(node)
+    batch, queries, keys = sizes[:3]
     make = amx_attention if tier.has("amx-bf16") else _f32_attention
     function, scratch = make(module, tier, spec, keys)
-    return Kernel(function, attention_sizes(node), scratch)
+    if not spec.cached:
+        return Kernel(function, sizes, scratch)
+    shared = shared_bytes(spec, batch, queries, keys)
+    first, then = _two_ways(module, tier, spec, function)
+    return Kernel(first, sizes, dim_max(scratch, score_scratch(spec, keys)), shared,
+                  then=Kernel(then, sizes, value_scratch(spec, keys), shared))
+
+
+def _two_ways(module: ir.Module, tier: Tier, spec: AttentionSpec,
+              tiles: ir.Function) -> tuple[ir.Function, ir.Function]:
+    """The two steps of a kernel that takes few queries one way, and many another, which is all in the first."""
+    names = [spec.symbol(tier, step) for step in ("first", "then")]
+    if names[0] not in module.globals:
+        steps = [step(module, tier, spec).emit() for step in (FewScores, FewValues)]
+        for name, few, many in zip(names, steps, (tiles, None), strict=True):
+            b = Builder(module, tier, name, [(a.name, a.type) for a in few.args], internal=True)
+            args = {a.name: a for a in b.function.args}
+            is_few = b.icmp("<=", b.arg("queries"), FEW_BEFORE_AMX if tier.has("amx-bf16") else FEW)
+            with b.if_(is_few):
+                b.ir.call(few, list(args.values()))
+            if many is not None:
+                with b.if_(b.xor(is_few, constant(I1, 1))):
+                    b.ir.call(many, [a for n, a in args.items() if n != "shared"])
+            b.ret()
+    return module.globals[names[0]], module.globals[names[1]]
 
 
 def _f32_attention(module: ir.Module, tier: Tier, spec: AttentionSpec, keys: Dim) -> tuple[ir.Function, Dim]:
     """The kernel in float32 and its scratch: one head's keys and values, 8 bytes per element, and the scores of one
     tile of queries, 128 bytes per key (64 without AVX-512)."""
     rows = floordiv(keys + (LANES - 1), LANES) * LANES + (spec.head_size + STATISTICS)
-    scratch = keys * (8 * spec.pitch) + rows * (4 * tiles(tier)[0].queries)
+    mask = key_mask_bytes(keys) if spec.key_mask is not None else 0
+    scratch = keys * (8 * spec.pitch) + rows * (4 * tiles(tier)[0].queries) + mask
     symbol = spec.symbol(tier)
     found = module.globals.get(symbol)
     if found is None:
@@ -55,7 +85,7 @@ class _F32Driver(Driver):
         b, spec = self.b, self.spec
         with b.range(0, self.keys) as key:
             for n, copy in ((1, self.k), (2, self.v)):
-                row = self.channels(n, batch, key, group)
+                row = self.row(n, batch, key, group)
                 for c in range(0, spec.head_size, LANES):
                     x = b.load_tail(V16F, b.at(row, c, F32), min(LANES, spec.head_size - c))
                     b.store(x, b.at(b.at(copy, b.mul(key, spec.pitch), F32), c, F32))

@@ -6,17 +6,18 @@ from collections.abc import Callable, Mapping
 
 import llvmlite.ir as ir
 
+from q8c.codegen.attention_operands import Operands, attention_params
 from q8c.codegen.attention_spec import AttentionSpec
-from q8c.codegen.builder import F32, I64, LANES, PTR, Builder, Value
+from q8c.codegen.attention_spread import BlindQueries
+from q8c.codegen.builder import F32, I64, LANES, PTR, Builder, Value, constant
 from q8c.codegen.targets import Tier
 
 WIDEST = 2 * LANES  # queries of the widest tile of any tier
-MASK_SIZES = ("mask_batch", "mask_head", "mask_query")
-PARAMS = [*((n, PTR) for n in ("q", "k", "v", "mask", "out")),
+PARAMS = [*((n, PTR) for n in ("q", "k", "v", "mask", "key_mask", "out")),
           *((n, I64) for n in ("queries", "keys", "visible", "mask_row")), ("scratch", PTR)]
-"""Parameters of a tile's function: pointers to its first query, the head's keys and values, its first mask row and its
-first result; how many queries (1 or more) and keys there are; the last key the first query sees if `causal`; elements
-from one mask row to the next; scratch."""
+"""Parameters of a tile's function: pointers to its first query, the head's keys and values, its first mask row, what
+the key mask adds to scores (`Operands.place_key_mask`) and its first result; how many queries (1 or more) and keys
+there are; the last key the first query sees if `causal`; elements from one mask row to the next; scratch."""
 
 
 class Driver(ABC):
@@ -31,12 +32,9 @@ class Driver(ABC):
         self.spec = spec
         self.functions = list(functions.items())
         self.queries = self.functions[0][0]
-        pointers = ["q", "k", "v", *(["starts"] if spec.packed else []), *(["mask"] if spec.mask is not None else []),
-                    "out"]
-        sizes = ["batch", "queries", "keys", *(MASK_SIZES if spec.mask is not None else [])]
-        params = [*((n, PTR) for n in pointers), *((n, I64) for n in sizes), ("scratch", PTR), ("piece", I64),
-                  ("pieces", I64)]
+        params = [*attention_params(spec), ("scratch", PTR), ("piece", I64), ("pieces", I64)]
         self.b = Builder(module, tier, symbol, params, internal=True)
+        self.operands = Operands(self.b, spec)
         self.k = self.b.arg("scratch")
         self.count, self.keys = self.b.arg("queries"), self.b.arg("keys")
 
@@ -69,13 +67,17 @@ class Driver(ABC):
                        for n in (b.arg("piece"), b.add(b.arg("piece"), 1)))
         key_bytes, value_bytes = self.key_bytes
         self.v = b.at(self.k, key_bytes)
-        self.rest = b.at(self.v, value_bytes)
+        self.key_mask = b.at(self.v, value_bytes)
+        self.rest = self.key_mask
+        if self.spec.key_mask is not None:
+            self.rest = b.at(self.key_mask, b.mul(b.ceildiv(b.arg("keys"), LANES), 4 * LANES))
 
         def item(index: Value, gathered: list[Value]) -> list[Value]:
             head = b.div(index, per_head)
-            group = b.div(head, self.spec.heads // self.spec.kv_heads)
+            group = b.div(head, self.spec.group)
             query = b.mul(b.rem(index, per_head), self.queries)
             if not self.spec.packed:
+                self.keys = self.operands.there(b.div(head, self.spec.heads))
                 self._gather_and_go(head, group, query, gathered[0])
                 return [group]
             self._open(b.div(head, self.spec.heads))
@@ -91,43 +93,48 @@ class Driver(ABC):
     def _open(self, batch: Value) -> None:
         """Go on to a sequence of packed rows."""
         b = self.b
-        self.start, end = (b.load(I64, b.at(b.arg("starts"), n, I64)) for n in (batch, b.add(batch, 1)))
-        self.count = self.keys = b.sub(end, self.start)
+        start, end = (b.load(I64, b.at(b.arg("starts"), n, I64)) for n in (batch, b.add(batch, 1)))
+        self.operands.start = start
+        self.count = self.keys = b.sub(end, start)
 
     def _gather_and_go(self, head: Value, group: Value, query: Value, gathered: Value) -> None:
         """One tile, behind the keys and values of its head if they are not those gathered last."""
         b, spec = self.b, self.spec
         with b.if_(b.icmp("!=", group, gathered)):
+            if spec.key_mask is not None:
+                self.operands.place_key_mask(b.div(group, spec.kv_heads), self.key_mask)
             self.gather(b.div(group, spec.kv_heads), b.rem(group, spec.kv_heads))
         self._item(b.div(head, spec.heads), b.rem(head, spec.heads), query)
 
-    def channels(self, operand: int, batch: Value, token: Value, head: Value) -> Value:
-        """Where a head of a token of q, k or v starts."""
-        b, spec = self.b, self.spec
-        heads = spec.kv_heads if operand else spec.heads
-        tokens = b.arg("keys" if operand else "queries")
-        if spec.split[operand] and spec.packed:
-            tokens = b.load(I64, b.at(b.arg("starts"), b.arg("batch"), I64))
-            place = b.mul(b.add(b.mul(head, tokens), b.add(self.start, token)), spec.head_size)
-        elif spec.split[operand]:
-            place = b.mul(b.add(b.mul(b.add(b.mul(batch, heads), head), tokens), token), spec.head_size)
-        else:
-            row = b.add(self.start if spec.packed else b.mul(batch, tokens), token)
-            channel = b.add(b.mul(head, spec.head_size), spec.offsets[operand])
-            place = b.add(b.mul(row, spec.strides[operand]), channel)
-        return b.at(b.arg("qkv"[operand]), place, F32)
+    def row(self, operand: int, batch: Value, token: Value, head: Value) -> Value:
+        """Where a head's key (operand 1) or value (2) begins; zeros for one that the key mask hides: what no query sees
+        may be anything."""
+        address = self.operands.row(operand, batch, token, head)
+        if self.spec.key_mask is None:
+            return address
+        b = self.b
+        zeros = b.constant_table(f"zeros{self.spec.head_size}", F32, [0.0] * self.spec.head_size)
+        return b.select(b.fcmp("==", b.load(F32, b.at(self.key_mask, token, F32)), 0.0), address, zeros)
 
     def _item(self, batch: Value, head: Value, query: Value) -> None:
         """One tile: queries of one head from `query` on."""
         b, spec = self.b, self.spec
         queries = b.imin(b.sub(self.count, query), self.queries)
-        token = b.add(self.start if spec.packed else b.mul(batch, self.count), query)
-        out = b.at(b.arg("out"), b.add(b.mul(token, spec.channels), b.mul(head, spec.head_size)), F32)
-        mask, mask_row = self._mask(batch, head, query)
-        keys, visible = self._keys(query)
-        q = self.channels(0, batch, query, head)
-        self._call(0, queries, [q, self.k, self.v, mask, out, queries, keys, visible, mask_row, self.rest,
-                              *self.more(batch, head, query)])
+        token = b.add(self.operands.start if spec.packed else b.mul(batch, self.count), query)
+        out = self.operands.out(token, head)
+        mask, mask_row = ir.Constant(PTR, None), ir.Constant(I64, 0)
+        if spec.mask is not None:
+            mask, mask_row = self.operands.mask(batch, head, query), b.arg("mask_query")
+        keys, visible = self._keys(batch, query)
+        q = self.operands.row(0, batch, query, head)
+        self._call(0, queries, [q, self.k, self.v, mask, self.key_mask, out, queries, keys, visible, mask_row,
+                                self.rest, *self.more(batch, head, query)])
+        if spec.spread:
+            group = b.div(head, spec.group)
+            blind = BlindQueries(self.operands, batch, query, queries, self.keys,
+                                 self.key_mask if spec.key_mask is not None else None)
+            for channel in range(0, spec.head_size, LANES):
+                blind.fill(group, [head], constant(I64, channel), min(LANES, spec.head_size - channel))
 
     def _call(self, index: int, queries: Value, args: list[Value]) -> None:
         """The narrowest tile that takes all the queries."""
@@ -142,20 +149,12 @@ class Driver(ABC):
             with narrow:
                 self._call(index + 1, queries, args)
 
-    def _mask(self, batch: Value, head: Value, query: Value) -> tuple[Value, Value]:
-        b = self.b
-        if self.spec.mask is None:
-            return ir.Constant(PTR, None), ir.Constant(I64, 0)
-        steps = [b.mul(index, b.arg(n)) for index, n in zip((batch, head, query), MASK_SIZES, strict=True)]
-        return b.at(b.arg("mask"), b.add(b.add(steps[0], steps[1]), steps[2]), F32), b.arg("mask_query")
-
-    def _keys(self, query: Value) -> tuple[Value, Value]:
+    def _keys(self, batch: Value, query: Value) -> tuple[Value, Value]:
         """How many keys the tile reads, and the last one its first query sees."""
         b, keys = self.b, self.keys
         if not self.spec.causal:
             return keys, ir.Constant(I64, 0)
-        last = b.add(query, b.sub(keys, self.count))
+        first = b.sub(keys, self.count) if self.spec.packed else self.operands.visible(batch)
         # The same keys for every tier's tiles, and at least one: a query that sees none is NaN by its -inf scores.
         block = b.mul(b.add(b.div(query, WIDEST), 1), WIDEST)
-        seen = b.add(block, b.sub(keys, self.count))
-        return b.imin(keys, b.imax(seen, 1)), last
+        return b.imin(keys, b.imax(b.add(block, first), 1)), b.add(query, first)

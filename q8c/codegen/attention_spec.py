@@ -6,10 +6,12 @@ from dataclasses import dataclass
 
 from q8c.codegen.builder import LANES
 from q8c.codegen.targets import Tier
-from q8c.errors import CompileError
 from q8c.ir.dims import Dim
-from q8c.ir.graph import Node
+from q8c.ir.graph import Node, Value
+from q8c.ir.memory import rows_held
 from q8c.ir.ops import attributes
+
+MASK_SIZES = ("mask_batch", "mask_head", "mask_query")
 
 
 @dataclass(frozen=True)
@@ -21,9 +23,12 @@ class AttentionSpec:
         strides, offsets: of q, k, v in elements: from one token to the next, and to the first head's channels.
         split: whether q, k, v are [batch, heads, seq, size], a head's tokens together, and not [batch, seq, channels].
         mask: None, or which of its axes are there beside batch and heads: "", "q", "k" or "qk" (others have size 1).
-        causal: query i sees keys up to i + (keys - queries).
+        causal: query i sees keys up to i + (keys - queries), with `lengths` up to i + the length of its batch item.
         nan_to_zero: a query that sees no key, or whose weights are NaN, gets 0 instead of NaN.
         packed: q, k and v are rows of one sequence after the other, which attend to their own.
+        key_mask: the element type of the mask of keys that are seen (not 0), if there is one.
+        spread: a query that sees no key gets the mean of all values up to the last key any query may see.
+        cached: there may be more keys than queries.
     """
 
     heads: int
@@ -37,6 +42,15 @@ class AttentionSpec:
     nan_to_zero: bool = False
     split: tuple[bool, bool, bool] = (False, False, False)
     packed: bool = False
+    key_mask: str | None = None
+    lengths: bool = False
+    spread: bool = False
+    cached: bool = False
+
+    @property
+    def group(self) -> int:
+        """Query heads that share keys and values."""
+        return self.heads // self.kv_heads
 
     @property
     def channels(self) -> int:
@@ -47,6 +61,16 @@ class AttentionSpec:
     def pitch(self) -> int:
         """Elements from one key to the next in scratch."""
         return -(-self.head_size // LANES) * LANES
+
+    @property
+    def key_step(self) -> int:
+        """Elements from a head's key to that of the next token."""
+        return self.head_size if self.split[1] else self.strides[1]
+
+    @property
+    def value_step(self) -> int:
+        """Elements from a head's value to that of the next token."""
+        return self.head_size if self.split[2] else self.strides[2]
 
     @property
     def mask_has_queries(self) -> bool:
@@ -70,38 +94,56 @@ class AttentionSpec:
         parts += [f"mask{self.mask}"] if self.mask is not None else []
         parts += ["causal"] if self.causal else []
         parts += ["nan0"] if self.nan_to_zero else []
-        parts += ["packed"] if self.packed else []
+        parts += [f"keys{self.key_mask}"] if self.key_mask is not None else []
+        flags = ("lengths", "spread", "packed", "cached")
+        parts += [flag for flag in flags if getattr(self, flag)]
         parts += [tile] if tile else []
         return f"{'_'.join(parts)}__{tier.name.replace('-', '')}"
 
 
 def attention_spec(node: Node) -> AttentionSpec:
-    """The spec of an `attention` or `packed_attention` node. Raises CompileError for what the kernels cannot do yet."""
+    """The spec of an `attention` or `packed_attention` node."""
     a = attributes(node)
-    if node.op == "attention" and any(v is not None for v in node.inputs[4:]):
-        raise CompileError(f"{node}: there is no kernel for attention with a key mask or lengths")
-    if a["spread"]:
-        raise CompileError(f"{node}: there is no kernel for attention with spread")
     q, k, v = (int(str(node.input(i).shape[-1])) for i in range(3))  # type inference has refused symbolic ones
     split = (node.input(0).type.rank == 4, node.input(1).type.rank == 4, node.input(2).type.rank == 4)
-    packed = node.op == "packed_attention"
-    mask = node.inputs[3] if len(node.inputs) > 3 and not packed else None
+    mask, key_mask, lengths = _optional(node)
     axes = None if mask is None else "".join(n for n, size in zip("qk", mask.shape[2:], strict=True) if size != 1)
-    return AttentionSpec(a["heads"], a["kv_heads"], a["head_size"], a["scale"], (q, k, v), a["offsets"], axes,
-                         a["causal"], a["nan_to_zero"], split, packed)
+    packed = node.op == "packed_attention"
+    return AttentionSpec(
+        a["heads"], a["kv_heads"], a["head_size"], a["scale"], (q, k, v), a["offsets"], axes, a["causal"],
+        a["nan_to_zero"], split, packed, None if key_mask is None else key_mask.dtype.value, lengths is not None,
+        a["spread"], not packed and node.input(0).shape[-2] != node.input(1).shape[-2])
+
+
+def _optional(node: Node) -> tuple[Value | None, Value | None, Value | None]:
+    """Mask, key mask and lengths."""
+    found: list[Value | None] = [] if node.op == "packed_attention" else list(node.inputs[3:])
+    mask, key_mask, lengths = (*found, None, None, None)[:3]
+    return mask, key_mask, lengths
+
+
+def size_names(spec: AttentionSpec) -> list[str]:
+    """The names of `attention_sizes`."""
+    rows = [f"{n}_rows" for n, split in zip("kv", spec.split[1:], strict=True) if split and not spec.packed]
+    return ["batch", "queries", "keys", *rows, *(MASK_SIZES if spec.mask is not None else []),
+            *(["key_mask_batch"] if spec.key_mask is not None else [])]
 
 
 def attention_sizes(node: Node) -> tuple[Dim, ...]:
-    """Batch, queries, keys; and with a mask, elements from one batch item, head and query to the next (0: shared).
+    """Batch, queries, keys; of k and v whose heads are split off, rows from one head to the next; with a mask, elements
+    from one batch item, head and query to the next (0: shared); with a key mask, from one batch item to the next.
     Queries and keys of packed rows are the most a sequence can have."""
     if node.op == "packed_attention":
         longest = attributes(node)["longest"]
         return node.input(3).shape[0] - 1, longest, longest
     q, k = node.input(0), node.input(1)
     sizes: list[Dim] = [q.shape[0], q.shape[-2], k.shape[-2]]
-    mask = node.inputs[3] if len(node.inputs) > 3 else None
+    sizes += [rows_held(v) for v in (k, node.input(2)) if v.type.rank == 4]
+    mask, key_mask, _ = _optional(node)
     if mask is not None:
         _, heads, queries, keys = mask.shape
         steps: list[Dim] = [heads * queries * keys, queries * keys, keys]
         sizes += [0 if size == 1 else step for size, step in zip(mask.shape[:3], steps, strict=True)]
+    if key_mask is not None:
+        sizes.append(0 if key_mask.shape[0] == 1 else key_mask.shape[1])
     return tuple(sizes)

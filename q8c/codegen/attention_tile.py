@@ -185,6 +185,8 @@ class TileEmitter:
         elif spec.mask is not None:
             element = b.at(b.arg("mask"), key if spec.mask_has_keys else 0, F32)
             score = b.add(score, b.splat(b.load(F32, element)))
+        if spec.key_mask is not None:
+            score = b.add(score, b.splat(b.load(F32, b.at(b.arg("key_mask"), key, F32))))
         if spec.causal:
             behind = b.trunc(b.sub(b.sub(key, b.arg("visible")), lane), I32)
             score = b.select(b.icmp(">=", b.iota(), b.splat(behind, V16I)), score, NEGATIVE_INFINITY)

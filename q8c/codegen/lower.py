@@ -27,6 +27,9 @@ from q8c.ir.memory import CACHE_LINE, round_up, stored_bytes
 from q8c.ir.work import NO_CODE
 
 EmitKernel = Callable[[ir.Module, Tier, Node], Kernel]
+SHARED = Place("shared")
+"""The last slot, for what steps of a kernel leave to each other; as every call that uses it writes it, those of two
+nodes are never in a phase together."""
 PIECE = 1500
 """Nanoseconds of work that are worth drawing (some 100 ns where threads meet at the counter)."""
 PIECES_PER_THREAD = 8
@@ -64,16 +67,19 @@ def schedule(graph: Graph, module: ir.Module, tier: Tier, kernels: Callable[[Nod
     for number, node in enumerate(graph.nodes):
         if node.op in NO_CODE:
             continue
-        kernel = kernels(node)(module, tier, node)
         operands = [(places[v], v, i) for i, v in enumerate(node.inputs) if v is not None]
         results = [(places[v], v, -1) for v in node.outputs]
-        calls.append(Call(node, number, kernel, (*operands, *results), frozenset(p for p, _, _ in operands),
-                          frozenset(p for p, _, _ in results), floordiv(cost_of(node), PIECE) + 1))
+        for kernel in kernels(node)(module, tier, node).steps:
+            written = {p for p, _, _ in results} | ({SHARED} if kernel.shared is not None else set())
+            calls.append(Call(node, number, kernel, (*operands, *results), frozenset(p for p, _, _ in operands),
+                              frozenset(written), floordiv(cost_of(node), PIECE) + 1))
     scratch = dim_max(0, *(round_up(c.kernel.scratch, CACHE_LINE) for c in calls if c.kernel.scratch is not None))
+    shared = dim_max(0, *(c.kernel.shared for c in calls if c.kernel.shared is not None))
     pieces = [c.pieces for c in calls if not c.kernel.draws]
     starts = [start_in_slot(v, slots) for call in calls for place, v, _ in call.pointers if place.kind == "slot"]
     sizes = [*(s for call in calls for s in call.kernel.sizes), *pieces, *starts, scratch]
-    frame = Frame(len(graph.inputs), len(graph.outputs), frames.distinct(sizes), tuple(slots), scratch)
+    frame = Frame(len(graph.inputs), len(graph.outputs), frames.distinct(sizes),
+                  (*slots, *([shared] if shared != 0 else [])), scratch)
     return Schedule(phases_of(calls), frame, len(graph.nodes))
 
 
@@ -163,14 +169,16 @@ class Entry:
             frame = self.plan.frame
             first = b.at(self.arena, self.word(frame.slot(len(frame.slots))))
             args.append(b.at(first, b.mul(self.tid, self.size(frame.scratch))))
+        if kernel.shared is not None:
+            args.append(b.at(self.arena, self.word(self.plan.frame.slot(len(self.plan.frame.slots) - 1))))
         if kernel.reports:
             args += [self.frame, ir.Constant(I64, call.number)]
-        self.stamp(2 * call.number)
+        self.stamp(2 * call.number, again=False)
         if kernel.draws:
             self.call_kernel(call, [*args, self.threads, b.queue()])
         else:
             self.pieces(call, args)
-        self.stamp(2 * call.number + 1)
+        self.stamp(2 * call.number + 1, again=True)
 
     def pieces(self, call: Call, args: Sequence[Code]) -> None:
         """Draw pieces until there are no more; a thread alone takes all as one."""
@@ -192,7 +200,11 @@ class Entry:
             raise CompileError(f"{call.node}: the call of {function.name} does not fit its parameters")
         self.b.ir.call(function, args)
 
-    def stamp(self, index: int) -> None:
-        """Note the time in the thread's stamps, if anybody wants it: else a branch that is always predicted."""
-        with self.b.if_(self.timed, likely=False):
-            self.b.store(self.b.clock(), self.b.ir.inttoptr(self.b.add(self.stamps, 8 * index), PTR))
+    def stamp(self, index: int, again: bool) -> None:
+        """Note the time in the thread's stamps, if anybody wants it: else a branch that is always predicted. Where
+        there is a time, it is the first step's of the same node: only `again` puts another in its place."""
+        b = self.b
+        with b.if_(self.timed, likely=False):
+            address = b.ir.inttoptr(b.add(self.stamps, 8 * index), PTR)
+            noted = b.load(I64, address)
+            b.store(b.clock() if again else b.select(b.icmp("==", noted, 0), b.clock(), noted), address)

@@ -108,8 +108,8 @@ def test_batch_mates_positions_and_other_queries_change_no_bit() -> None:
     case = Case(merged=False)
     feeds = case.feeds(np.random.default_rng(5), 1, 49, 30)
     together = run(case, feeds)
-    for n in (0, 15, 31, 32, 48):
-        assert (run(case, {**feeds, "q": feeds["q"][:, n:n + 1]}) == together[:, n:n + 1]).all()
+    for n in (0, 15, 31, 32):  # more than go in float32
+        assert (run(case, {**feeds, "q": feeds["q"][:, n:n + 17]}) == together[:, n:n + 17]).all()
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])

@@ -30,7 +30,8 @@ LOWEST = float(np.finfo(np.float32).min)
 @dataclass(frozen=True)
 class Case:
     """The static half of an attention node. `merged`: q, k and v are one value; else keys have a length of their own,
-    and those of `split` have their heads split off. `mask` is its shape in the graph's symbols."""
+    and those of `split` have their heads split off. `mask` is its shape in the graph's symbols, `key_mask` the key
+    mask's type. With `square` the graph says that keys are as many as queries."""
 
     heads: int = 2
     size: int = 32
@@ -41,6 +42,10 @@ class Case:
     causal: bool = False
     nan_to_zero: bool = False
     scale: float = 0.125
+    key_mask: str = ""
+    lengths: bool = False
+    spread: bool = False
+    square: bool = False
 
     def graph(self) -> Graph:
         """The graph of the one node."""
@@ -56,35 +61,46 @@ class Case:
                      f"%k: f32[batch, {self.kv_heads}, keys, {self.size}]",
                      f"%v: f32[batch, {self.kv_heads}, keys, {self.size}]"]
             values = [own if n in self.split else v for n, own, v in zip("qkv", split, values, strict=True)]
-        if self.mask:
-            values.append(f"%m: f32[{self.mask}]")
-            operands += ", %m"
+            values = [v.replace("keys", "seq") for v in values] if self.square else values
+        optional = {"m": f"f32[{self.mask}]" if self.mask else "", "seen": self.key_mask,
+                    "lengths": "i64[batch]" if self.lengths else ""}
+        values += [f"%{n}: {t}" for n, t in optional.items() if t]
+        operands += "".join(f", %{n}" if t else ", -" for n, t in optional.items())
         return parse_graph(f"""graph @attention({", ".join(values)}) {{
             %y: f32[batch, seq, {q}] = attention({operands}) {{heads = {self.heads}, kv_heads = {self.kv_heads},
               head_size = {self.size}, scale = {self.scale!r}, causal = {str(self.causal).lower()},
-              nan_to_zero = {str(self.nan_to_zero).lower()}, offsets = {offsets}}}
+              nan_to_zero = {str(self.nan_to_zero).lower()}, offsets = {offsets},
+              spread = {str(self.spread).lower()}}}
             return %y as "y"
         }}""")
 
     def feeds(self, rng: np.random.Generator, batch: int, seq: int, keys: int | None = None) -> dict[str, Array]:
-        """Gaussian inputs, a mask of small numbers."""
+        """Gaussian inputs, a mask of small numbers; a third of the keys is hidden, not the first; any lengths."""
         env = {"batch": batch, "seq": seq, "keys": seq if keys is None else keys}
         shapes = {v.name: tuple(evaluate(d, env) for d in v.shape) for v in self.graph().inputs}
-        return {name: rng.standard_normal(shape).astype(np.float32) for name, shape in shapes.items()}
+        feeds: dict[str, Array] = {n: rng.standard_normal(s).astype(np.float32) for n, s in shapes.items()}
+        for value in self.graph().inputs:
+            if value.name == "seen":
+                feeds["seen"] = (rng.random(shapes["seen"]) < 0.67).astype(value.dtype.numpy)
+                feeds["seen"][:, :1] = 1
+            if value.name == "lengths":
+                feeds["lengths"] = rng.integers(0, env["keys"] - seq + 1, batch)
+        return feeds
 
 
 @cache
-def _kernel(case: Case, tier: Tier) -> tuple[Kernel, str, Loaded, Graph]:
+def _kernel(case: Case, tier: Tier) -> tuple[Kernel, Loaded, Graph]:
     graph = case.graph()
     module = new_module("attention")
     kernel = attention_kernel(module, tier, graph.nodes[0])
-    kernel.function.linkage = "external"
-    return kernel, kernel.function.name, Loaded(compile_module(module, tier)), graph
+    for step in kernel.steps:
+        step.function.linkage = "external"
+    return kernel, Loaded(compile_module(module, tier)), graph
 
 
 def run(case: Case, feeds: Mapping[str, Array], tier: Tier, threads: int = 1) -> Array:
     """The kernel's result, as many pieces run in turn; arrays and scratch end at guarded pages."""
-    kernel, name, loaded, graph = _kernel(case, tier)
+    kernel, loaded, graph = _kernel(case, tier)
     env = bind_sizes(graph, feeds)
 
     def value(size: Dim) -> int:
@@ -92,10 +108,13 @@ def run(case: Case, feeds: Mapping[str, Array], tier: Tier, threads: int = 1) ->
     arrays = {n: guarded(a) for n, a in feeds.items()}
     pointers = [arrays[v.name] for v in graph.nodes[0].operands]
     result = guarded(np.full([value(d) for d in graph.outputs[0].shape], 77, np.float32))
-    assert kernel.scratch is not None
-    for tid in reversed(range(threads)):
-        scratch = guarded(np.full(value(kernel.scratch) // 4, np.nan, np.float32))
-        loaded(name, *pointers, result, *map(value, kernel.sizes), scratch, tid, threads)
+    shared = guarded(np.full(value(kernel.shared or 0) // 4, np.nan, np.float32))
+    for step in kernel.steps:
+        assert step.scratch is not None
+        for tid in reversed(range(threads)):
+            scratch = guarded(np.full(value(step.scratch) // 4, np.nan, np.float32))
+            loaded(step.function.name, *pointers, result, *map(value, step.sizes), scratch,
+                   *([] if step.shared is None else [shared]), tid, threads)
     return np.array(result)
 
 

