@@ -23,6 +23,7 @@ from q8c.ir.dims import Dim, Expr, dim_max, to_program
 from q8c.ir.graph import Value
 from q8c.measure import Measured, quantization_error
 from q8c.passes.calibration import checked_feeds
+from q8c.passes.lift_quantized import LiftQuantized
 from q8c.passes.manager import Observer, Report, run_passes
 from q8c.passes.pipeline import Options, pipeline
 from q8c.products import Product, product_names, products_of
@@ -107,6 +108,8 @@ def compile_model(model: Source, output: str | os.PathLike[str] | None = None, *
             options = replace(options, feeds=checked_feeds(graph, options.feeds))
             passes = pipeline(options)
         imported = clone(graph)
+        if options.quantize:  # the error is that of q8c's own rounding, not its distance from a quantized file's
+            run_passes(imported, (LiftQuantized(),))
     with Generators(_helpers(graph, tiers)) as generators:
         with stages.stage("passes"):
             report = run_passes(graph, passes, observers=observers)

@@ -23,8 +23,9 @@ class Product:
 
 
 def product_names(graph: Graph) -> list[str]:
-    """The nodes of the model behind the matrix products of a graph as imported."""
-    return [n.source[0] if n.source else f"%{n.output.name}" for n in graph.nodes if n.op == "matmul"]
+    """The nodes of the model behind the matrix products of a graph as imported, each once."""
+    products = (n for n in graph.nodes if n.op in ("matmul", "matmul_integer"))
+    return list(dict.fromkeys(n.source[0] if n.source else f"%{n.output.name}" for n in products))
 
 
 def products_of(graph: Graph, names: list[str], report: Report, quantize: bool) -> tuple[Product, ...]:

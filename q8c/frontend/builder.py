@@ -23,6 +23,8 @@ class Builder:
 
     def emit(self, op: str, *inputs: Tensor | None, **attrs: Attr) -> Tensor:
         """The first output of an op. Raises CompileError where operands do not fit."""
+        while inputs and inputs[-1] is None:
+            inputs = inputs[:-1]
         known = self._compute(op, inputs, attrs)
         if known is not None:
             return known

@@ -80,8 +80,12 @@ class Weights:
                 self._arrays[name] = sparse_to_array(self._sparse[name], self._folder)
             else:
                 tensor, raw = self._dense[name]
-                self._arrays[name] = to_array(tensor, self._folder, raw)
+                self._arrays[name] = to_array(tensor, self._folder, raw, four_bits=True)
         return self._arrays[name]
+
+    def elem_type(self, name: str) -> int | None:
+        """ONNX's number of an initializer's element type, None if there is no such initializer."""
+        return self._dense[name][0].data_type if name in self._dense else None
 
     def tensor(self, data: onnx.TensorProto) -> Array:
         """The elements of a tensor attribute, whose external data lies where the initializers' does."""

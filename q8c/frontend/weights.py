@@ -19,6 +19,8 @@ WIDENED = {"FLOAT16": DType.f32, "BFLOAT16": DType.f32}
 _NAMES = {"FLOAT": DType.f32, "DOUBLE": DType.f64, "INT8": DType.i8, "INT16": DType.i16, "INT32": DType.i32,
           "INT64": DType.i64, "UINT8": DType.u8, "UINT16": DType.u16, "UINT32": DType.u32, "UINT64": DType.u64,
           "BOOL": DType.bool, **WIDENED}
+FOUR_BITS = {"INT4": DType.i8, "UINT4": DType.u8}
+"""Element types of initializers, two elements in a byte, and what they are read as."""
 _SPARSE_LIMIT = 2**24  # elements of a sparse tensor written out
 
 
@@ -45,8 +47,11 @@ def border_type(elem_type: int, what: str) -> DType:
     return DType.f16 if type_name(elem_type) == "FLOAT16" else compute_type(elem_type, what)
 
 
-def to_array(tensor: onnx.TensorProto, folder: Path | None, raw: memoryview | None = None) -> Array:
+def to_array(tensor: onnx.TensorProto, folder: Path | None, raw: memoryview | None = None, *,
+             four_bits: bool = False) -> Array:
     """A tensor's elements in the type q8c computes with; `raw` is its data where that was split off.
+
+    Four-bit integers are read, as bytes, only if asked for: most ops on them would wrap where q8c's do not.
 
     Data of the file and of files beside it is mapped, not read, where no conversion is due. Raises CompileError where
     size and data do not agree or the data is not in the model's folder.
@@ -54,9 +59,12 @@ def to_array(tensor: onnx.TensorProto, folder: Path | None, raw: memoryview | No
     from onnx import TensorProto, numpy_helper
 
     what = f"tensor {tensor.name!r}"
-    dtype = compute_type(tensor.data_type, what)
+    packed = FOUR_BITS.get(type_name(tensor.data_type)) if four_bits else None
+    dtype = packed or compute_type(tensor.data_type, what)
     if any(d < 0 for d in tensor.dims):
         raise CompileError(f"{what}: the shape {list(tensor.dims)} has a negative size")
+    if packed is not None and (raw is not None or tensor.data_location == TensorProto.EXTERNAL):
+        return _unpacked(tensor, folder, raw, packed)
     if tensor.data_location == TensorProto.EXTERNAL:
         return _external(tensor, folder, dtype)
     try:
@@ -69,6 +77,25 @@ def to_array(tensor: onnx.TensorProto, folder: Path | None, raw: memoryview | No
         raise CompileError(f"{what}: its data does not fit {type_name(tensor.data_type)}{list(tensor.dims)}: "
                            f"{_one_line(error)}") from error
     return _widen(np.asarray(array), tensor.data_type, dtype)
+
+
+def _unpacked(tensor: onnx.TensorProto, folder: Path | None, raw: memoryview | None, dtype: DType) -> Array:
+    """Four-bit elements, each in a byte of its own."""
+    import onnx
+
+    count = 1
+    for d in tensor.dims:
+        count *= d
+    pairs = onnx.TensorProto(name=tensor.name, data_type=onnx.TensorProto.UINT8, dims=[-(-count // 2)],
+                             external_data=tensor.external_data, data_location=tensor.data_location)
+    found = unpack(to_array(pairs, folder, raw), 4)[:count].reshape(tuple(tensor.dims))
+    return np.where(found > 7, found - 16, found).astype(np.int8) if dtype is DType.i8 else found
+
+
+def unpack(packed: Array, bits: int) -> Array:
+    """The numbers of 2, 4 or 8 bits in unsigned bytes, the lowest bits first; the last axis grows."""
+    parts = [(packed >> shift) & ((1 << bits) - 1) for shift in range(0, 8, bits)]
+    return np.stack(parts, axis=-1).reshape(*packed.shape[:-1], packed.shape[-1] * len(parts))
 
 
 def _stored(tensor: onnx.TensorProto, dtype: DType) -> np.dtype[np.generic]:

@@ -4,6 +4,7 @@ Q8 (weights, offline): uint8 with zero point 127. A weight [depth, cols] has one
 per column and block of 32, 64 or 128 steps of depth (`q8-block32` ...), the last block being what is left:
     scale = max(absmax / 127, SCALE_FLOOR),  u = clip(round_half_even(w / scale), -127, 127) + 127,
     w ~ scale * (u - 127).
+Where weights are multiples of a step already, as those of a quantized file, the scale is that step if it is nearer.
 R8 (activations, on the fly): int8 in [-127, 127], blocks of a row as in the weight it meets, symmetric
     scale = max(absmax / 127, SCALE_FLOOR),  q = clip(round_half_even(x * (1 / scale)), -127, 127),
     x ~ scale * q,
@@ -23,6 +24,7 @@ from numpy.typing import NDArray
 
 from q8c.errors import CompileError
 from q8c.ir.graph import Array
+from q8c.ir.own_steps import own_steps
 
 QMAX = 127
 ZERO_POINT = 127
@@ -57,9 +59,26 @@ def quantize_weight(w: Array, block: int = 0) -> tuple[NDArray[np.uint8], NDArra
     parts = _blocks(w.astype(np.float32, copy=False), block, axis=0)
     absmax = np.abs(parts).max(axis=1, initial=0.0)
     scale = np.maximum(absmax / np.float32(QMAX), np.float32(SCALE_FLOOR))
+    steps = own_steps(parts)
+    if steps is not None:
+        scale = _nearer(parts, scale, steps)
     q = np.clip(np.rint(parts / scale[:, None]), -QMAX, QMAX)
     u = (q + ZERO_POINT).astype(np.uint8).reshape(-1, w.shape[1])[:w.shape[0]]
     return u, scale if block else scale[0]
+
+
+def has_own_steps(w: Array, block: int = 0) -> bool:
+    """Whether a float weight [depth, cols] is made of steps already, each column or block of its own."""
+    return own_steps(_blocks(w.astype(np.float32, copy=False), block, axis=0)) is not None
+
+
+def _nearer(parts: Array, scale: Array, steps: Array) -> Array:
+    """For each block the scale that leaves the smaller squared error: its own, or the step of its weights."""
+    def error(s: Array) -> Array:
+        return np.asarray(((np.clip(np.rint(parts / s[:, None]), -QMAX, QMAX) * s[:, None] - parts)**2).sum(axis=1))
+
+    own = np.where(steps >= SCALE_FLOOR, steps, scale)
+    return np.asarray(np.where(error(own) <= error(scale), own, scale), dtype=np.float32)
 
 
 def dequantize_weight(u: Array, scale: Array, block: int = 0) -> NDArray[np.float32]:

@@ -44,8 +44,13 @@ class BalanceScales(Pass):
                 groups.setdefault(node.input(0), []).append(node)
         rows = self.calibration.rows(graph, groups, report)
         changed = False
+        block = q8.block_size(self.format)
         for x, products in groups.items() if rows else ():
-            f = best_factors(rows[x], [weight_array(p) for p in products], q8.block_size(self.format))
+            weights = [weight_array(p) for p in products]
+            if any(q8.has_own_steps(w, block) for w in weights):
+                report.decline(products[0], "its weights are 8-bit numbers already, which factors would round again")
+                continue
+            f = best_factors(rows[x], weights, block)
             if len(rows[x]) < MIN_ROWS:
                 report.decline(products[0], f"%{x.name} took {len(rows[x])} rows, balancing wants {MIN_ROWS} to go by")
             elif (f == 1).all():

@@ -21,6 +21,9 @@ from q8c.passes.fuse_rotary import FuseRotary
 from q8c.passes.fuse_softmax import FuseSoftmax
 from q8c.passes.insert_dynamic_quantize import InsertDynamicQuantize
 from q8c.passes.keep_cache import KeepCache
+from q8c.passes.lift_quantized import LiftQuantized
+from q8c.passes.lower_integer_products import LowerIntegerProducts
+from q8c.passes.lower_quantized import LowerQuantized
 from q8c.passes.manager import Pass
 from q8c.passes.merge_matmuls import MergeMatmuls
 from q8c.passes.own_outputs import OwnOutputs
@@ -65,6 +68,8 @@ def pipeline(options: Options) -> tuple[Pass, ...]:
     """The passes of one compilation, in order."""
     calibration = Calibration(options.feeds)
     return (
+        *_lifted(options),
+        LowerQuantized(),         # what is left of a file's own 8-bit arithmetic, as the file prescribes it
         Canonicalize(),           # one spelling for one meaning, so that every later pattern has few
         FoldConstants(),          # transposed weights and constant arithmetic, which patterns want as constants
         SettleSizes(),            # past + seq by that name, so that what reads a whole axis is seen to
@@ -81,11 +86,17 @@ def pipeline(options: Options) -> tuple[Pass, ...]:
         ReduceRows(),             # what no pattern took; loops want rows
         EliminateDeadCode(),      # so that the passes that ask who reads a value see only what is needed
         *_linear(options, calibration),
+        LowerIntegerProducts(),   # behind all that quantizes: these are exact
         *_packed(options),
         FuseLoops(parts=False),   # whatever elementwise and row work is left, one pass over rows each
         OwnOutputs(),             # kernels write outputs into the caller's arrays
         PlanMemory(),             # last: slots are for the values that are left
     )
+
+
+def _lifted(options: Options) -> tuple[Pass, ...]:
+    # an already quantized file: its numbers are taken, its roundings while it runs are q8c's to do
+    return (LiftQuantized(),) if options.quantize else ()
 
 
 def _packed(options: Options) -> tuple[Pass, ...]:
@@ -119,4 +130,5 @@ def _linear(options: Options, calibration: Calibration) -> tuple[Pass, ...]:
 PASSES: dict[str, type[Pass]] = {kind.name: kind for kind in (
     BalanceScales, Canonicalize, ChooseFormats, EliminateDeadCode, FoldConstants, FoldWeights, FuseAttention, FuseGelu,
     FuseLayerNorm, FuseLinear, FuseLoops, FuseRmsNorm, FuseRotary, FuseSoftmax, InsertDynamicQuantize, KeepCache,
-    MergeMatmuls, OwnOutputs, PackRows, PlanMemory, ReduceRows, SettleSizes, ShareCommon, SinkReshapes)}
+    LiftQuantized, LowerIntegerProducts, LowerQuantized, MergeMatmuls, OwnOutputs, PackRows, PlanMemory, ReduceRows,
+    SettleSizes, ShareCommon, SinkReshapes)}

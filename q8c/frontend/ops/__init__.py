@@ -11,10 +11,12 @@ from q8c.frontend.ops import (
     einsum,
     elementwise,
     movement,
+    nbits,
     nn,
+    quantized,
     reduce,
     shape,
 )
 
 __all__ = ["attention", "constants", "contrib", "contrib_attention", "contrib_rotary", "conv", "einsum", "elementwise",
-           "movement", "nn", "reduce", "shape"]
+           "movement", "nbits", "nn", "quantized", "reduce", "shape"]

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from q8c.frontend.ops.contrib_rotary import rotate
 from q8c.frontend.registry import MICROSOFT, Call, importer
-from q8c.frontend.tensor import Tensor, from_size
+from q8c.frontend.tensor import Tensor, constant, from_size
 from q8c.ir.dims import Dim
 from q8c.ir.types import DType
 
@@ -25,8 +25,8 @@ def attention(c: Call) -> list[Tensor | None]:
     projected = []
     for start, size in zip(starts, parts, strict=True):
         # three products, as the model had them before they were merged: they are merged again where that pays
-        y = c.emit("matmul", c.input(0), c.builder.slice_axis(w, 1, start, size))
-        projected.append(y if bias is None else c.emit("add", y, c.builder.slice_axis(bias, 0, start, size)))
+        y = c.emit("matmul", c.input(0), part(c, w, start, size))
+        projected.append(y if bias is None else c.emit("add", y, part(c, bias, start, size)))
     return self_attention(c, projected, Operands(mask=3, past=4, bias=5))
 
 
@@ -36,7 +36,7 @@ class Operands:
 
     mask: int
     past: int
-    bias: int
+    bias: int | None = None
 
 
 def self_attention(c: Call, projected: Sequence[Tensor], at: Operands) -> list[Tensor | None]:
@@ -51,7 +51,7 @@ def self_attention(c: Call, projected: Sequence[Tensor], at: Operands) -> list[T
     if past is not None:
         k, v = (c.emit("concat", c.builder.reshape(c.builder.slice_axis(past, 0, i, 1), past.shape[1:]), t, axis=2)
                 for i, t in enumerate((k, v)))
-    masks = [key_mask(c, c.optional(at.mask), q, k), c.optional(at.bias)]
+    masks = [key_mask(c, c.optional(at.mask), q, k), None if at.bias is None else c.optional(at.bias)]
     if c.attr_int("unidirectional", 0):
         masks.append(causal_mask(c, q, k))
     y = attend(c, q, k, v, scale_of(c, q), masks)
@@ -59,6 +59,13 @@ def self_attention(c: Call, projected: Sequence[Tensor], at: Operands) -> list[T
         return [y]
     stacked = [c.builder.reshape(t, (1, *t.shape)) for t in (k, v)]
     return [y, c.emit("concat", *stacked, axis=0)]
+
+
+def part(c: Call, x: Tensor, start: int, size: int) -> Tensor:
+    """Some columns of an operand, taken at once where it is constant."""
+    if x.known is not None and not x.is_symbolic:
+        return constant(x.known[..., start:start + size], x.name)
+    return c.builder.slice_axis(x, x.rank - 1, start, size)
 
 
 def qkv_widths(c: Call, total: Dim) -> list[int]:
