@@ -194,8 +194,8 @@ def test_models_that_onnx_runtime_quantized(form: str, activation: str, tmp_path
     if form.startswith("dynamic"):
         ort.quantize_dynamic(plain, quantized, per_channel=columns, weight_type=weight)
     else:
-        ort.quantize_static(plain, quantized, _Reader(rows), per_channel=columns,
-                            quant_format=getattr(ort.QuantFormat, form.split()[0]), op_types_to_quantize=["MatMul", "Relu"],
+        layout = getattr(ort.QuantFormat, form.split()[0])
+        ort.quantize_static(plain, quantized, _Reader(rows), layout, ["MatMul", "Relu"], per_channel=columns,
                             activation_type=ort.QuantType.QInt8 if signed else ort.QuantType.QUInt8)
     result = q8c.compiler.compile_model(quantized, tmp_path / "m.q8c")
     assert [p.form for p in result.products] == ["int8"] * 2
