@@ -13,6 +13,7 @@ from onnx import TensorProto, helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
 
 import q8c
+from q8c.compiler import compile_model
 from q8c.errors import UnsupportedError
 from q8c.frontend import import_onnx
 from q8c.ir import interpret
@@ -197,7 +198,7 @@ def test_models_that_onnx_runtime_quantized(form: str, activation: str, tmp_path
         layout = getattr(ort.QuantFormat, form.split()[0])
         ort.quantize_static(plain, quantized, _Reader(rows), layout, ["MatMul", "Relu"], per_channel=columns,
                             activation_type=ort.QuantType.QInt8 if signed else ort.QuantType.QUInt8)
-    result = q8c.compiler.compile_model(quantized, tmp_path / "m.q8c")
+    result = compile_model(quantized, tmp_path / "m.q8c")
     assert [p.form for p in result.products] == ["int8"] * 2
     sessions = [onnxruntime.InferenceSession(str(p), providers=["CPUExecutionProvider"]) for p in (plain, quantized)]
     wanted, theirs = (np.asarray(s.run(None, {"x": rows})[0]) for s in sessions)
