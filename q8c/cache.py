@@ -35,7 +35,7 @@ def load_onnx(model: str, *, threads: int | None = None, tier: str | None = None
     """
     require_compiler()
     from q8c.compiler import compile_model, tiers_of
-    target = tiers_of(tier or "native")[0].name
+    target = tiers_of(tier or "native", {})[0].name
     path = _place(model, target)
     if path.exists() and not fresh:
         try:

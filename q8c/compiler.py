@@ -4,7 +4,7 @@ from __future__ import annotations
 import contextlib
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -94,8 +94,7 @@ def compile_model(model: Source, output: str | os.PathLike[str] | None = None, *
     options = options or Options()
     _check_options(options)
     passes = pipeline(options)
-    # a model that is to stay fp32 is computed in fp32, whatever else the numerics would allow
-    tiers = tiers_of(target, options.numerics if options.quantize else "reproducible")
+    tiers = tiers_of(target, _described(options))
     path = output_path(model, output)
     stages = _Stages(progress)
     with stages.stage("import"):
@@ -147,12 +146,17 @@ def _helpers(graph: Graph, tiers: Sequence[Tier]) -> int:
     return 0 if len(graph.nodes) < _SMALL else min(len(tiers), cpu.count() - 1)
 
 
-def tiers_of(target: str, numerics: str = "fast") -> tuple[Tier, ...]:
-    """The tiers a target names, oldest first, each with what the numerics add to it.
+def tiers_of(target: str, options: Mapping[str, Any]) -> tuple[Tier, ...]:
+    """The tiers a target names, oldest first, with the numerics that options, as a manifest has them, ask for.
 
     Raises CompileError for an unknown target, or a CPU that has none.
     """
-    return tuple(t.with_extras(*t.fast_extras) if numerics == "fast" else t for t in _tiers(target))
+    return tuple(with_numerics(t, options) for t in _tiers(target))
+
+
+def with_numerics(tier: Tier, options: Mapping[str, Any]) -> Tier:
+    """A tier with the numerics that options ask for: a model that is to stay fp32 is computed in fp32."""
+    return tier.fast() if options.get("numerics") == "fast" and options.get("quantize") is True else tier
 
 
 def _tiers(target: str) -> tuple[Tier, ...]:

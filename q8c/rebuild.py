@@ -7,8 +7,8 @@ from pathlib import Path
 
 from q8c.codegen.constants import packed_constants
 from q8c.codegen.generate import Generated, generate
-from q8c.codegen.targets import Tier, tier
-from q8c.compiler import Progress, describe, offsets_of, tiers_of
+from q8c.codegen.targets import tier
+from q8c.compiler import Progress, describe, offsets_of, tiers_of, with_numerics
 from q8c.errors import ArtifactError
 from q8c.ir import Graph, parse_graph
 from q8c.passes.manager import Report
@@ -28,7 +28,7 @@ def compare(path: str | os.PathLike[str], progress: Progress = lambda stage: Non
     made: list[Generated] = []
     for image in artifact.manifest.images:
         progress(f"code for {image.tier}")
-        made.append(generate(graph, _tier(image.tier, image.features), offsets))
+        made.append(generate(graph, with_numerics(tier(image.tier), artifact.manifest.model.options), offsets))
     called = _calling(describe(graph, made, Options(), Report())) == _calling(artifact.manifest.model)
     return {image.tier: called and artifact.read(image.section) == one.image.code
             and dict(image.entries) == one.image.symbols
@@ -45,7 +45,7 @@ def rebuild(path: str | os.PathLike[str], output: str | os.PathLike[str], *, tar
     artifact = Artifact(path, sha256)
     graph, offsets = _graph(artifact)
     told = artifact.manifest.model  # what is for people only is kept, and the numerics they asked for
-    tiers = tiers_of(target, str(told.options.get("numerics")))
+    tiers = tiers_of(target, told.options)
     generated: list[Generated] = [generate(graph, one, offsets) for one in tiers]
     model = replace(describe(graph, generated, Options(), Report()), options=told.options, notes=told.notes)
     with Writer(output) as writer:
@@ -55,10 +55,6 @@ def rebuild(path: str | os.PathLike[str], output: str | os.PathLike[str], *, tar
             writer.image(one.tier.name, one.tier.extras, one.image.code, one.image.symbols)
         writer.finish(model, artifact.ir)
     return Path(output)
-
-
-def _tier(name: str, features: tuple[str, ...]) -> Tier:
-    return tier(name).with_extras(*features)
 
 
 def _graph(artifact: Artifact) -> tuple[Graph, dict[str, int]]:

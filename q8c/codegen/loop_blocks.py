@@ -71,8 +71,7 @@ class _Blocks:
         self.columns, self.blocks = columns, blocks
         self.b, self.row = columns.b, columns.row
         self.results = dict(blocks.results)
-        self.stats = ["row_low", "row_high", "row_poison"] if blocks.zero_point else ["row_umax"]
-        self.dtype = DType.f32 if blocks.zero_point else DType.i32
+        self.stats = ["row_low", "row_high"] if blocks.zero_point else ["row_umax"]
 
     def unit(self, col: Value, count: Operand) -> None:
         """Columns col ... col + count - 1, at most 256."""
@@ -81,8 +80,8 @@ class _Blocks:
         present = -(-count // size) if isinstance(count, int) else UNIT // size
         lanes = 1 << (present - 1).bit_length()
         stats = [self._extremes(block) for block in range(present)]
-        stats += [[neutral(stat, self.dtype) for stat in self.stats]] * (lanes - present)
-        folded = [fold(b, parts, combiner(b, stat, self.dtype), LANES)
+        stats += [[neutral(stat, DType.i32) for stat in self.stats]] * (lanes - present)
+        folded = [fold(b, parts, combiner(b, stat, DType.i32), LANES)
                   for stat, parts in zip(self.stats, zip(*stats, strict=True), strict=True)]
         scale, inverse, zero, finite = self._step(folded, lanes)
         total = self._bytes(inverse, zero, finite, present, lanes)
@@ -103,22 +102,22 @@ class _Blocks:
     def _extremes(self, block: int) -> list[Value]:
         """A block's statistics, still 16 lanes each."""
         b = self.b
-        found = [neutral(stat, self.dtype) for stat in self.stats]
+        found = [neutral(stat, DType.i32) for stat in self.stats]
         for offset in range(block * self.blocks.block, (block + 1) * self.blocks.block, LANES):
             count = self._here(offset, LANES)
             if count == 0:
                 break
             x = self._lanes(offset, count)
-            x = x if self.blocks.zero_point else b.and_(b.bits(x), ABS_BITS)
+            bits = b.bits(x) if self.blocks.zero_point else b.and_(b.bits(x), ABS_BITS)
             if count is not None:
-                x = b.select(b.tail_mask(count), x, constant(x.type, 0))
-            found = [taker(b, stat, self.dtype)(part, x) for stat, part in zip(self.stats, found, strict=True)]
+                bits = b.select(b.tail_mask(count), bits, constant(bits.type, 0))
+            found = [taker(b, stat, DType.i32)(part, bits) for stat, part in zip(self.stats, found, strict=True)]
         return found
 
     def _step(self, stats: Sequence[Value], lanes: int) -> list[Value]:
         """Scale, its inverse, zero point and finiteness, a lane per block."""
         p = Program()
-        inputs = [p.input(n, self.dtype, vector=False) for n in range(len(stats))]
+        inputs = [p.input(n, DType.i32, vector=False) for n in range(len(stats))]
         step: Step = zero_point_step(p, *inputs) if self.blocks.zero_point else symmetric_step(p, *inputs)
         values: list[Value] = []
         for instr in p.instrs:

@@ -9,6 +9,7 @@ from q8c.codegen import loop_ops
 from q8c.codegen.builder import Builder, Value, constant
 from q8c.codegen.loop_memory import vector_type
 from q8c.codegen.loop_pack import sum_lanes
+from q8c.codegen.loop_quantize import NEGATIVE_ZERO_BITS
 from q8c.codegen.targets import Tier
 from q8c.ir.types import DType
 
@@ -21,8 +22,10 @@ def accumulators(tier: Tier, op: str, dtype: DType) -> int:
 def neutral(op: str, dtype: DType) -> Value:
     """16 lanes of what changes no result: an accumulator's start, and the lanes past the end of a row."""
     typ = vector_type(dtype)
-    if op in ("row_sum", "row_umax", "row_low", "row_high", "row_poison", "row_r8_sum"):
+    if op in ("row_sum", "row_umax", "row_high", "row_r8_sum"):
         return loop_ops.number(0, dtype, typ)
+    if op == "row_low":
+        return loop_ops.number(NEGATIVE_ZERO_BITS, dtype, typ)
     if op == "row_prod":
         return loop_ops.number(1, dtype, typ)
     low = op in ("row_max", "row_any_max")
@@ -34,8 +37,6 @@ def neutral(op: str, dtype: DType) -> Value:
 
 def taker(b: Builder, op: str, dtype: DType) -> Callable[[Value, Value], Value]:
     """take(accumulator, next vector of the row)"""
-    if op == "row_poison":
-        return lambda x, y: b.fma(y, 0.0, x)
     if op == "row_r8_sum":
         return lambda x, y: sum_lanes(b, x, y)
     return combiner(b, op, dtype)
@@ -43,16 +44,14 @@ def taker(b: Builder, op: str, dtype: DType) -> Callable[[Value, Value], Value]:
 
 def combiner(b: Builder, op: str, dtype: DType) -> Callable[[Value, Value], Value]:
     """combine(accumulator, accumulator)"""
-    if op in ("row_sum", "row_poison", "row_r8_sum"):
+    if op in ("row_sum", "row_r8_sum"):
         return b.add
-    if op == "row_low":
-        return lambda x, y: b.fmin(y, x)
-    if op == "row_high":
-        return lambda x, y: b.fmax(y, x)
     if op == "row_prod":
         return b.mul
-    if op == "row_umax":
+    if op in ("row_umax", "row_low"):  # of two negative floats, the one further from 0 has the larger bits
         return b.umax
+    if op == "row_high":
+        return b.imax
     if op == "row_any_max" and dtype.is_float:
         return b.fmax
     order = "<" if op == "row_min" else ">"

@@ -10,10 +10,10 @@ from typing import Any
 from q8c.ir.types import DType
 
 REDUCTIONS = frozenset({"row_sum", "row_prod", "row_max", "row_min", "row_umax", "row_any_max", "row_low", "row_high",
-                        "row_poison", "row_r8_sum"})
+                        "row_r8_sum"})
 """`row_max` and `row_min` keep NaN; `row_any_max` of floats may lose it; `row_umax` compares bits as unsigned.
-`row_low` and `row_high` are the extremes of the row and 0, and may lose NaN; `row_poison` is 0, or NaN if the row is
-not finite. `row_r8_sum` adds bytes up in 32 bits.
+`row_low` and `row_high` are, from the bits of floats, those of the extremes of the row and 0; a NaN is beyond the
+infinity of its sign. `row_r8_sum` adds bytes up in 32 bits.
 """
 BLOCK_RESULTS = ("block_q", "block_scale", "block_sum", "block_zero")
 """What quantizing a row by blocks gives: its bytes, and numbers per block."""

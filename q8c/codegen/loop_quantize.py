@@ -13,6 +13,8 @@ from q8c.ir.types import DType
 
 ABS_BITS = 0x7FFFFFFF
 INF_BITS = 0x7F800000
+NEGATIVE_INF_BITS = INF_BITS - (1 << 31)
+NEGATIVE_ZERO_BITS = -(1 << 31)
 F32, I32 = DType.f32, DType.i32
 
 
@@ -51,11 +53,14 @@ def magnitude(p: Program, x: int) -> int:
     return p.add("and_bits", I32, p.add("bits", I32, x), p.constant(ABS_BITS, I32))
 
 
-def _extremes(p: Program, x: int) -> tuple[int, int, int]:
-    none = p.constant(0, F32)
+def _extremes(p: Program, x: int) -> tuple[int, int]:
+    """The bits of the least and the greatest of a row's elements and 0 (-0.0 and 0.0)."""
+    bits = p.add("bits", I32, x)
     if p.spans(x):
-        return p.reduce("row_low", x), p.reduce("row_high", x), p.reduce("row_poison", x)
-    return p.add("min", F32, x, none), p.add("max", F32, x, none), p.add("mul", F32, x, none)
+        return p.reduce("row_low", bits), p.reduce("row_high", bits)
+    negative = p.add("less", DType.bool, bits, p.constant(0, I32))
+    return (p.add("where", I32, negative, bits, p.constant(NEGATIVE_ZERO_BITS, I32)),
+            p.add("where", I32, negative, p.constant(0, I32), bits))
 
 
 def symmetric_step(p: Program, absmax: int) -> Step:
@@ -66,17 +71,18 @@ def symmetric_step(p: Program, absmax: int) -> Step:
     return Step(_shown(p, finite, scale), p.add("reciprocal", F32, scale), p.constant(0, I32), finite)
 
 
-def zero_point_step(p: Program, low: int, high: int, poison: int) -> Step:
-    """As `q8.quantize_rows_zero`, from the extremes of the elements and 0, and a 0 that is NaN if one is not finite."""
-    none, least, most = p.constant(0, F32), p.constant(-q8.QMAX, F32), p.constant(q8.QMAX, F32)
-    finite = p.add("equal", DType.bool, poison, none)
-    low, high = (p.add("where", F32, finite, bound, none) for bound in (low, high))
+def zero_point_step(p: Program, low: int, high: int) -> Step:
+    """As `q8.quantize_rows_zero`, from the bits of the extremes of the elements and 0."""
+    none = p.constant(0, F32)
+    finite = p.add("and", DType.bool, p.add("less", DType.bool, low, p.constant(NEGATIVE_INF_BITS, I32)),
+                   p.add("less", DType.bool, high, p.constant(INF_BITS, I32)))
+    low, high = (p.add("where", F32, finite, p.add("from_bits", F32, bound), none) for bound in (low, high))
     low_part, high_part = (p.add("div", F32, bound, p.constant(2 * q8.QMAX, F32)) for bound in (low, high))
     scale = _bounded(p, p.add("sub", F32, high_part, low_part))
     inverse = p.add("reciprocal", F32, scale)
-    offset = p.add("round", F32, p.add("sub", F32, least, p.add("mul", F32, low, inverse)))
-    offset = p.add("max", F32, p.add("min", F32, offset, most), least)
-    zero = p.add("where", I32, finite, p.add("rint_i32", I32, offset), p.constant(0, I32))
+    zero = p.add("rint_i32", I32, p.add("sub", F32, p.constant(-q8.QMAX, F32), p.add("mul", F32, low, inverse)))
+    zero = p.add("max", I32, p.add("min", I32, zero, p.constant(q8.QMAX, I32)), p.constant(-q8.QMAX, I32))
+    zero = p.add("where", I32, finite, zero, p.constant(0, I32))
     return Step(_shown(p, finite, scale), inverse, zero, finite)
 
 

@@ -22,7 +22,8 @@ class Tier:
     """What one generated object may assume of the CPU.
 
     `features` are LLVM's names; `vector_bits` is the width kernels are scheduled for; `registers` how many
-    vector registers there are; `fast_extras` what `fast` numerics add, which every CPU of the tier has.
+    vector registers there are; `fast_extras` what `fast` numerics add, which every CPU of the tier has; `approximate`
+    whether float functions may err by what int8 around them hides (`fast`).
     """
 
     name: str
@@ -32,6 +33,7 @@ class Tier:
     registers: int
     fast_extras: tuple[str, ...] = ()
     extras: tuple[str, ...] = ()
+    approximate: bool = False
 
     @property
     def lanes(self) -> int:
@@ -59,6 +61,10 @@ class Tier:
                 known = ", ".join(f"{name} on {needs}" for name, needs in EXTRAS.items())
                 raise CompileError(f"tier {self.name} cannot have the extra {extra!r}; extras are {known}")
         return replace(self, extras=tuple(sorted({*self.extras, *extras})))
+
+    def fast(self) -> Tier:
+        """This tier with `fast` numerics."""
+        return replace(self.with_extras(*self.fast_extras), approximate=True)
 
 
 TIERS: dict[str, Tier] = {
