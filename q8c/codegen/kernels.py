@@ -15,6 +15,7 @@ from q8c.codegen.matmul import matmul_kernel
 from q8c.codegen.movement import MOVEMENT_OPS, movement_kernel
 from q8c.codegen.q8_linear import emit_q8_linear
 from q8c.codegen.q8_spec import Q8LinearSpec
+from q8c.codegen.rotary import rotary_kernel
 from q8c.codegen.targets import Tier
 from q8c.errors import CompileError
 from q8c.ir.dims import Dim, product
@@ -87,6 +88,7 @@ _KERNELS: dict[str, EmitKernel] = {
     "q8_linear": q8_linear_kernel,
     "linear": linear_kernel,
     "append": append_kernel,
+    "rotary": rotary_kernel,
     **dict.fromkeys(("attention", "packed_attention"), attention_kernel),
     "loop": loop_kernel,
     "matmul": matmul_kernel,

@@ -7,9 +7,6 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from q8c.codegen.kernels import kernel_for
-from q8c.codegen.module import new_module
-from q8c.codegen.targets import tier
 from q8c.errors import CompileError, InputError
 from q8c.ir import interpret, parse_graph, print_graph, verify
 from tests.ir.test_ops import run
@@ -147,9 +144,3 @@ def test_sizes_that_must_be_equal_are_assumed() -> None:
     graph = parse_graph(TEXT.replace("%mask: i64[batch, past + seq]", "%mask: i64[batch, total]", 1).replace(
         "{\n", "{\n  assume total == past + seq\n", 1))
     assert [tuple(map(str, pair)) for pair in graph.assumptions] == [("total", "past + seq")]
-
-
-def test_kernels_that_are_not_there_are_named() -> None:
-    for node in parse_graph(TEXT).nodes[:2]:
-        with pytest.raises(CompileError, match=f"{node.op}.*there is no kernel for"):
-            kernel_for(node)(new_module("m"), tier("avx2"), node)
