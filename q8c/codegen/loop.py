@@ -20,7 +20,7 @@ def loop_kernel(module: ir.Module, tier: Tier, node: Node) -> Kernel:
     body = node.body if node.body is not None else loop_of(node)
     plan = make_plan(body)
     name = f"{plan.symbol()}__{tier.name.replace('-', '')}"
-    function = module.globals.get(name) or emit_loop(module, tier, plan, name)
+    function = module.globals.get(name) or emit_loop(module, tier, plan, len(body.inputs), name)
     return Kernel(function, tuple(plan.sizes.dims), plan.scratch if plan.scratch != 0 else None)
 
 

@@ -13,26 +13,30 @@ import numpy as np
 
 from q8c.codegen.loop_program import BLOCK_RESULTS, Program
 from q8c.codegen.loop_quantize import quantize
+from q8c.codegen.loop_reads import Read, is_read
 from q8c.errors import CompileError
 from q8c.ir.graph import Graph, Node, Value
 from q8c.ir.ops import attributes, definition_of
 from q8c.ir.types import DType
 
 
-def build_program(body: Graph, vectors: Sequence[bool], one_column: bool) -> Program:
-    """The program of a body whose operand i is a vector if vectors[i]; `one_column` says that rows have one element.
+def build_program(body: Graph, reads: Sequence[Read], vectors: Sequence[bool], one_column: bool) -> Program:
+    """The program of a body; what it reads is a vector where `vectors` says so; `one_column` says that rows have one
+    element.
 
     Raises CompileError for an op that cannot stand in a loop, and for a constant that is not one number.
     """
     p = Program(one_column)
     known: dict[Value, int] = {}
-    for index, (value, vector) in enumerate(zip(body.inputs, vectors, strict=True)):
-        known[value] = p.input(index, value.dtype, vector)
+    for index, (read, vector) in enumerate(zip(reads, vectors, strict=True)):
+        known[read.value] = p.input(index, read.value.dtype, vector)
     for value in body.constants.values():
         if value.type.size != 1:
             raise CompileError(f"constant {value!r} in the body of a loop: expected one number; make it an operand")
         known[value] = p.constant(value.array().reshape(-1)[0], value.dtype)
     for node in body.nodes:
+        if is_read(body, node):
+            continue
         args = [None if v is None else known[v] for v in node.inputs]
         if any(a is not None and p.instrs[a].op in BLOCK_RESULTS for a in args):
             raise CompileError(f"{node}: rows quantized by blocks are results of a loop, nothing in it can read them")

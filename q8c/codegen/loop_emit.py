@@ -4,7 +4,7 @@ While one row's reduction ends in a chain of dependent operations, the next row'
 """
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import llvmlite.ir as ir
 
@@ -17,22 +17,24 @@ from q8c.codegen.loop_space import Run, each_row, each_run
 from q8c.codegen.targets import Tier
 
 
-def emit_loop(module: ir.Module, tier: Tier, plan: Plan, name: str) -> ir.Function:
-    """The kernel as a function of the module."""
-    pointers = [f"x{n}" for n in range(len(plan.operands))] + [f"y{n}" for n in range(len(plan.results))]
+def emit_loop(module: ir.Module, tier: Tier, plan: Plan, operands: int, name: str) -> ir.Function:
+    """The kernel of a loop of so many operands as a function of the module."""
+    pointers = [f"x{n}" for n in range(operands)] + [f"y{n}" for n in range(len(plan.results))]
     params = [(p, PTR) for p in pointers] + plan.sizes.params()
     params += [("scratch", PTR)] * (plan.scratch != 0) + [("piece", I64), ("pieces", I64)]
     b = Builder(module, tier, name, params, internal=True)
-    _Kernel(b, plan, pointers).emit()
+    _Kernel(b, plan).emit()
     b.ret()
     return b.function
 
 
 class _Kernel:
-    def __init__(self, b: Builder, plan: Plan, pointers: Sequence[str]) -> None:
+    def __init__(self, b: Builder, plan: Plan) -> None:
         self.b = b
         self.plan = plan
-        self.bases = [b.arg(p) for p in pointers]
+        self.bases = [b.at(b.arg(f"x{operand}"), column * read.itemsize)
+                      for (operand, column), read in zip(plan.places, plan.operands, strict=True)]
+        self.bases += [b.arg(f"y{n}") for n in range(len(plan.results))]
         self.itemsizes = [d.itemsize for d in plan.operands] + [r.dtype.itemsize for r in plan.results]
         size = plan.rows.cols
         self.cols: Operand = size if isinstance(size, int) else plan.sizes.value(b, size)

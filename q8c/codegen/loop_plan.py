@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 
 from q8c.codegen.loop_body import build_program
 from q8c.codegen.loop_program import BLOCK_RESULTS, Program
+from q8c.codegen.loop_reads import Read, is_read, reads_of
 from q8c.codegen.loop_space import Rows, Sizes, Space, broadcast_shape, broadcast_strides, rows_of
 from q8c.ir.dims import Dim, floordiv
 from q8c.ir.graph import Graph, Node, Value
@@ -68,13 +69,13 @@ class RowPass:
 
 @dataclass
 class Plan:
-    """Everything the emitter needs. The operands of `rows` are the kernel's operands, then its results; `together`
-    rows go through each pass before the next; each has `row_scratch` bytes of scratch.
+    """Everything the emitter needs. The operands of `rows` are what is read of the kernel's operands, then its results;
+    `together` rows go through each pass before the next; each has `row_scratch` bytes of scratch.
     """
 
     ops: tuple[str, ...]
     program: Program
-    operands: list[DType]
+    reads: list[Read]
     results: list[Result]
     rows: Rows
     passes: list[RowPass] = field(default_factory=list)
@@ -83,6 +84,16 @@ class Plan:
     row_scratch: Dim = 0
     together: int = 1
     sizes: Sizes = field(default_factory=Sizes)
+
+    @property
+    def operands(self) -> list[DType]:
+        """Element types of what is read."""
+        return [r.value.dtype for r in self.reads]
+
+    @property
+    def places(self) -> list[tuple[int, int]]:
+        """Of what is read, which of the kernel's operands it belongs to and its first column there."""
+        return [(r.operand, r.column) for r in self.reads]
 
     @property
     def scratch(self) -> Dim:
@@ -104,8 +115,8 @@ class Plan:
     def key(self) -> str:
         """Text that is equal exactly for kernels with the same code."""
         size = self.sizes.name
-        parts = [str(self.program.instrs), str(self.operands), str(self.results), self.sizes.rows_name(self.rows),
-                 str(self.passes), str(self.together), size(self.row_scratch),
+        parts = [str(self.program.instrs), str(self.operands), str(self.places), str(self.results),
+                 self.sizes.rows_name(self.rows), str(self.passes), str(self.together), size(self.row_scratch),
                  *(f"{n} {k.result} {size(k.offset)}" for n, k in self.kept.items())]
         return "\n".join(parts)
 
@@ -118,12 +129,14 @@ class Plan:
 
 def outline(body: Graph) -> Plan:
     """The plan of a body as far as its space and its program; `loop_schedule` completes it."""
-    values = [*body.inputs, *(v for node in body.nodes for v in node.outputs if not _per_block(node, v))]
+    reads = reads_of(body)
+    computed = [n for n in body.nodes if not is_read(body, n)]
+    values = [*(r.value for r in reads), *(v for n in computed for v in n.outputs if not _per_block(n, v))]
     shape = broadcast_shape([v.shape for v in values])
     cols: Dim = shape[-1] if shape else 1
     r8 = {n.output for n in body.nodes if n.op == "dynamic_quantize"}
-    by_rows = any(not definition_of(n).elementwise for n in body.nodes) and (cols != 1 or bool(r8))
-    plan = _by_rows(body, shape, r8) if by_rows else _elementwise(body, shape)
+    by_rows = any(not definition_of(n).elementwise for n in computed) and (cols != 1 or bool(r8))
+    plan = _by_rows(body, reads, shape, r8) if by_rows else _elementwise(body, reads, shape)
     return plan
 
 
@@ -131,18 +144,18 @@ def _per_block(node: Node, value: Value) -> bool:
     return node.op == "dynamic_quantize" and value is not node.output and node.attrs.get("block", 0) != 0
 
 
-def _by_rows(body: Graph, shape: tuple[Dim, ...], r8: set[Value]) -> Plan:
+def _by_rows(body: Graph, reads: list[Read], shape: tuple[Dim, ...], r8: set[Value]) -> Plan:
     cols = shape[-1]
-    program = build_program(body, [_spans(v, cols) for v in body.inputs], one_column=False)
+    program = build_program(body, reads, [_spans(r.value, cols) for r in reads], one_column=False)
     results = [_result(program, n, v, v in r8) for v, n in zip(body.outputs, program.outputs, strict=True)]
     rank = len(shape)
-    strides = [broadcast_strides(v.shape, rank)[:-1] for v in body.inputs]
+    strides = [r.strides(rank)[:-1] for r in reads]
     for value, result in zip(body.outputs, results, strict=True):
         stored = (*value.shape[:-1], floordiv(value.shape[-1] + 3, 4) * 4) if result.r8 else value.shape
         strides.append(broadcast_strides(stored, rank)[:-1])
     along = [1] * len(strides)
     rows = Rows(Space(shape[:-1], tuple(strides)).merged(), cols, tuple(along))
-    return Plan(_ops(body), program, [v.dtype for v in body.inputs], results, rows)
+    return Plan(_ops(body), program, reads, results, rows)
 
 
 def _result(program: Program, n: int, value: Value, r8: bool = False) -> Result:
@@ -159,10 +172,10 @@ def _spans(value: Value, cols: Dim) -> bool:
     return value.type.rank > 0 and (value.shape[-1] != 1 or cols == 1)
 
 
-def _elementwise(body: Graph, shape: tuple[Dim, ...]) -> Plan:
+def _elementwise(body: Graph, reads: list[Read], shape: tuple[Dim, ...]) -> Plan:
     rank = len(shape)
-    strides = tuple(broadcast_strides(v.shape, rank) for v in (*body.inputs, *body.outputs))
+    strides = (*(r.strides(rank) for r in reads), *(broadcast_strides(v.shape, rank) for v in body.outputs))
     rows = rows_of(Space(shape, strides), CHUNK)
-    program = build_program(body, [a != 0 for a in rows.along[:len(body.inputs)]], one_column=True)
+    program = build_program(body, reads, [a != 0 for a in rows.along[:len(reads)]], one_column=True)
     results = [_result(program, n, v) for v, n in zip(body.outputs, program.outputs, strict=True)]
-    return Plan(_ops(body), program, [v.dtype for v in body.inputs], results, rows)
+    return Plan(_ops(body), program, reads, results, rows)

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 from q8c.codegen.loop_body import build_program
+from q8c.codegen.loop_reads import reads_of
 from q8c.errors import CompileError
 from q8c.ir import parse_graph, q8
 from tests.codegen.kernels import loop_text
@@ -69,4 +70,4 @@ def test_nothing_in_a_loop_reads_blocks() -> None:
     body = parse_graph(text).nodes[0].body
     assert body is not None
     with pytest.raises(CompileError, match="quantized by blocks"):
-        build_program(body, [True], one_column=False)
+        build_program(body, reads_of(body), [True], one_column=False)
