@@ -17,9 +17,9 @@ TASKS_PER_THREAD = 12
 """Enough for threads that are slowed by others to be made up for."""
 TASK_GRAINS = 8
 """Grains that each further task of a thread is worth: a task less is a first and a last group less."""
-TILES_PER_THREAD = 2
-"""Tiles of rows from which on each thread takes rows, and all columns: what it reads is then what it wrote. Below that
-it takes columns, as weights are more to read than rows."""
+THREAD_ROWS = 32
+"""Rows for each thread from which on it takes rows, and all columns: what it reads is then what it wrote. Below that it
+takes columns, as weights are more to read than rows."""
 RUN_BYTES = (32 << 10, 256 << 10)
 """Weights of a run of columns that more than one tile of rows goes over: the first run comes late into the cache, so
 it must be short beside the work on it, which grows with the rows; long runs write whole stretches of result rows."""
@@ -74,7 +74,7 @@ def for_tasks(b: Builder, grid: Grid, rows: Value, threads: Value, queue: Value,
         run_bytes = b.imin(b.imax(b.mul(rows, RUN_BYTES_PER_ROW), RUN_BYTES[0]), RUN_BYTES[1])
         reused = b.icmp(">", rows, grid.tile_rows)
         run_groups = b.select(reused, b.imax(b.div(run_bytes, grid.group_bytes), 1), groups)
-    each = b.select(b.icmp(">=", rows, b.mul(threads, grid.tile_rows * TILES_PER_THREAD)), threads, 1)
+    each = b.select(b.icmp(">=", rows, b.mul(threads, THREAD_ROWS)), threads, 1)
     blocks = b.mul(b.ceildiv(b.ceildiv(rows, grid.block_rows), each), each)
     runs = b.imax(b.imin(b.ceildiv(wanted, blocks), groups), b.ceildiv(groups, run_groups))
     count = b.mul(runs, blocks)
