@@ -112,7 +112,7 @@ class Entry:
 
     def __init__(self, module: ir.Module, tier: Tier, plan: Schedule, offsets: Mapping[str, int]) -> None:
         self.plan, self.offsets = plan, offsets
-        self.b = Body(module, tier)
+        self.b = Body(module, tier, len(plan.phases))
         self.tid = self.b.arg("tid")
 
     def emit(self) -> None:

@@ -3,6 +3,7 @@
 A run is a list of phases, each a few kernels that do not depend on each other. Threads draw the pieces of a kernel
 (`draw`), so a phase is over as soon as all pieces are drawn and nobody is still at one: no phase waits for a thread
 that has not come, because it still sleeps or another program has its core, and one that comes late skips what is over.
+Whoever ends a phase is in the next one at once.
 Phases are numbered on and on from run to run, so that a thread late by whole runs enters none that is not its own, and
 nothing of a frame is read outside of a phase: a run that is over waits for nobody.
 
@@ -48,12 +49,15 @@ class Body(Builder):
     the thread's; where there are no other threads `pool` is null.
     """
 
-    def __init__(self, module: ir.Module, tier: Tier) -> None:
+    def __init__(self, module: ir.Module, tier: Tier, phases: int) -> None:
+        """The run has so many phases."""
         super().__init__(module, tier, "q8c.body", [("place", PTR), ("slots", PTR), ("pool", PTR), ("first", I32),
                                                     ("tid", I64)], internal=True)
-        self.phases = 0
-        self._kernels = 0
+        self.phases = phases
+        self._begun = self._kernels = 0
         self._enter, self._leave = _emit_enter(module), _emit_leave(module)
+        self._inside = self.scratch(4)
+        self.store(_I32(0), self._inside)
         self._queue = self.scratch(8 * QUEUE_WORDS)
         for word, value in ((SLOTS, self.arg("slots")), (THREAD, self.arg("tid"))):
             self.store(value, self.at(self._queue, word, I64))
@@ -62,13 +66,15 @@ class Body(Builder):
     def phase(self) -> Iterator[ir.Value]:
         """Code for the threads that come while the next phase is open; gives the frame. What was written in phases
         before is visible."""
-        number = self.add(self.arg("first"), self.phases)
-        self.phases += 1
-        with self.if_(self.ir.call(self._enter, [self.arg("pool"), number])):
+        number = self.add(self.arg("first"), self._begun)
+        self._begun += 1
+        inside = self.load(I32, self._inside)
+        with self.if_(self.ir.call(self._enter, [self.arg("pool"), number, inside])):
             frame = self.load(PTR, self.arg("place"))
             self.store(self.load(I64, frame), self.at(self._queue, THREADS, I64))
             yield frame
-            self.ir.call(self._leave, [self.arg("pool")])
+            stay = _I32(int(self._begun < self.phases))
+            self.store(self.ir.call(self._leave, [self.arg("pool"), stay]), self._inside)
 
     def queue(self) -> ir.Value:
         """What the kernel called next draws its pieces with."""
@@ -92,13 +98,14 @@ class Body(Builder):
 
 
 def _emit_enter(module: ir.Module) -> ir.Function:
-    """enter(pool, phase): waits until the phase is open and is in it, or tells that it is over."""
-    function, b = define(module, "q8c.enter", _I1, _POINTER, _I32)
-    pool, phase = function.args
+    """enter(pool, phase, inside): waits until the phase is open and is in it, or tells that it is over. A thread that
+    opened the phase is inside (1, not 0)."""
+    function, b = define(module, "q8c.enter", _I1, _POINTER, _I32, _I32)
+    pool, phase, inside = function.args
     waits = waits_of(module)
     again, open_, join, early, entered, over = map(
         b.append_basic_block, ("again", "open", "join", "early", "entered", "over"))
-    b.cbranch(b.icmp_unsigned("==", pool, _NULL), entered, again)
+    b.cbranch(b.or_(b.icmp_unsigned("!=", inside, _I32(0)), b.icmp_unsigned("==", pool, _NULL)), entered, again)
 
     b.position_at_end(again)
     state = word_at(b, pool, _STATE)
@@ -123,28 +130,31 @@ def _emit_enter(module: ir.Module) -> ir.Function:
 
 
 def _emit_leave(module: ir.Module) -> ir.Function:
-    """leave(pool): the thread has drawn no more piece; the last one to leave opens the next phase."""
-    function, b = define(module, "q8c.leave", ir.VoidType(), _POINTER)
-    pool, = function.args
-    waits = waits_of(module)
-    again, left, last, done = map(b.append_basic_block, ("again", "left", "last", "done"))
-    b.cbranch(b.icmp_unsigned("==", pool, _NULL), done, again)
+    """leave(pool, stay): the thread has drawn no more piece; the last one to leave opens the next phase, and if it is
+    to stay is in it at once. Tells whether the thread is.
 
-    b.position_at_end(again)
+    Every access to a line that other cores write costs some 100 ns: so the count goes down without a look at it."""
+    function, b = define(module, "q8c.leave", _I32, _POINTER, _I32)
+    pool, stay = function.args
+    waits = waits_of(module)
+    count, last, opened, done, gone = map(b.append_basic_block, ("count", "last", "opened", "done", "gone"))
+    b.cbranch(b.icmp_unsigned("==", pool, _NULL), gone, count)
+
+    b.position_at_end(count)
     state = word_at(b, pool, _STATE)
-    now = b.load_atomic(state, "monotonic", 8, typ=_I64)
-    is_last = b.icmp_unsigned("<", now, _I64(2 * _ONE_THREAD))
-    following = b.zext(b.add(b.trunc(now, _I32), _I32(1)), _I64)
-    after = b.select(is_last, following, b.sub(now, _I64(_ONE_THREAD)))
-    swap = b.cmpxchg(state, now, after, "seq_cst", "monotonic")
-    b.cbranch(b.extract_value(swap, 1), left, again)
-    b.position_at_end(left)
-    b.cbranch(is_last, last, done)
+    left = b.sub(b.atomic_rmw("sub", state, _I64(_ONE_THREAD), "seq_cst"), _I64(_ONE_THREAD))
+    b.cbranch(b.icmp_unsigned("<", left, _I64(_ONE_THREAD)), last, gone)
     b.position_at_end(last)
+    following = b.add(b.zext(b.add(b.trunc(left, _I32), _I32(1)), _I64), b.shl(b.zext(stay, _I64), _I64(32)))
+    swap = b.cmpxchg(state, left, following, "seq_cst", "monotonic")  # fails if a late thread has come meanwhile
+    b.cbranch(b.extract_value(swap, 1), opened, gone)
+    b.position_at_end(opened)
     b.call(waits.wake, [state, word_at(b, pool, _WAITING), _I32(ANY)])
     b.branch(done)
     b.position_at_end(done)
-    b.ret_void()
+    b.ret(stay)
+    b.position_at_end(gone)
+    b.ret(_I32(0))
     return function
 
 

@@ -81,7 +81,7 @@ def image(tier: str = "avx2") -> Image:
     """Its code for one tier."""
     module = new_module("scale-and-turn")
     target = TIERS[tier]
-    b = Body(module, target)
+    b = Body(module, target, PHASES)
 
     def each_row(frame: Any, body: Callable[[Any], None]) -> None:
         batch, queue = b.load(I64, b.at(frame, 11, I64)), b.queue()
