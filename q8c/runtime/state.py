@@ -103,7 +103,7 @@ class State:
         Raises InputError where a sequence does not hold as many; nothing is changed then.
         """
         with self.held():
-            kept = _integers([tokens] * self._batch if isinstance(tokens, SupportsIndex) else tokens, "tokens")
+            kept = _integers([tokens] * self._batch if isinstance(tokens, (int, np.integer)) else tokens, "tokens")
             if len(kept) != self._batch:
                 raise InputError(f"tokens has {len(kept)} numbers, the state has {self._batch} sequences")
             for row, (new, old) in enumerate(zip(kept.tolist(), self._lengths.tolist(), strict=True)):

@@ -1,0 +1,93 @@
+"""A small decoder with learned positions, written as the passes have it before attention is given a cache."""
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+
+from q8c.codegen.constants import packed_constants
+from q8c.codegen.generate import generate
+from q8c.codegen.targets import TIERS
+from q8c.compiler import describe, offsets_of
+from q8c.ir import Array, Graph, parse_graph, print_graph
+from q8c.passes.manager import run_passes
+from q8c.passes.pipeline import Options, pipeline
+from q8c.runtime.writer import Writer
+
+TOKENS, HIDDEN, HEADS, KV_HEADS, SIZE, LONGEST = 50, 32, 4, 2, 8, 200
+_KV = KV_HEADS * SIZE
+_LAYER = """
+      %n@: f32[b, s, {h}] = rms_norm(%x@, %unit) {{epsilon = 1e-5}}
+      %q@: f32[b, s, {h}] = matmul(%n@, %wq@)
+      %k@: f32[b, s, {kv}] = matmul(%n@, %wk@)
+      %v@: f32[b, s, {kv}] = matmul(%n@, %wv@)
+      %ks@: f32[b, s, {heads}, {size}] = reshape(%k@) {{shape = (b, s, {heads}, {size})}}
+      %kt@: f32[b, {heads}, s, {size}] = transpose(%ks@) {{perm = (0, 2, 1, 3)}}
+      %vs@: f32[b, s, {heads}, {size}] = reshape(%v@) {{shape = (b, s, {heads}, {size})}}
+      %vt@: f32[b, {heads}, s, {size}] = transpose(%vs@) {{perm = (0, 2, 1, 3)}}
+      %k@.present: f32[b, {heads}, past + s, {size}] = concat(%k@.past, %kt@) {{axis = 2}}
+      %v@.present: f32[b, {heads}, past + s, {size}] = concat(%v@.past, %vt@) {{axis = 2}}
+      %a@: f32[b, s, {h}] = attention(%q@, %k@.present, %v@.present, -, %attention_mask) {{
+        heads = {all}, kv_heads = {heads}, head_size = {size}, scale = 0.35, causal = true}}
+      %o@: f32[b, s, {h}] = matmul(%a@, %wo@)
+      %x{next}: f32[b, s, {h}] = add(%x@, %o@)"""
+
+
+_COUNTED = """
+      %first: i64[1] = sizes() {values = (past)}
+      %new: i64[s] = iota() {size = s, dtype = i64}
+      %position: i64[s] = add(%first, %new)
+      %rows: i64[1, s] = reshape(%position) {shape = (1, s)}
+      %position_ids: i64[b, s] = broadcast_to(%rows) {shape = (b, s)}"""
+
+
+def decoder_graph(layers: int = 2, positions: bool = True) -> Graph:
+    """int64 input_ids [b, s], attention_mask [b, past + s], position_ids [b, s] and the cache to f32 logits; without
+    `positions` they are counted from the length of the cache."""
+    names = [f"{part}{n}" for n in range(layers) for part in "kv"]
+    pasts = "".join(f", %{n}.past: f32[b, {KV_HEADS}, past, {SIZE}]" for n in names)
+    shapes = {"wq": (HIDDEN, HIDDEN), "wk": (HIDDEN, _KV), "wv": (HIDDEN, _KV), "wo": (HIDDEN, HIDDEN)}
+    weights = {f"{n}{layer}": shape for layer in range(layers) for n, shape in shapes.items()}
+    weights |= {"table": (TOKENS, HIDDEN), "places": (LONGEST, HIDDEN), "head": (HIDDEN, TOKENS)}
+    sizes = {"h": HIDDEN, "kv": _KV, "heads": KV_HEADS, "size": SIZE, "all": HEADS}
+    body = "".join(_LAYER.replace("@", str(n)).format(next=n + 1, **sizes) for n in range(layers))
+    given = ", %position_ids: i64[b, s]" if positions else ""
+    rng = np.random.default_rng(7)
+    data: dict[str, Array] = {n: rng.normal(0, 0.4, shape).astype(np.float32) for n, shape in weights.items()}
+    constants = "\n".join(f"      const %{n}: f32[{a}, {b}] = @{n}" for n, (a, b) in weights.items())
+    return parse_graph(f"""
+    graph @decoder(%input_ids: i64[b, s], %attention_mask: i64[b, past + s]{given}{pasts}) {{
+{constants}
+      const %unit: f32[{HIDDEN}] = 1.0{"" if positions else _COUNTED}
+      %e: f32[b, s, {HIDDEN}] = gather(%table, %input_ids) {{axis = 0}}
+      %p: f32[b, s, {HIDDEN}] = gather(%places, %position_ids) {{axis = 0}}
+      %x0: f32[b, s, {HIDDEN}] = add(%e, %p){body}
+      %logits: f32[b, s, {TOKENS}] = matmul(%x{layers}, %head)
+      return %logits, {", ".join(f"%{n}.present" for n in names)}
+    }}""", data)
+
+
+def plain_feed(ids: Array, mask: Array | None = None, past: Mapping[str, Array] | None = None,
+               layers: int = 2) -> dict[str, Array]:
+    """Inputs for tokens [b, s] behind those of `past`, the present outputs of a run before; none if it is empty."""
+    batch, seq = ids.shape
+    kept = {f"{part}{n}.past": np.zeros((batch, KV_HEADS, 0, SIZE), np.float32) for n in range(layers) for part in "kv"}
+    kept |= {name.replace("present", "past"): a for name, a in (past or {}).items() if name != "logits"}
+    length = kept["k0.past"].shape[2]
+    return {"input_ids": ids, "attention_mask": np.ones((batch, length + seq), np.int64) if mask is None else mask,
+            "position_ids": np.tile(np.arange(length, length + seq), (batch, 1)), **kept}
+
+
+def compile_graph(graph: Graph, path: Path, options: Options, tiers: tuple[str, ...] = ("avx2",)) -> Path:
+    """The file of a graph as imported."""
+    report = run_passes(graph, pipeline(options))
+    packed = packed_constants(graph)
+    made = [generate(graph, TIERS[name], offsets_of(packed)) for name in tiers]
+    with Writer(path) as writer:
+        for item in packed:
+            writer.constant(item.name, item.array())
+        for one in made:
+            writer.image(one.tier.name, one.tier.extras, one.image.code, one.image.symbols)
+        writer.finish(describe(graph, made, options, report), print_graph(graph))
+    return path

@@ -1,0 +1,203 @@
+"""States by themselves: what they hold, copies, rewinding, bad sizes; and the manifest's word on the cache."""
+from __future__ import annotations
+
+import pickle
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from q8c.errors import ArtifactError, Error, InputError
+from q8c.runtime import memory, strict_json
+from q8c.runtime.cache import Cache
+from q8c.runtime.manifest import Model, Tensor
+from q8c.runtime.session import Session, load
+from q8c.runtime.state import Layout, State
+from tests.runtime import native
+from tests.runtime.files import manifest_of, save, with_manifest
+
+LAYOUT = Layout(b"file", ((2, 3), (1, 5)))
+
+
+def filled(lengths: list[int], max_tokens: int = 6) -> State:
+    """A state whose tokens are all different."""
+    state = State(LAYOUT, max_tokens, len(lengths))
+    state.advance(np.array(lengths))
+    for n, array in enumerate(state._arrays):
+        array[...] = np.arange(array.size).reshape(array.shape) + 1000 * n
+    return state
+
+
+def test_an_empty_state() -> None:
+    state = State(LAYOUT, 10, 2)
+    assert (state.batch, state.max_tokens, state.lengths.tolist()) == (2, 10, [0, 0])
+    assert LAYOUT.token_bytes == 4 * (6 + 5) and state.nbytes == 2 * 10 * 44
+    assert repr(state) == "<State of 2 sequences, 0 of 10 tokens, 0.0 MiB>"
+    assert repr(filled([1, 4, 2])) == "<State of 3 sequences, 1 to 4 of 6 tokens, 0.0 MiB>"
+    assert all(a % 64 == 0 for a in state.addresses)
+    state.lengths[0] = 7
+    assert state.lengths.tolist() == [0, 0], "what is given out is a copy"
+
+
+def test_copies_have_the_same_tokens_and_memory_of_their_own() -> None:
+    state = filled([2, 6, 0])
+    for rows in (None, [1], [2, 0, 0, 1], np.array([1, 1], np.uint8)):
+        copy = state.copy(rows)
+        taken = [0, 1, 2] if rows is None else list(rows)
+        assert copy.lengths.tolist() == state.lengths[taken].tolist() and copy.max_tokens == 6
+        for mine, other in zip(state._arrays, copy._arrays, strict=True):
+            for new, old in enumerate(taken):
+                length = int(state.lengths[old])
+                assert np.array_equal(other[new, :, :length], mine[old, :, :length])
+                assert not other[new, :, length:].any(), "room is not copied"
+            other[...] = -1
+    assert all((a != -1).all() for a in state._arrays)
+
+
+def test_rewinding() -> None:
+    state = filled([2, 6, 3])
+    state.truncate(2)
+    assert state.lengths.tolist() == [2, 2, 2]
+    state.advance(np.array([0, 2, 3]))
+    state.truncate([1, 4, 0])
+    assert state.lengths.tolist() == [1, 4, 0]
+    for tokens, message in ((2, "sequence 0 holds 1 tokens, cannot keep the first 2"),
+                            ([1, -1, 0], "sequence 1 holds 4 tokens, cannot keep the first -1"),
+                            ([1, 2], "tokens has 2 numbers, the state has 3 sequences"),
+                            ([1.5, 1, 1], "a list of integers"), ("abc", "a list of integers"), ([[1]], "integers"),
+                            ([2**70], "a list of integers"), ([[1], [1, 2]], "a list of integers")):
+        with pytest.raises(InputError, match=message):
+            state.truncate(tokens)  # type: ignore[arg-type]
+        assert state.lengths.tolist() == [1, 4, 0]
+    for rows, message in (([3], "rows has sequence 3, the state has 3"), ([-1], "sequence -1"), ([], "a list of"),
+                          ([True], "a list of integers")):
+        with pytest.raises(InputError, match=message):
+            state.copy(rows)
+
+
+def test_sizes_that_are_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    for wrong in (0, -1, 2**31, 1.5, True, "8", None):
+        with pytest.raises(InputError, match="max_tokens must be an integer from 1 to"):
+            State(LAYOUT, wrong)  # type: ignore[arg-type]
+        with pytest.raises(InputError, match="batch must be an integer from 1 to"):
+            State(LAYOUT, 8, wrong)  # type: ignore[arg-type]
+    with pytest.raises(InputError, match="a state of 2147483647 x 2147483647 tokens"):
+        State(LAYOUT, 2**31 - 1, 2**31 - 1)
+    monkeypatch.setattr(memory, "available_memory", lambda: 100 << 20)
+    with pytest.raises(InputError, match="a state of 1 x 4000000 tokens needs 168 MiB and 100 MiB are left"):
+        State(LAYOUT, 4_000_000)
+
+
+def test_memory_is_taken_when_it_is_written() -> None:
+    def resident() -> int:
+        return int(Path("/proc/self/statm").read_text().split()[1]) * 4096
+
+    before = resident()
+    state = State(LAYOUT, 4_000_000)
+    assert state.nbytes > 160 << 20 and resident() - before < 8 << 20
+
+
+def test_one_at_a_time() -> None:
+    state = filled([1])
+    with state.held():
+        for use in (lambda: state.truncate(0), state.copy, lambda: state.held().__enter__()):
+            with pytest.raises(InputError, match="in use by another run"):
+                use()
+    state.truncate(0)
+    with pytest.raises(TypeError, match="cannot be pickled: .*keep the token ids"):
+        pickle.dumps(state)
+
+
+def test_a_model_without_a_cache(session: Session) -> None:
+    with pytest.raises(Error, match="keeps no keys and values in place"):
+        session.new_state(8)
+    for state in (State(LAYOUT, 8), 3):
+        with pytest.raises(InputError, match="keeps nothing in place; run it without a state"):
+            session.run(None, native.feed(1, 2), state=state)  # type: ignore[arg-type]
+
+
+BATCH, PAST, NEW = ("$", 0), ("$", 1), ("$", 2)
+KEPT = ("+", PAST, NEW)
+
+
+def tensor(name: str, dtype: str, *shape: Any) -> Tensor:
+    return Tensor(name, dtype, shape, tuple(map(str, shape)))
+
+
+DECODER = Model(
+    "decoder",
+    (tensor("ids", "int64", BATCH, NEW), tensor("mask", "int64", BATCH, KEPT), tensor("places", "int64", BATCH, NEW),
+     tensor("k", "float32", BATCH, 2, PAST, 3), tensor("v", "float32", BATCH, 2, PAST, 3)),
+    (tensor("k2", "float32", BATCH, 2, KEPT, 3), tensor("v2", "float32", BATCH, 2, KEPT, 3),
+     tensor("logits", "float32", BATCH, NEW, 7)),
+    ("batch", "past", "new"), cache=Cache(((3, 0), (4, 1)), (0, 1), 1, 2, False))
+
+
+@pytest.fixture(scope="module")
+def decoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A file that says it is a decoder; its code is another model's, and never run."""
+    return native.write(tmp_path_factory.mktemp("decoder") / "decoder.q8c", described=DECODER)
+
+
+def test_the_cache_comes_back(decoder: Path) -> None:
+    with load(decoder) as session:
+        assert session.artifact.manifest.model == DECODER
+        assert session.new_state(5, batch=2).nbytes == 5 * 2 * (6 + 6) * 4
+
+
+def _set(*path: Any) -> Callable[[Any], None]:
+    def change(cache: Any) -> None:
+        *parents, last, value = path
+        for step in parents:
+            cache = cache[step]
+        cache[last] = value
+    return change
+
+
+NONSENSE: dict[str, tuple[Callable[[Any], None], str]] = {
+    "a pair of no input": (_set("pairs", 0, [5, 0]), r"cache.pairs.0..0. must be an integer in \[0, 4\]"),
+    "a pair of no output": (_set("pairs", 0, [3, 3]), r"cache.pairs.0..1. must be an integer in \[0, 2\]"),
+    "one number": (_set("pairs", 0, [3]), "cache.pairs.0. must be two numbers"),
+    "no pairs": (_set("pairs", []), "cache.pairs must be at least one pair"),
+    "ids that are kept": (_set("pairs", 0, [0, 0]), r"pairs.0. must be float32 \[batch, heads, past, size\]"),
+    "kept as logits": (_set("pairs", 0, [3, 2]), r"pairs.0. must be float32 \[batch, heads, past, size\]"),
+    "an output twice": (_set("pairs", 1, [4, 0]), "each input and output once"),
+    "an input twice": (_set("pairs", 1, [3, 1]), "each input and output once"),
+    "tokens of no axis": (_set("tokens", [0, 2]), "tokens must be an input and one of its axes"),
+    "tokens that are kept": (_set("tokens", [3, 2]), "with an input of its own"),
+    "a mask that is kept": (_set("mask", 4), "with an input of its own"),
+    "a mask of no input": (_set("mask", 5), r"cache.mask must be an integer in \[-1, 4\]"),
+    "mask and positions the same": (_set("mask", 2), "with an input of its own"),
+    "uniform what": (_set("uniform", 1), "cache.uniform must be true or false"),
+    "a further member": (_set("extra", 1), "an object with the members"),
+}
+
+
+@pytest.mark.parametrize("name", NONSENSE)
+def test_nonsense_in_the_manifest(decoder: Path, tmp_path: Path, name: str) -> None:
+    change, message = NONSENSE[name]
+    data = decoder.read_bytes()
+    manifest: Any = manifest_of(data)
+    change(manifest["model"]["cache"])
+    with pytest.raises(ArtifactError, match=message):
+        load(save(tmp_path, with_manifest(data, strict_json.dumps(manifest))))
+
+
+@pytest.mark.parametrize(("path", "value", "message"), [
+    (("inputs", 3, "shape"), [["$", 0], 2, 4, 3], "one free length"),
+    (("inputs", 3, "shape"), [["$", 0], 2, ["$", 2], 3], "one free length"),
+    (("inputs", 3, "shape"), [["$", 0], ["$", 1], ["$", 1], 3], "pairs.0. must be float32"),
+    (("inputs", 3, "shape"), [["$", 0], 2, ["$", 1], 4], "pairs.0. must be float32"),
+    (("inputs", 3, "dtype"), "float64", "pairs.0. must be float32"),
+    (("inputs", 1, "dtype"), "float32", "cache.mask must be an input of integers with two axes"),
+    (("inputs", 2, "shape"), [["$", 0]], "text must be 1 strings|integers with two axes"),
+    (("cache",), [], "cache must be an object")])
+def test_a_signature_that_does_not_go_with_the_cache(decoder: Path, tmp_path: Path, path: tuple[Any, ...], value: Any,
+                                                     message: str) -> None:
+    data = decoder.read_bytes()
+    manifest: Any = manifest_of(data)
+    _set("model", *path, value)(manifest)
+    with pytest.raises(ArtifactError, match=message):
+        load(save(tmp_path, with_manifest(data, strict_json.dumps(manifest))))
