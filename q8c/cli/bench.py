@@ -13,9 +13,11 @@ from pathlib import Path
 import q8c
 from q8c.cli.common import (
     Progress,
+    UsageError,
     add_feed_arguments,
     add_json_argument,
     add_model_argument,
+    add_state_argument,
     add_threads_argument,
     is_onnx,
     positive,
@@ -29,6 +31,7 @@ def configure(verb: argparse.ArgumentParser) -> None:
     add_model_argument(verb)
     verb.add_argument("-m", "--onnx", type=Path, help="the ONNX file, to time ONNX Runtime on it")
     add_feed_arguments(verb)
+    add_state_argument(verb)
     add_threads_argument(verb)
     verb.add_argument("-n", "--runs", type=positive, default=30, help="timed runs of each (default: 30)")
     add_json_argument(verb)
@@ -36,12 +39,14 @@ def configure(verb: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Time, then print."""
-    from q8c.cli.feeds import feeds_for
+    from q8c.cli.feeds import feeds_for, runner
     from q8c.cli.peer import onnxruntime_session
+    if args.state and args.onnx:
+        raise UsageError("--state is q8c's own: ONNX Runtime cannot be timed beside it")
     session = q8c.load(args.model, threads=args.threads)
     feeds = feeds_for(session, args)
-    engines: dict[str, Callable[[], object]] = {f"q8c {session.tier}": lambda: session.run(None, feeds)}
-    onnx = args.onnx or (args.model if is_onnx(args.model) else None)
+    engines: dict[str, Callable[[], object]] = {f"q8c {session.tier}": runner(session, feeds, args.state)}
+    onnx = args.onnx or (args.model if is_onnx(args.model) and not args.state else None)
     peer = onnxruntime_session(onnx, session.threads) if onnx is not None else None
     if peer is not None:
         engines["ONNX Runtime fp32"] = partial(peer.run, feeds)
@@ -55,7 +60,8 @@ def run(args: argparse.Namespace) -> int:
         print_json({"threads": session.threads, "tier": session.tier, "runs": args.runs, "seconds": figures})
         return 0
     shapes = ", ".join(f"{n}[{', '.join(map(str, a.shape))}]" for n, a in feeds.items())
-    print(f"{args.runs} runs in turn, {session.threads} thread{'s' * (session.threads > 1)}, {shapes}")
+    where = f" on a state of {args.state} tokens" if args.state else ""
+    print(f"{args.runs} runs in turn{where}, {session.threads} thread{'s' * (session.threads > 1)}, {shapes}")
     best = next(iter(figures.values()))["median"]
     rows = [["", "median ms", "p10", "p90", "ratio"]]
     rows += [[n, *(f"{f[k] * 1e3:.3f}" for k in ("median", "p10", "p90")), f"{f['median'] / best:.2f}"]

@@ -70,6 +70,12 @@ def add_watch_arguments(verb: argparse.ArgumentParser) -> None:
                       help="run the graph in the reference interpreter after every pass and compare (slow)")
 
 
+def add_state_argument(verb: argparse.ArgumentParser) -> None:
+    """`--state N`."""
+    verb.add_argument("--state", type=positive, metavar="N",
+                      help="run on a state that holds N tokens of each sequence, and rewind it after each run")
+
+
 def positive(text: str) -> int:
     """An integer >= 1 from the command line."""
     try:

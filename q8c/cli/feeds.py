@@ -3,7 +3,7 @@ from __future__ import annotations
 
 import argparse
 import zipfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -17,8 +17,11 @@ from q8c.ir import parse_graph
 from q8c.ir.feeds import typical_feeds
 from q8c.runtime.atomic import replacing
 from q8c.runtime.session import Session
+from q8c.runtime.state import State
 
 Array = npt.NDArray[Any]
+_PROMPT = 256
+"""Tokens a state is given at a time."""
 OUTPUT = "out:"
 """Prefix of reference outputs in an inputs file."""
 
@@ -40,6 +43,42 @@ def feeds_for(session: Session, args: argparse.Namespace) -> dict[str, Array]:
         raise UsageError(f"no free size is called {', '.join(unknown)}; "
                          f"the model has {', '.join(graph.symbols()) or 'none'}")
     return typical_feeds(graph, sizes=chosen)
+
+
+def runner(session: Session, feeds: dict[str, Array], held: int | None) -> Callable[[], object]:
+    """A call of the model that can be repeated: on the feeds, or on a state that holds `held` tokens."""
+    if held is None:
+        return lambda: session.run(None, feeds)
+    left, state = state_for(session, feeds, held)
+
+    def call() -> None:
+        session.run(None, left, state=state)
+        state.truncate(held)
+
+    return call
+
+
+def state_for(session: Session, feeds: dict[str, Array], held: int) -> tuple[dict[str, Array], State]:
+    """A state that holds `held` tokens of each sequence and has room for those of the feeds; the feeds that go with it.
+
+    The tokens held are those of the feeds, again and again. Raises UsageError for a model whose tokens cannot be
+    repeated so.
+    """
+    model = session.artifact.manifest.model
+    cache = model.cache
+    if cache is None:
+        raise UsageError("--state is for models that keep keys and values in place; this one does not")
+    derived = {i for i, _ in cache.pairs} | {cache.mask, cache.positions}
+    left = {t.name: feeds[t.name] for i, t in enumerate(model.inputs) if i not in derived}
+    name, axis = model.inputs[cache.tokens[0]].name, cache.tokens[1]
+    tokens = left[name]
+    if list(left) != [name] or tokens.ndim != 2 or axis != 1 or not tokens.size:
+        raise UsageError("--state is for models that need nothing but token ids [batch, tokens] beside the state")
+    state = session.new_state(held + tokens.shape[1], tokens.shape[0])
+    for start in range(0, held, _PROMPT):
+        some = np.resize(tokens[0], (len(tokens), min(_PROMPT, held - start)))
+        session.run(None, {name: some}, state=state)
+    return left, state
 
 
 def sizes(items: Sequence[str]) -> dict[str, int]:

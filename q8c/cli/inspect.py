@@ -3,9 +3,12 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from q8c.cli.common import add_json_argument, print_json, size_text, table
+
+if TYPE_CHECKING:
+    from q8c.runtime.manifest import Model
 
 
 def configure(verb: argparse.ArgumentParser) -> None:
@@ -39,6 +42,7 @@ def text(artifact: Any, constants: bool) -> str:
     for title, tensors in (("input", model.inputs), ("output", model.outputs)):
         lines += [f"  {title:7}{t.name}: {t.dtype}[{', '.join(t.text)}]" for t in tensors]
     lines += [f"  needs  {c.text}" for c in model.constraints]
+    lines += _state(model)
     lines += [f"  code   {i.tier}: {size_text(i.section.size)}" + "".join(f", {f}" for f in i.features)
               for i in manifest.images]
     lines.append(f"  weights {size_text(manifest.weights.size)} in {len(manifest.constants)} constants")
@@ -53,6 +57,18 @@ def text(artifact: Any, constants: bool) -> str:
         rows += [[c.name, c.dtype, "x".join(map(str, c.shape)), str(c.nbytes)] for c in manifest.constants]
         lines.append(table(rows, right=[3]))
     return "\n".join(lines)
+
+
+def _state(model: Model) -> list[str]:
+    """What a state of the model keeps, and what it need not be told."""
+    from q8c.runtime.state import Layout
+    layout, cache = Layout.of(model, b""), model.cache
+    if layout is None or cache is None:
+        return []
+    derived = [model.inputs[i].name for i in (cache.mask, cache.positions) if i >= 0]
+    return [f"  state  {len(cache.pairs)} caches, {size_text(layout.token_bytes)} a token of each sequence"
+            + (f"; {' and '.join(derived)} may be left out" if derived else "")
+            + ("; all sequences of one length" if cache.uniform else "")]
 
 
 def _count(names: list[str]) -> str:

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Mapping
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -27,6 +27,7 @@ from q8c.cli.common import (
     add_feed_arguments,
     add_json_argument,
     add_model_argument,
+    add_state_argument,
     add_threads_argument,
     positive,
     print_json,
@@ -34,7 +35,6 @@ from q8c.cli.common import (
 )
 
 if TYPE_CHECKING:
-    from q8c.cli.feeds import Array
     from q8c.profile import Least, Profile, Row
     from q8c.runtime.session import Session
     from q8c.runtime.trace import Trace
@@ -46,6 +46,7 @@ def configure(verb: argparse.ArgumentParser) -> None:
     """The verb's arguments."""
     add_model_argument(verb)
     add_feed_arguments(verb)
+    add_state_argument(verb)
     add_threads_argument(verb)
     verb.add_argument("--tier", help="the CPU tier whose code to run (default: the best this CPU has)")
     verb.add_argument("-n", "--runs", type=positive, default=50, help="timed runs (default: 50)")
@@ -59,15 +60,15 @@ def configure(verb: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Run, then print."""
-    from q8c.cli.feeds import feeds_for
+    from q8c.cli.feeds import feeds_for, runner
     from q8c.ir import parse_graph
     from q8c.profile import chrome_trace, profile
     session = q8c.load(args.model, threads=args.threads, tier=args.tier)
-    feeds = feeds_for(session, args)
+    call = runner(session, feeds_for(session, args), args.state)
     progress = Progress()
     try:
         least = None if args.no_ceiling else ceiling(session, progress)
-        traces = record(session, feeds, args.runs, progress)
+        traces = record(session, call, args.runs, progress)
     finally:
         progress.clear()
     graph = parse_graph(session.artifact.ir)
@@ -86,15 +87,15 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def record(session: Session, feeds: Mapping[str, Array], runs: int, progress: Progress) -> list[Trace]:
+def record(session: Session, call: Callable[[], object], runs: int, progress: Progress) -> list[Trace]:
     """The traces of so many runs, after three that do not count."""
     traces: list[Trace] = []
     for _ in range(3):
-        session.run(None, feeds)
+        call()
     session.watch(traces.append)
     for number in range(runs):
         progress(f"run {number} of {runs}")
-        session.run(None, feeds)
+        call()
     session.watch(None)
     return traces
 

@@ -1,0 +1,44 @@
+"""What the verbs say of a model that keeps keys and values, and runs on a state of it."""
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from q8c.passes.pipeline import Options
+from tests.cli.support import Cli
+from tests.decoder import compile_graph, decoder_graph
+
+
+@pytest.fixture(scope="module")
+def decoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A decoder of two layers whose cache takes 256 bytes a token."""
+    folder = tmp_path_factory.mktemp("state")
+    compile_graph(decoder_graph(positions=False), folder / "uniform.q8c", Options(quantize=False))
+    return compile_graph(decoder_graph(), folder / "decoder.q8c", Options(quantize=False))
+
+
+def test_inspect_tells_of_the_state(cli: Cli, decoder: Path, compiled: Path) -> None:
+    line = "  state  4 caches, 0.3 kB a token of each sequence; attention_mask and position_ids may be left out\n"
+    assert line in cli.good("inspect", decoder) and "  state  " not in cli.good("inspect", compiled)
+    text = cli.good("inspect", decoder.with_name("uniform.q8c"))
+    assert "attention_mask may be left out; all sequences of one length" in text
+    found = json.loads(cli.good("inspect", decoder, "--json"))["model"]["cache"]
+    assert found["pairs"] == [[3, 1], [4, 2], [5, 3], [6, 4]]
+
+
+def test_runs_with_and_without_a_state(cli: Cli, decoder: Path) -> None:
+    sizes = ("-s", "b=2", "-s", "s=1")
+    assert cli.good("run", decoder, *sizes, "-s", "past=3").startswith("logits: float32[2, 1, 50]")
+    assert "3 runs in turn on a state of 30 tokens" in cli.good("bench", decoder, *sizes, "-n", "3", "--state", "30")
+    found = json.loads(cli.good("profile", decoder, *sizes, "-n", "3", "--state", "30", "--no-ceiling", "--json"))
+    assert (found["sizes"]["b"], found["sizes"]["s"]) == (2, 1) and found["sizes"]["past"] >= 30
+    assert cli.good("verify", decoder)
+
+
+def test_states_that_cannot_be_timed(cli: Cli, decoder: Path, compiled: Path) -> None:
+    assert "does not" in cli.bad(2, "bench", compiled, "--state", "9")
+    assert "ONNX Runtime cannot be timed" in cli.bad(2, "bench", decoder, "-m", "x.onnx", "--state", "9")
+    assert "nothing but token ids" in cli.bad(2, "bench", decoder, "-s", "s=0", "--state", "9")
+    assert "expected an integer of at least 1" in cli(*("bench", decoder, "--state", "0")).err
