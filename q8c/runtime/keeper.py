@@ -6,6 +6,7 @@ inputs that are kept come from there, and those that only say where new tokens s
 """
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -17,17 +18,19 @@ from q8c.runtime.arrays import Array
 from q8c.runtime.cache import NONE
 from q8c.runtime.manifest import Model
 from q8c.runtime.memory import address_of
-from q8c.runtime.planner import Plan, describe
+from q8c.runtime.planner import Plan, Shape, describe
 from q8c.runtime.signature import Signature
 from q8c.runtime.state import Layout, Lengths, State
 
+_CACHED_PLANS = 256
 _STEP = 64
 """Runs are planned for a multiple of so many tokens held: one plan serves as many decoded tokens."""
 
 
 @dataclass(frozen=True)
 class Step:
-    """One run on a state: the inputs (None for what the state holds), its plan, and how many tokens each sequence gets."""
+    """One run on a state: what it reads by input (None for what the state holds), its plan, and how many tokens each
+    sequence gets."""
 
     inputs: Sequence[Array | None]
     plan: Plan
@@ -40,11 +43,13 @@ class Keeper:
     def __init__(self, model: Model, signature: Signature, layout: Layout) -> None:
         assert model.cache is not None
         self._model, self._signature, self._layout, self._cache = model, signature, layout, model.cache
-        self._pasts = {i for i, _ in model.cache.pairs}
-        self.presents = {o for _, o in model.cache.pairs}
-        derived = {model.cache.mask, model.cache.positions}
-        self._names = {t.name: i for i, t in enumerate(model.inputs) if i not in self._pasts}
-        self._needed = [name for name, i in self._names.items() if i not in derived]
+        pasts = dict(model.cache.pairs)
+        self.kept = frozenset(pasts.values())
+        self.returned = [n for n in range(len(model.outputs)) if n not in self.kept]
+        self._pasts = {model.inputs[i].name for i in pasts}
+        self._names = {t.name: i for i, t in enumerate(model.inputs) if i not in pasts}
+        self._needed = {n for n, i in self._names.items() if i not in (model.cache.mask, model.cache.positions)}
+        self._plan = functools.lru_cache(_CACHED_PLANS)(self._planned)
 
     def dense(self, inputs: Sequence[Array], outputs: Sequence[Array]) -> tuple[Lengths, int]:
         """Copy what is kept into the outputs it becomes; the lengths, and for how many tokens the outputs have room."""
@@ -56,10 +61,14 @@ class Keeper:
             present[:, :, :past.shape[2]] = past
         return np.full(past.shape[0], past.shape[2]), present.shape[2]
 
-    def buffers(self, state: State, outputs: Sequence[Array | None]) -> list[int]:
-        """The addresses of a run's outputs, those of the state for what is kept."""
-        kept = dict(zip((o for _, o in self._cache.pairs), state.addresses, strict=True))
-        return [kept[n] if array is None else address_of(array) for n, array in enumerate(outputs)]
+    def buffers(self, state: State, returned: Sequence[Array]) -> list[int]:
+        """The addresses of a run's outputs: the state's for what is kept, and those of arrays for the others."""
+        found = [0] * len(self._model.outputs)
+        for (_, o), address in zip(self._cache.pairs, state.addresses, strict=True):
+            found[o] = address
+        for n, array in zip(self.returned, returned, strict=True):
+            found[n] = address_of(array)
+        return found
 
     def held(self, state: State) -> AbstractContextManager[None]:
         """Take a state for one run. Raises InputError if it is none of this model's, or another run has it."""
@@ -89,18 +98,25 @@ class Keeper:
         if cache.positions != NONE and found[cache.positions] is None:
             positions = lengths[:, None] + np.arange(tokens)
             found[cache.positions] = positions.astype(self._model.inputs[cache.positions].dtype)
-        kept = {i: (state.batch, heads, past, size)
-                for (i, _), (heads, size) in zip(cache.pairs, self._layout.pairs, strict=True)}
-        return Step(found, signature.plan_of(found, kept), new)
+        shapes = tuple([None if a is None else a.shape for a in found])
+        return Step(found, self._plan(state.batch, past, shapes, signature.counts(found)), new)
+
+    def _planned(self, batch: int, past: int, shapes: Sequence[Shape | None], counts: tuple[int, ...]) -> Plan:
+        """The plan of a run on `past` tokens held; `shapes` are those of the arrays given."""
+        kept = {i: (batch, heads, past, size)
+                for (i, _), (heads, size) in zip(self._cache.pairs, self._layout.pairs, strict=True)}
+        return self._signature.plan(*(kept[i] if s is None else s for i, s in enumerate(shapes)), counts=counts)
 
     def _check_names(self, feed: Mapping[str, object]) -> None:
         if not isinstance(feed, Mapping):
             raise InputError(f"the feed must be a dict from names to arrays, got a {type(feed).__name__}")
-        kept = [self._model.inputs[i].name for i in self._pasts]
-        if any(name in kept for name in feed):
-            raise InputError(f"{next(n for n in kept if n in feed)!r} is what the state holds; leave it out of the feed")
+        given = feed.keys()
+        if self._needed <= given <= self._names.keys():
+            return
+        if given & self._pasts:
+            raise InputError(f"{min(given & self._pasts)!r} is what the state holds; leave it out of the feed")
         unknown = [str(name) for name in feed if name not in self._names]
-        lacking = [name for name in self._needed if name not in feed]
+        lacking = [name for name in self._names if name in self._needed - given]
         parts = [f"{what} {', '.join(map(repr, names))}"
                  for what, names in (("lacks", lacking), ("has the unknown", unknown)) if names]
         if parts:

@@ -121,43 +121,42 @@ class Session:
         state, or that the model itself refuses (a token id outside of its table, say); the state holds what it held.
         """
         loaded = self._open()
-        wanted = loaded.signature.select(output_names) if output_names else None
+        wanted = loaded.signature.select(output_names) if output_names else ()
         if state is not None:
-            outputs = self._continue(loaded, input_feed, state, wanted)
-        else:
-            inputs, plan = loaded.signature.collect(input_feed)
-            frame = _frame(loaded, plan)
-            outputs = loaded.signature.allocate(plan)
-            lengths, capacity = loaded.keeper.dense(inputs, outputs) if loaded.keeper else (None, 0)
-            self._execute(loaded, frame, plan, map(address_of, inputs), map(address_of, outputs),
-                          0 if lengths is None else address_of(lengths), capacity)
-        return outputs if wanted is None else [outputs[i] for i in wanted]
+            return self._continue(loaded, input_feed, state, wanted)
+        inputs, plan = loaded.signature.collect(input_feed)
+        frame = _frame(loaded, plan)
+        outputs = loaded.signature.allocate(plan)
+        lengths, capacity = loaded.keeper.dense(inputs, outputs) if loaded.keeper else (None, 0)
+        self._execute(loaded, frame, plan, map(address_of, inputs), map(address_of, outputs),
+                      0 if lengths is None else address_of(lengths), capacity)
+        return [outputs[i] for i in wanted] if wanted else outputs
 
     def __call__(self, /, **feed: Any) -> dict[str, Array]:
         """All outputs by name; `state=` as for `run`. Raises InputError as `run` does."""
         state = feed.pop("state") if isinstance(feed.get("state"), State) else None
         loaded = self._open()
-        kept = loaded.keeper.presents if state is not None and loaded.keeper is not None else ()
+        kept = loaded.keeper.kept if state is not None and loaded.keeper is not None else ()
         names = [t.name for n, t in enumerate(loaded.model.outputs) if n not in kept]
         return dict(zip(names, self.run(names, feed, state=state), strict=True))
 
     def _continue(self, loaded: _Loaded, feed: Mapping[str, npt.ArrayLike], state: State,
-                  wanted: Sequence[int] | None) -> list[Array]:
-        """A run on a state: all outputs, or those that are not kept if none are wanted in particular."""
+                  wanted: Sequence[int]) -> list[Array]:
+        """A run on a state: the outputs of those numbers, or all that are not kept if there are none."""
         if loaded.keeper is None:
             raise InputError(f"the model of {self.path} keeps nothing in place; run it without a state")
-        keeper, kept = loaded.keeper, loaded.keeper.presents
-        for n in kept.intersection(wanted or ()):
+        keeper = loaded.keeper
+        for n in keeper.kept.intersection(wanted):
             raise InputError(f"output {loaded.model.outputs[n].name!r} stays in the state; ask for other outputs")
         with keeper.held(state):
             step = keeper.step(feed, state)
             frame = _frame(loaded, step.plan)
-            outputs = loaded.signature.allocate(step.plan, kept)
+            outputs = loaded.signature.allocate(step.plan, keeper.returned)
             lengths = state.lengths
-            self._execute(loaded, frame, step.plan, (0 if a is None else address_of(a) for a in step.inputs),
+            self._execute(loaded, frame, step.plan, [0 if a is None else address_of(a) for a in step.inputs],
                           keeper.buffers(state, outputs), address_of(lengths), state.max_tokens)
             state.advance(step.new)
-        return outputs if wanted is not None else [a for n, a in enumerate(outputs) if n not in kept]
+        return [outputs[keeper.returned.index(n)] for n in wanted] if wanted else outputs
 
     def _execute(self, loaded: _Loaded, frame: Frame, plan: Plan, inputs: Iterable[int], outputs: Iterable[int],
                  lengths: int, capacity: int) -> None:

@@ -3,8 +3,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Collection, Iterable, Mapping, Sequence
-from typing import Any
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 
@@ -30,12 +29,12 @@ class Signature:
         self._counted = [c.input for c in model.counts]
         self._plans = functools.lru_cache(_CACHED_PLANS)(Planner(model))
 
-    def plan(self, *shapes: Shape) -> Plan:
+    def plan(self, *shapes: Shape, counts: tuple[int, ...] | None = None) -> Plan:
         """The plan for input shapes, in the order of the inputs. Raises InputError where they do not fit.
 
-        Where the model counts elements that are not 0, none is taken to be.
+        Where the model counts elements that are not 0, none is taken to be if `counts` does not tell.
         """
-        return self._plans(shapes, tuple([math.prod(shapes[i]) for i in self._counted]))
+        return self._plans(shapes, tuple([math.prod(shapes[i]) for i in self._counted]) if counts is None else counts)
 
     def collect(self, feed: Mapping[str, object]) -> tuple[list[Array], Plan]:
         """The feed's arrays in order, dense and of the right types, and the plan of a run on them.
@@ -53,8 +52,7 @@ class Signature:
         found: list[Array] = [
             value if type(value) is np.ndarray and value.dtype == dtype else arrays.coerce(name, value, dtype)
             for value, (name, dtype) in zip(values, inputs)]  # noqa: B905
-        counts = tuple([int(np.count_nonzero(found[i])) for i in self._counted])
-        plan = self._plans(tuple([array.shape for array in found]), counts)
+        plan = self._plans(tuple([array.shape for array in found]), self.counts(found))
         for i, array in enumerate(found):
             if not is_dense(array):
                 found[i] = arrays.dense(inputs[i][0], array)
@@ -66,21 +64,20 @@ class Signature:
         array = arrays.coerce(name, value, dtype)
         return array if is_dense(array) else arrays.dense(name, array)
 
-    def plan_of(self, found: Sequence[Array | None], shapes: Mapping[int, Shape]) -> Plan:
-        """The plan for arrays as `array` gives them; `shapes` are those of the inputs that are None."""
-        counts = tuple([0 if (a := found[i]) is None else int(np.count_nonzero(a)) for i in self._counted])
-        return self._plans(tuple([shapes[i] if a is None else a.shape for i, a in enumerate(found)]), counts)
+    def counts(self, found: Sequence[Array | None]) -> tuple[int, ...]:
+        """What the model counts in its inputs; 0 where there is no array."""
+        return tuple([0 if (a := found[i]) is None else int(np.count_nonzero(a)) for i in self._counted])
 
-    def allocate(self, plan: Plan, without: Collection[int] = ()) -> list[Any]:
-        """Fresh arrays for a run's outputs, None for those of the numbers `without`. Raises InputError where there is no
-        memory for them."""
-        shapes = [None if n in without else shape for n, shape in enumerate(plan.outputs)]
-        nbytes = plan.output_bytes if not without else sum(
-            math.prod(s) * d.itemsize for s, d in zip(shapes, self._output_dtypes, strict=True) if s is not None)
+    def allocate(self, plan: Plan, only: Sequence[int] | None = None) -> list[Array]:
+        """Fresh arrays for a run's outputs, or those of the numbers `only`. Raises InputError where there is no memory
+        for them."""
+        shapes, dtypes, nbytes = plan.outputs, self._output_dtypes, plan.output_bytes
+        if only is not None:
+            shapes, dtypes = tuple([shapes[n] for n in only]), [dtypes[n] for n in only]
+            nbytes = sum(math.prod(shape) * dtype.itemsize for shape, dtype in zip(shapes, dtypes, strict=True))
         try:
             require_memory(nbytes, "the outputs of this run")
-            return [None if shape is None else np.empty(shape, dtype)
-                    for shape, dtype in zip(shapes, self._output_dtypes)]  # noqa: B905
+            return [np.empty(shape, dtype) for shape, dtype in zip(shapes, dtypes)]  # noqa: B905
         except (MemoryError, ValueError) as error:
             raise InputError(f"no memory for outputs of {nbytes} bytes ({error}); use smaller inputs") from None
 
