@@ -22,7 +22,7 @@ from q8c.runtime.planner import Plan, Shape, describe
 from q8c.runtime.signature import Signature
 from q8c.runtime.state import Layout, Lengths, State
 
-_CACHED_PLANS = 256
+_CACHED_PLANS = 16
 _STEP = 64
 """Runs are planned for a multiple of so many tokens held: one plan serves as many decoded tokens."""
 
@@ -30,11 +30,11 @@ _STEP = 64
 @dataclass(frozen=True)
 class Step:
     """One run on a state: what it reads by input (None for what the state holds), its plan, and how many tokens each
-    sequence gets."""
+    sequence holds after it."""
 
     inputs: Sequence[Array | None]
     plan: Plan
-    new: Lengths
+    after: Sequence[int]
 
 
 class Keeper:
@@ -83,29 +83,39 @@ class Keeper:
 
         Raises InputError that says what was expected and what came; the state is not changed.
         """
-        cache, signature, lengths = self._cache, self._signature, state.lengths
+        cache, signature, lengths = self._cache, self._signature, state.held_tokens
         self._check_names(feed)
         found: list[Array | None] = [None] * len(self._model.inputs)
         for name, value in feed.items():
             found[self._names[name]] = signature.array(self._names[name], value)
         tokens = self._tokens(found, state)
         new = self._new(found, lengths, tokens)
-        self._check_room(state, lengths, new, tokens)
-        most = int(lengths.max())
+        after = [length + more for length, more in zip(lengths, new, strict=True)]
+        self._check_room(state, lengths, after, tokens)
+        most = max(lengths)
         past = most if cache.uniform else min(-(-most // _STEP) * _STEP, state.max_tokens - tokens)
-        if cache.mask != NONE:  # attention goes by lengths, or all sequences are equally long
-            found[cache.mask] = np.ones((state.batch, past + tokens), self._model.inputs[cache.mask].dtype)
+        if cache.mask != NONE:
+            found[cache.mask] = None
         if cache.positions != NONE and found[cache.positions] is None:
-            positions = lengths[:, None] + np.arange(tokens)
-            found[cache.positions] = positions.astype(self._model.inputs[cache.positions].dtype)
+            positions = [range(length, length + tokens) for length in lengths]
+            found[cache.positions] = np.array(positions, self._model.inputs[cache.positions].dtype)
         shapes = tuple([None if a is None else a.shape for a in found])
-        return Step(found, self._plan(state.batch, past, shapes, signature.counts(found)), new)
+        plan, mask = self._plan(state.batch, past, tokens, shapes)
+        if cache.mask != NONE:
+            found[cache.mask] = mask
+        return Step(found, plan, after)
 
-    def _planned(self, batch: int, past: int, shapes: Sequence[Shape | None], counts: tuple[int, ...]) -> Plan:
-        """The plan of a run on `past` tokens held; `shapes` are those of the arrays given."""
-        kept = {i: (batch, heads, past, size)
-                for (i, _), (heads, size) in zip(self._cache.pairs, self._layout.pairs, strict=True)}
-        return self._signature.plan(*(kept[i] if s is None else s for i, s in enumerate(shapes)), counts=counts)
+    def _planned(self, batch: int, past: int, tokens: int,
+                 shapes: Sequence[Shape | None]) -> tuple[Plan, Array | None]:
+        """The plan of a run on `past` tokens held, `shapes` being those of the arrays given, and its mask: of ones, as
+        attention goes by the lengths, or all sequences are equally long."""
+        own: dict[int, Shape] = {i: (batch, heads, past, size)
+                                 for (i, _), (heads, size) in zip(self._cache.pairs, self._layout.pairs, strict=True)}
+        mask = None
+        if self._cache.mask != NONE:
+            mask = np.ones((batch, past + tokens), self._model.inputs[self._cache.mask].dtype)
+            own[self._cache.mask] = mask.shape
+        return self._signature.plan(*(own[i] if s is None else s for i, s in enumerate(shapes))), mask
 
     def _check_names(self, feed: Mapping[str, object]) -> None:
         if not isinstance(feed, Mapping):
@@ -137,40 +147,40 @@ class Keeper:
                                  f"the state has {state.batch}")
         return int(array.shape[axis])
 
-    def _new(self, found: Sequence[Array | None], lengths: Lengths, tokens: int) -> Lengths:
+    def _new(self, found: Sequence[Array | None], lengths: Sequence[int], tokens: int) -> list[int]:
         """How many tokens of each sequence are no padding."""
         mask = found[self._cache.mask] if self._cache.mask != NONE else None
         if mask is None:
-            return np.full(len(lengths), tokens, np.int64)
-        name, most, there = self._model.inputs[self._cache.mask].name, int(lengths.max()), mask != 0
+            return [tokens] * len(lengths)
+        name, most, there = self._model.inputs[self._cache.mask].name, max(lengths), mask != 0
         if there.shape == (len(lengths), most + tokens):
-            if not np.array_equal(there[:, :most], np.arange(most) < lengths[:, None]):
+            if not np.array_equal(there[:, :most], np.arange(most) < np.array(lengths)[:, None]):
                 raise InputError(f"input {name!r} contradicts the state: it must be 1 for the tokens held, which are the "
                                  f"first {_listed(lengths)}, and 0 from there to {most}; it may also be left out")
             there = there[:, most:]
         elif there.shape != (len(lengths), tokens):
             raise InputError(f"input {name!r} must have the shape {(len(lengths), tokens)}, new tokens only, or "
                              f"{(len(lengths), most + tokens)} with those held, got {there.shape}")
-        new: Lengths = np.count_nonzero(there, axis=1).astype(np.int64)
+        new = np.count_nonzero(there, axis=1)
         if not np.array_equal(there, np.arange(tokens) < new[:, None]):
             raise InputError(f"input {name!r} has padding before a token: with a state, padding stands behind the tokens")
-        return new
+        return list(map(int, new))
 
-    def _check_room(self, state: State, lengths: Lengths, new: Lengths, tokens: int) -> None:
-        after = lengths + new
+    def _check_room(self, state: State, lengths: Sequence[int], after: Sequence[int], tokens: int) -> None:
         if tokens > state.max_tokens:
             raise InputError(f"{tokens} tokens of each sequence, padding included, are more than the state has room for: "
                              f"{state.max_tokens} (max_tokens)")
-        row = int(after.argmax())
-        if after[row] > state.max_tokens:
-            raise InputError(f"sequence {row} would be {after[row]} tokens long, {lengths[row]} held and {new[row]} new; "
-                             f"the state has room for {state.max_tokens} (max_tokens)")
-        if self._cache.uniform and (after != after[0]).any():
+        most = max(after)
+        if most > state.max_tokens:
+            row = after.index(most)
+            raise InputError(f"sequence {row} would be {most} tokens long, {lengths[row]} held and {most - lengths[row]} "
+                             f"new; the state has room for {state.max_tokens} (max_tokens)")
+        if self._cache.uniform and min(after) != most:
             raise InputError(f"the sequences would be {_listed(after)} tokens long, and this model computes with one "
                              "length for all; use a state for each length")
 
 
-def _listed(numbers: Array) -> str:
+def _listed(numbers: Sequence[int]) -> str:
     """Numbers for a message, not more than a few."""
-    text = ", ".join(map(str, numbers[:6].tolist()))
+    text = ", ".join(map(str, numbers[:6]))
     return f"{text}, ..." if len(numbers) > 6 else text

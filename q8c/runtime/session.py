@@ -152,10 +152,9 @@ class Session:
             step = keeper.step(feed, state)
             frame = _frame(loaded, step.plan)
             outputs = loaded.signature.allocate(step.plan, keeper.returned)
-            lengths = state.lengths
             self._execute(loaded, frame, step.plan, [0 if a is None else address_of(a) for a in step.inputs],
-                          keeper.buffers(state, outputs), address_of(lengths), state.max_tokens)
-            state.advance(step.new)
+                          keeper.buffers(state, outputs), state.lengths_address, state.max_tokens)
+            state.advance(step.after)
         return [outputs[keeper.returned.index(n)] for n in wanted] if wanted else outputs
 
     def _execute(self, loaded: _Loaded, frame: Frame, plan: Plan, inputs: Iterable[int], outputs: Iterable[int],

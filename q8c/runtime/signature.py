@@ -29,12 +29,12 @@ class Signature:
         self._counted = [c.input for c in model.counts]
         self._plans = functools.lru_cache(_CACHED_PLANS)(Planner(model))
 
-    def plan(self, *shapes: Shape, counts: tuple[int, ...] | None = None) -> Plan:
+    def plan(self, *shapes: Shape) -> Plan:
         """The plan for input shapes, in the order of the inputs. Raises InputError where they do not fit.
 
-        Where the model counts elements that are not 0, none is taken to be if `counts` does not tell.
+        Where the model counts elements that are not 0, none is taken to be.
         """
-        return self._plans(shapes, tuple([math.prod(shapes[i]) for i in self._counted]) if counts is None else counts)
+        return self._plans(shapes, tuple([math.prod(shapes[i]) for i in self._counted]))
 
     def collect(self, feed: Mapping[str, object]) -> tuple[list[Array], Plan]:
         """The feed's arrays in order, dense and of the right types, and the plan of a run on them.
@@ -52,7 +52,8 @@ class Signature:
         found: list[Array] = [
             value if type(value) is np.ndarray and value.dtype == dtype else arrays.coerce(name, value, dtype)
             for value, (name, dtype) in zip(values, inputs)]  # noqa: B905
-        plan = self._plans(tuple([array.shape for array in found]), self.counts(found))
+        counts = tuple([int(np.count_nonzero(found[i])) for i in self._counted])
+        plan = self._plans(tuple([array.shape for array in found]), counts)
         for i, array in enumerate(found):
             if not is_dense(array):
                 found[i] = arrays.dense(inputs[i][0], array)
@@ -63,10 +64,6 @@ class Signature:
         name, dtype = self._inputs[index]
         array = arrays.coerce(name, value, dtype)
         return array if is_dense(array) else arrays.dense(name, array)
-
-    def counts(self, found: Sequence[Array | None]) -> tuple[int, ...]:
-        """What the model counts in its inputs; 0 where there is no array."""
-        return tuple([0 if (a := found[i]) is None else int(np.count_nonzero(a)) for i in self._counted])
 
     def allocate(self, plan: Plan, only: Sequence[int] | None = None) -> list[Array]:
         """Fresh arrays for a run's outputs, or those of the numbers `only`. Raises InputError where there is no memory

@@ -55,6 +55,7 @@ class State:
         self._batch, self._max_tokens = _count(batch, "batch"), _count(max_tokens, "max_tokens")
         self._lock = threading.Lock()
         self._lengths = np.zeros(self._batch, np.int64)
+        self._lengths_address = address_of(self._lengths)
         self._arrays = _allocate(layout, self._batch, self._max_tokens)
         self._addresses = [address_of(array) for array in self._arrays]
 
@@ -142,9 +143,20 @@ class State:
         """Where the array [batch, heads, max_tokens, size] of each pair begins."""
         return self._addresses
 
-    def advance(self, new: Lengths) -> None:
-        """Count the tokens a run has appended."""
-        self._lengths += new
+    @property
+    def lengths_address(self) -> int:
+        """Where the lengths are, int64 [batch]."""
+        return self._lengths_address
+
+    @property
+    def held_tokens(self) -> list[int]:
+        """The lengths as Python's integers."""
+        found: list[int] = self._lengths.tolist()
+        return found
+
+    def advance(self, after: Sequence[int]) -> None:
+        """Take the lengths after a run."""
+        self._lengths[:] = after
 
 
 def _count(value: object, name: str) -> int:

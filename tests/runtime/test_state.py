@@ -24,7 +24,7 @@ LAYOUT = Layout(b"file", ((2, 3), (1, 5)))
 def filled(lengths: list[int], max_tokens: int = 6) -> State:
     """A state whose tokens are all different."""
     state = State(LAYOUT, max_tokens, len(lengths))
-    state.advance(np.array(lengths))
+    state.advance(lengths)
     for n, array in enumerate(state._arrays):
         array[...] = np.arange(array.size).reshape(array.shape) + 1000 * n
     return state
@@ -60,7 +60,7 @@ def test_rewinding() -> None:
     state = filled([2, 6, 3])
     state.truncate(2)
     assert state.lengths.tolist() == [2, 2, 2]
-    state.advance(np.array([0, 2, 3]))
+    state.advance([2, 4, 5])
     state.truncate([1, 4, 0])
     assert state.lengths.tolist() == [1, 4, 0]
     for tokens, message in ((2, "sequence 0 holds 1 tokens, cannot keep the first 2"),
