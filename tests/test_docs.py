@@ -1,4 +1,4 @@
-"""The Python in README and CONTRIBUTING works as printed."""
+"""The Python in README, CONTRIBUTING and docs works as printed."""
 from __future__ import annotations
 
 import os
@@ -7,9 +7,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import llama
 import minilm
 
 from tests.examples.bert_folder import CONFIG, random_weights, write_folder
+from tests.examples.tiny_llama import TinyGguf
 
 ROOT = Path(__file__).parent.parent
 
@@ -66,6 +68,14 @@ def test_readme_works_as_printed(tmp_path: Path) -> None:
     printed = run_blocks("README.md", tmp_path, "\nprint(sorted(outputs), outputs['last_hidden_state'].shape)")
     assert printed.splitlines() == [*(f"{name} ['batch', 'seq'] tensor(int64)" for name in minilm.INPUTS),
                                     f"['last_hidden_state'] (2, 16, {CONFIG['hidden_size']})"]
+
+
+def test_decoding_works_as_printed(tmp_path: Path) -> None:
+    llama.save(llama.build(TinyGguf()), tmp_path / "decoder.onnx")
+    after = "\nprint(len(text), beams.lengths, draft.lengths, both.lengths)"
+    state, lengths, last = run_blocks("docs/decoding.md", tmp_path, after).splitlines()
+    assert state.startswith("[") and "<State of 1 sequence, 22 of 256 tokens, " in state
+    assert (lengths, last) == ("[5 3]", "20 [5 5 5 3] [5 3] [2 1]")
 
 
 def test_contributing_works_as_printed(tmp_path: Path) -> None:

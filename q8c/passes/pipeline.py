@@ -80,7 +80,8 @@ def pipeline(options: Options) -> tuple[Pass, ...]:
         FuseLayerNorm(),          # before RMS norm: a layer norm is an RMS norm of the deviation
         FuseRmsNorm(),
         SinkReshapes(),           # flattened rows as they were, so that products and loops see one shape
-        FuseAttention(causal=False),  # while heads still show as reshape, transpose and matmul
+        FuseAttention(),          # while heads still show as reshape, transpose and matmul
+        KeepCache(),              # before products merge: what is appended may be a part of a wider tensor too
         *_balanced(options, calibration),
         MergeMatmuls(loops=False),  # q, k and v as one product, now that attention reads parts of a wider tensor
         ReduceRows(),             # what no pattern took; loops want rows
