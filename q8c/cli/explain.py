@@ -1,0 +1,80 @@
+"""Say which nodes of a model became which kernels, and what was left unfused or float, and why.
+
+An ONNX file goes through the passes with the options given; a compiled file tells what it keeps of its compilation.
+"""
+from __future__ import annotations
+
+import argparse
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from q8c.cli.common import Progress, add_json_argument, is_onnx, print_json, table
+
+if TYPE_CHECKING:
+    from q8c.explain import Explanation
+
+_SHOWN = 3  # names in a line, unless all are asked for
+
+
+def configure(verb: argparse.ArgumentParser) -> None:
+    """The verb's arguments."""
+    verb.add_argument("model", type=Path, help="an ONNX file, or a compiled model")
+    verb.add_argument("node", nargs="?", help="only nodes of the model with this in their names")
+    verb.add_argument("--weights", default="q8-channel", metavar="FORMAT", help="of an ONNX file: as for compile")
+    verb.add_argument("--no-quantize", action="store_true", help="of an ONNX file: as for compile")
+    add_json_argument(verb)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Print the explanation."""
+    from q8c.extras import require_compiler
+    require_compiler()
+    progress = Progress()
+    try:
+        progress("passes")
+        found = _of_onnx(args) if is_onnx(args.model) else _of_artifact(args.model)
+    finally:
+        progress.clear()
+    found = found.about(args.node) if args.node else found
+    if args.json:
+        print_json(asdict(found))
+    else:
+        print(text(found, everything=args.verbose > 0 or bool(args.node)))
+    return 0
+
+
+def _of_onnx(args: argparse.Namespace) -> Explanation:
+    from q8c.explain import explain
+    from q8c.frontend import import_onnx
+    from q8c.passes.manager import run_passes
+    from q8c.passes.pipeline import Options, pipeline
+
+    graph = import_onnx(args.model)
+    report = run_passes(graph, pipeline(Options(weights=args.weights, quantize=not args.no_quantize)))
+    return explain(graph, report.declines)
+
+
+def _of_artifact(path: Path) -> Explanation:
+    from q8c.explain import explain, read_notes
+    from q8c.ir import parse_graph
+    from q8c.runtime.artifact import Artifact
+
+    artifact = Artifact(path)
+    notes = artifact.manifest.model.notes.get("declines", [])
+    return explain(parse_graph(artifact.ir), read_notes([n for n in notes if isinstance(n, str)]))
+
+
+def text(found: Explanation, everything: bool) -> str:
+    """The explanation for people."""
+    lines = [f"{len(found.kernels)} kernels"]
+    if found.kernels:
+        rows = [[f"  {k.op}", k.result, _names(k.nodes, everything)] for k in found.kernels]
+        lines.append(table([["  kernel", "result", "nodes of the model"], *rows]))
+    lines += [f"left alone by {e.pass_name}: {e.reason} ({_names(e.nodes, everything)})" for e in found.left]
+    return "\n".join(lines)
+
+
+def _names(names: tuple[str, ...], everything: bool) -> str:
+    shown = names if everything else names[:_SHOWN]
+    return ", ".join(shown) + (f" and {len(names) - len(shown)} more" if len(shown) < len(names) else "")
