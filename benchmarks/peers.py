@@ -72,6 +72,9 @@ class Engine:
 def engine(name: str) -> Engine:
     """The engine of that name. Raises BenchmarkError that lists them."""
     first, _, words = name.partition(":")
+    if "decoder" in first.split("-"):
+        from benchmarks import decoders
+        return decoders.engine(name)
     if first == "q8c":
         return _q8c(name, _options(name, words))
     if name in _PARTS:

@@ -1,0 +1,220 @@
+"""Decoders in q8c and its peers: how each loads a language model and computes tokens behind others.
+
+The inputs of a run are `prefix` [batch, n], tokens whose keys and values are there before, and `input_ids`
+[batch, seq]; it computes the logits of the latter, of all or of the last as the engine is told, and leaves keys and
+values as they were. All rows of a batch have the same prefix, which only some engines need.
+"""
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from benchmarks import peers
+from benchmarks.common import BenchmarkError
+from benchmarks.models import Array, Feed, Model
+from benchmarks.peers import Engine, Loaded, Run
+
+ROOM = 4096 + 512
+"""Tokens of context every engine has room for."""
+_CHUNK = 512
+
+
+def engine(name: str) -> Engine:
+    """The decoder engine of that name. Raises BenchmarkError that lists them."""
+    first, _, words = name.partition(":")
+    if first == "q8c-decoder":
+        return _q8c(name, words)
+    if name not in ENGINES:
+        raise BenchmarkError(f"no engine {name!r}; expected q8c-decoder, q8c-decoder:OPTION=VALUE,..., "
+                             f"{', '.join(ENGINES)}")
+    return ENGINES[name]
+
+
+def _chunks(prefix: Array) -> Iterator[Array]:
+    for start in range(0, prefix.shape[1], _CHUNK):
+        yield prefix[:, start:start + _CHUNK]
+
+
+# -- q8c
+
+def _q8c(name: str, words: str) -> Engine:
+    whole = peers.engine(f"q8c:{words}")
+
+    def load(path: Path, threads: int) -> Loaded:
+        import q8c
+        options = dict(pair.split("=") for pair in words.split(",") if pair)
+        session = q8c.load(path, threads=threads, tier=options.get("tier"))
+
+        def bind(feed: Feed) -> Run:
+            batch, past = feed["prefix"].shape
+            state = session.new_state(max_tokens=past + feed["input_ids"].shape[1], batch=batch)
+            for part in _chunks(feed["prefix"]):
+                session.run(["logits"], {"input_ids": part}, state=state)
+
+            def run() -> list[Array]:
+                logits = session.run(["logits"], {"input_ids": feed["input_ids"]}, state=state)
+                state.truncate(past)
+                return logits
+
+            return run
+
+        image = session.artifact.image(session.tier)
+        return Loaded(bind, {"tier": session.tier, "extras": list(image.features), "file": str(path)})
+
+    title = "q8c" + words.replace("last_logits=true", " last").replace("weights=", " ").replace(",", "")
+    return Engine(name, title, whole.packages, whole.int8, whole.prepare, load, ".q8c", False)
+
+
+# -- ONNX Runtime
+
+def _ort_load(path: Path, threads: int) -> Loaded:
+    import llama
+    import numpy as np
+    import onnxruntime
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.log_severity_level = 3
+    session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    caches = [o.name for o in session.get_outputs()][1:]
+    inputs = [(i.name, i.shape) for i in session.get_inputs()]
+
+    def behind(ids: Array, past: int, kept: dict[str, Array]) -> dict[str, Array]:
+        feed: dict[str, Array] = llama.first_feed(ids, inputs) | kept
+        feed["attention_mask"] = np.ones((ids.shape[0], past + ids.shape[1]), np.int64)
+        feed["position_ids"] = feed["position_ids"] + past
+        return feed
+
+    def bind(feed: Feed) -> Run:
+        kept: dict[str, Array] = {}
+        past = 0
+        for part in _chunks(feed["prefix"]):
+            found = session.run(caches, behind(part, past, kept))
+            kept = {name.replace("present", "past_key_values"): x for name, x in zip(caches, found, strict=True)}
+            past += part.shape[1]
+        ready = behind(feed["input_ids"], past, kept)
+        return lambda: list(session.run(None, ready))[:1]
+
+    return Loaded(bind)
+
+
+# -- CTranslate2
+
+def _ct2_prepare(quantization: str | None) -> Callable[[Model, Path], None]:
+    def prepare(model: Model, path: Path) -> None:
+        from benchmarks import ct2_llama, smollm2
+        ct2_llama.convert(smollm2.gguf(), path, quantization)
+
+    return prepare
+
+
+def _ct2_load(compute: str) -> Callable[[Path, int], Loaded]:
+    def load(path: Path, threads: int) -> Loaded:
+        import ctranslate2
+        import numpy as np
+        generator = ctranslate2.Generator(str(path), device="cpu", compute_type=compute, intra_threads=threads)
+
+        def bind(feed: Feed) -> Run:
+            prefix, ids = feed["prefix"], feed["input_ids"]
+            if not prefix.shape[1]:
+                view = ctranslate2.StorageView.from_array(np.ascontiguousarray(ids, np.int32))
+                lengths = ctranslate2.StorageView.from_array(np.full(len(ids), ids.shape[1], np.int32))
+                return lambda: [np.array(generator.forward_batch(view, lengths))]
+            if ids.shape[1] > 1:
+                raise BenchmarkError("behind other tokens it takes one at a time")
+            static, tokens = [str(i) for i in prefix[0]], [[str(i)] for i in ids[:, 0]]
+
+            def run() -> list[Array]:
+                generator.generate_batch(tokens, max_length=1, min_length=1, static_prompt=static,
+                                         cache_static_prompt=True, include_prompt_in_result=False)
+                return []
+
+            return run
+
+        return Loaded(bind, {"compute": generator.compute_type})
+
+    return load
+
+
+# -- llama.cpp
+
+def _llama_cpp_prepare(model: Model, path: Path) -> None:
+    import llama_cpp
+
+    from benchmarks import smollm2
+    params = llama_cpp.llama_model_quantize_default_params()
+    params.ftype, params.allow_requantize = llama_cpp.LLAMA_FTYPE_MOSTLY_Q8_0, True
+    source = str(smollm2.gguf().path).encode()
+    if llama_cpp.llama_model_quantize(source, str(path).encode(), params):
+        raise BenchmarkError("llama.cpp could not write the model as Q8_0")
+
+
+def _llama_cpp_load(every: bool) -> Callable[[Path, int], Loaded]:
+    def load(path: Path, threads: int) -> Loaded:
+        import llama_cpp
+        import numpy as np
+        lib = llama_cpp
+        lib.llama_backend_init()
+        model = lib.llama_model_load_from_file(str(path).encode(), lib.llama_model_default_params())
+        vocabulary = lib.llama_vocab_n_tokens(lib.llama_model_get_vocab(model))
+
+        def bind(feed: Feed) -> Run:
+            prefix, ids = feed["prefix"], feed["input_ids"]
+            rows, past = prefix.shape
+            params = lib.llama_context_default_params()
+            params.n_ctx, params.n_seq_max = rows * (past + ids.shape[1] + 32), rows
+            params.n_batch = params.n_ubatch = max(_CHUNK, ids.size)
+            params.n_threads = params.n_threads_batch = threads
+            context = lib.llama_init_from_model(model, params)
+            if not context:
+                raise BenchmarkError("llama.cpp made no context")
+
+            def decode(tokens: Array, at: int, wanted: bool, first: int = 0) -> int:
+                """Compute [rows, seq] tokens of the sequences from `first` on, that stand from `at` on; how many rows
+                of logits there are."""
+                seq = tokens.shape[1]
+                batch = lib.llama_batch_init(tokens.size, 0, 1)
+                batch.n_tokens = tokens.size
+                told = 0
+                for n, (row, column) in enumerate(np.ndindex(tokens.shape)):
+                    batch.token[n], batch.pos[n] = int(tokens[row, column]), at + column
+                    batch.n_seq_id[n], batch.seq_id[n][0] = 1, first + row
+                    batch.logits[n] = int(wanted and (every or column == seq - 1))
+                    told += batch.logits[n]
+                failed = lib.llama_decode(context, batch)
+                lib.llama_batch_free(batch)
+                if failed:
+                    raise BenchmarkError(f"llama.cpp failed with {failed}")
+                return told
+
+            done = 0
+            for part in _chunks(prefix):
+                for row in range(rows):  # one by one, so that each is a batch of its own
+                    decode(part[row:row + 1], done, False, row)
+                done += part.shape[1]
+            memory = lib.llama_get_memory(context)
+
+            def run() -> list[Array]:
+                told = decode(ids, past, True)
+                found = np.ctypeslib.as_array(lib.llama_get_logits(context), (told, vocabulary))
+                logits = found.reshape(rows, -1, vocabulary).copy()
+                for row in range(rows):
+                    lib.llama_memory_seq_rm(memory, row, past, -1)
+                return [logits]
+
+            return run
+
+        return Loaded(bind)
+
+    return load
+
+
+ENGINES: dict[str, Engine] = {e.name: e for e in (
+    Engine("decoder-ort-fp32", "ONNX Runtime fp32", ("onnxruntime",), False, peers._same, _ort_load),
+    Engine("decoder-ort-int8", "ONNX Runtime int8", ("onnxruntime", "onnx"), True, peers._ort_int8, _ort_load),
+    Engine("decoder-ct2-int8", "CTranslate2 int8", ("ctranslate2",), True, _ct2_prepare("int8"), _ct2_load("int8"), ""),
+    Engine("decoder-llamacpp", "llama.cpp Q8_0 last", ("llama_cpp",), True, _llama_cpp_prepare, _llama_cpp_load(False),
+           ".gguf"),
+    Engine("decoder-llamacpp-all", "llama.cpp Q8_0", ("llama_cpp",), True, _llama_cpp_prepare, _llama_cpp_load(True),
+           ".gguf"),
+)}
+"""The peers by name. `last`: logits of the last token alone."""
