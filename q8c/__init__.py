@@ -28,7 +28,7 @@ __path__.append(os.path.join(os.path.dirname(__file__), "compiler.zip"))
 
 
 def compile(model: str | os.PathLike[str] | bytes | onnx.ModelProto, output: str | os.PathLike[str] | None = None, *,
-            target: str = "native", weights: str = "q8-channel", quantize: bool = True, numerics: str = "fast",
+            target: str = "native", weights: str = "default", quantize: bool = True, numerics: str = "fast",
             keep: Sequence[str] = (), calibrate: Iterable[Mapping[str, Any]] | None = None, balance: bool = True,
             max_error: float | None = None, pack: bool | str = False) -> Path:
     """Compile an ONNX model into one file and return its path.
@@ -39,7 +39,8 @@ def compile(model: str | os.PathLike[str] | bytes | onnx.ModelProto, output: str
         target: `native` (the best tier of this CPU), `all`, or names of tiers separated by commas.
         weights: the weight format; `q8-channel` has one scale per output channel, `q8-block128`, `q8-block64` and
             `q8-block32` one for so many steps of depth, each slower and closer than the one before; `auto` is the
-            fastest of them for each product, or float, that keeps the model's error under `max_error`.
+            fastest of them for each product, or float, that keeps the model's error under `max_error`; `default` is
+            `q8-block32` for decoders and `q8-channel` for all else.
         quantize: False keeps everything fp32.
         numerics: `reproducible` gives the same bits on every CPU tier; `fast` may use what only some tiers have.
         keep: names of nodes of the model to leave float.

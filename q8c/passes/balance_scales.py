@@ -9,6 +9,7 @@ import numpy as np
 from q8c.ir import q8
 from q8c.ir.graph import Array, Graph, Node, Value
 from q8c.passes.calibration import Calibration
+from q8c.passes.default_format import DEFAULT, format_for
 from q8c.passes.fold_weights import weight_array
 from q8c.passes.manager import Pass, Report
 from q8c.passes.quantized_product import rounded_rows, rounded_weight, wants_zero_point
@@ -33,7 +34,7 @@ class BalanceScales(Pass):
     """
 
     name: ClassVar[str] = "balance-scales"
-    format: str = "q8-channel"
+    format: str = DEFAULT
     calibration: Calibration = field(default_factory=Calibration, repr=False, compare=False)
 
     def run(self, graph: Graph, report: Report) -> bool:
@@ -44,7 +45,7 @@ class BalanceScales(Pass):
                 groups.setdefault(node.input(0), []).append(node)
         rows = self.calibration.rows(graph, groups, report)
         changed = False
-        block = q8.block_size(self.format)
+        block = q8.block_size(format_for(graph, self.format))
         for x, products in groups.items() if rows else ():
             weights = [weight_array(p) for p in products]
             if any(q8.has_own_steps(w, block) for w in weights):

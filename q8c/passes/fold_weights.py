@@ -11,6 +11,7 @@ from q8c.errors import CompileError
 from q8c.ir import q8
 from q8c.ir.graph import Array, Attr, Graph, Node, Value
 from q8c.ir.types import DType
+from q8c.passes.default_format import DEFAULT, check_format, format_for
 from q8c.passes.manager import Pass, Report
 from q8c.passes.rewrite import sources
 
@@ -41,11 +42,11 @@ class FoldWeights(Pass):
 
     name: ClassVar[str] = "fold-weights"
     lossy: ClassVar[bool] = True
-    format: str = "q8-channel"
+    format: str = DEFAULT
     keep: Names = Names()
 
     def __post_init__(self) -> None:
-        q8.block_size(self.format)
+        check_format(self.format)
 
     def run(self, graph: Graph, report: Report) -> bool:
         """Whether a weight was quantized. Raises CompileError for a weight that is not finite."""
@@ -59,10 +60,11 @@ class FoldWeights(Pass):
             raise CompileError(f"no matmul comes from node {sorted(missing)[0]!r}, which was to stay float; "
                                f"`q8c inspect` lists the names")
         found: dict[Node, str] = {}
+        format = format_for(graph, self.format)
         for node in matmuls:
             reason = self.reason_to_keep(node)
             if reason is None:
-                found[node] = self.format
+                found[node] = format
             elif reason:
                 report.decline(node, reason)
         return found

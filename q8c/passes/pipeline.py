@@ -8,6 +8,7 @@ from q8c.passes.balance_scales import BalanceScales
 from q8c.passes.calibration import Calibration, Feeds
 from q8c.passes.canonicalize import Canonicalize
 from q8c.passes.choose_formats import ChooseFormats
+from q8c.passes.default_format import DEFAULT
 from q8c.passes.eliminate_dead_code import EliminateDeadCode
 from q8c.passes.fold_constants import FoldConstants
 from q8c.passes.fold_weights import FoldWeights, Names
@@ -49,7 +50,7 @@ class Options:
     """
 
     quantize: bool = True
-    weights: str = "q8-channel"
+    weights: str = DEFAULT
     numerics: str = "fast"
     keep: tuple[str, ...] = ()
     balance: bool = True

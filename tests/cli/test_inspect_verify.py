@@ -33,7 +33,7 @@ def test_inspect_gives_the_graph(cli: Cli, compiled: Path) -> None:
 def test_inspect_as_json(cli: Cli, compiled: Path) -> None:
     found = json.loads(cli.good("inspect", compiled, "--json", "--ir"))
     assert found["bytes"] == compiled.stat().st_size and found["text"].startswith("graph @")
-    assert found["model"]["options"]["weights"] == "q8-channel" and found["model"]["tools"]["q8c"] == q8c.__version__
+    assert found["model"]["options"]["weights"] == "default" and found["model"]["tools"]["q8c"] == q8c.__version__
 
 
 def altered(path: Path, folder: Path, change: str) -> Path:
