@@ -19,7 +19,7 @@ from tests.runtime.files import manifest_of, with_manifest
 def test_inspect_for_people(cli: Cli, compiled: Path) -> None:
     text = cli.good("inspect", compiled)
     assert hashlib.sha256(compiled.read_bytes()).hexdigest() in text
-    for line in ("  input  x: float32[rows, 32]", "  output y: float32[rows, 16]", "2 q8_linear", "weights=q8-channel"):
+    for line in ("  input  x: float32[rows, 32]", "  output y: float32[rows, 16]", "2 q8_linear", "weights=default"):
         assert line in text
     listed = cli.good("inspect", compiled, "--constants")
     assert listed.startswith(text.rstrip("\n")) and "\nw0.q8:q8" in listed or "q8:q8" in listed
