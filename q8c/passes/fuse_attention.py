@@ -34,16 +34,15 @@ class FuseAttention(Pass):
 
     q, k and v become operands [batch, seq, channels], slices of a merged projection offsets; where they are computed
     per head (rotated, or from a cache) they stay [batch, heads, seq, size]. Repeated heads are read where they lie.
-    Masks given as conditions become additive, computed once and outside. With `causal`, masks that are shown to hide
-    later keys, and keys where a padding mask is 0, are not computed at all: the attention is told so.
+    Masks given as conditions become additive, computed once and outside. Masks that are shown to hide later
+    keys, and keys where a padding mask is 0, are not computed at all: the attention is told so.
     """
 
     name: ClassVar[str] = "fuse-attention"
-    causal: bool = True
 
     def run(self, graph: Graph, report: Report) -> bool:
         """Whether an attention was fused."""
-        masks = SharedMasks(graph, self.causal)
+        masks = SharedMasks(graph)
         changed = False
         for node in list(graph.nodes):
             found = find_attention(graph, node) if node.op == "matmul" else None
@@ -127,7 +126,6 @@ class SharedMasks:
     """The masks of a graph's attentions, each understood and made once; `meaning` is that of the last."""
 
     graph: Graph
-    causal: bool
     made: dict[object, Value] = field(default_factory=dict)
     known: dict[object, Causal | str | None] = field(default_factory=dict)
     meaning: Causal | str | None = None
@@ -136,7 +134,7 @@ class SharedMasks:
         """The mask and the key mask of an attention whose scores have these sizes, as far as there are any."""
         key = (steps, sizes)
         if key not in self.known:
-            self.known[key] = causal_mask(self.graph, steps, sizes) if steps and self.causal else None
+            self.known[key] = causal_mask(self.graph, steps, sizes) if steps else None
         self.meaning = self.known[key]
         if not isinstance(self.meaning, Causal):
             mask = Masks(self.graph, before, self.made).build(steps)

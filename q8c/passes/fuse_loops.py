@@ -30,11 +30,10 @@ class FuseLoops(Pass):
 
     Each node goes into exactly one loop, so nothing is computed twice. Nodes share a loop if one reads the other,
     their rows and row lengths are the same (or one has a single element per row), and no node that stays outside
-    stands between them. With `parts`, a loop reads columns cut from a wider value where they lie.
+    stands between them. Columns cut from a wider value are read where they lie.
     """
 
     name: ClassVar[str] = "fuse-loops"
-    parts: bool = True
 
     def run(self, graph: Graph, report: Report) -> bool:
         """Whether a loop was made."""
@@ -50,7 +49,7 @@ class FuseLoops(Pass):
             if node not in groups:
                 graph.nodes.append(node)
             elif node in last:
-                loop = make_loop(graph, last[node], self.parts)
+                loop = make_loop(graph, last[node])
                 graph.nodes.append(loop)
                 report.rewrote(loop, " + ".join(n.op for n in last[node]))
         register_uses(graph)

@@ -13,13 +13,9 @@ from q8c.passes.rules import attr
 
 @dataclass
 class Body:
-    """A loop's body under construction: `inner` and `scalars` map the graph's values to the body's.
-
-    `parts`: columns cut from a wider value are read where they lie, by a slice of a parameter.
-    """
+    """A loop's body under construction: `inner` and `scalars` map the graph's values to the body's."""
 
     graph: Graph
-    parts: bool
     operands: list[Value] = field(default_factory=list)
     inner: dict[Value, Value] = field(default_factory=dict)
     scalars: dict[Value, Value] = field(default_factory=dict)
@@ -31,7 +27,7 @@ class Body:
                 scalar = value.array().reshape(-1)[:1].reshape(())
                 self.scalars[value] = self.graph.constant(scalar, value.name)
             return self.scalars[value]
-        if value not in self.inner and self.parts and is_part(value):
+        if value not in self.inner and is_part(value):  # read where it lies
             cut = value.producer
             assert cut is not None
             self.copy(cut, [self.parameter(cut.input(0))])
@@ -67,12 +63,12 @@ def is_part(value: Value) -> bool:
             and set(attr(node, "steps")) == {1} and isinstance(value.shape[-1], int) and value.shape[-1] > 1)
 
 
-def make_loop(graph: Graph, nodes: Sequence[Node], parts: bool) -> Node:
+def make_loop(graph: Graph, nodes: Sequence[Node]) -> Node:
     """A loop that computes what `nodes` (in a legal order) compute; it takes over their outputs that others read.
 
-    With `parts`, it reads columns cut from a wider value where they lie. Neither the graph's list of nodes nor its uses are touched.
+    Columns cut from a wider value are read where they lie. Neither the graph's list of nodes nor its uses are touched.
     """
-    body = Body(Graph("body"), parts)
+    body = Body(Graph("body"))
     body.graph.assumptions = graph.assumptions
     for node in nodes:
         body.append(node)

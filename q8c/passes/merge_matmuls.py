@@ -46,12 +46,10 @@ class MergeMatmuls(Pass):
     """Replaces matmul(x, w1) + b1, matmul(x, w2) + b2, … by one matmul with the columns of all, side by side.
 
     Only where what reads the results can read a part of a wider tensor: one attention, and rotary and append before it,
-    at an offset, and, with `loops`, a gate (silu(a) * b and the like), which becomes one loop that reads its columns
-    where they lie. Anywhere else they would have to be copied apart again, which costs more than a wider product gains.
+    at an offset, or a gate (silu(a) * b and the like), which becomes one loop that reads its columns where they lie. Anywhere else they would have to be copied apart again, which costs more than a wider product gains.
     """
 
     name: ClassVar[str] = "merge-matmuls"
-    loops: bool = True
 
     def run(self, graph: Graph, report: Report) -> bool:
         """Whether products were merged."""
@@ -61,8 +59,8 @@ class MergeMatmuls(Pass):
             if is_product(node):
                 found = branch(graph, node)
                 readers.setdefault(node.input(0), []).append(found)
-                target = next_attention(found.result) if reads_parts(graph, found.result) else (
-                    only_gate(graph, found.result) if self.loops else None)
+                target = next_attention(found.result) if reads_parts(graph, found.result) else only_gate(
+                    graph, found.result)
                 if target is not None:
                     families.setdefault((node.input(0), target), []).append(found)
         for (x, _), branches in families.items():

@@ -81,16 +81,17 @@ def pipeline(options: Options) -> tuple[Pass, ...]:
         FuseLayerNorm(),          # before RMS norm: a layer norm is an RMS norm of the deviation
         FuseRmsNorm(),
         SinkReshapes(),           # flattened rows as they were, so that products and loops see one shape
+        FuseRotary(),             # before attention, which reads what is rotated where it lies
         FuseAttention(),          # while heads still show as reshape, transpose and matmul
         KeepCache(),              # before products merge: what is appended may be a part of a wider tensor too
         *_balanced(options, calibration),
-        MergeMatmuls(loops=False),  # q, k and v as one product, now that attention reads parts of a wider tensor
+        MergeMatmuls(),           # q, k and v as one product, now that attention reads parts of a wider tensor
         ReduceRows(),             # what no pattern took; loops want rows
         EliminateDeadCode(),      # so that the passes that ask who reads a value see only what is needed
         *_linear(options, calibration),
         LowerIntegerProducts(),   # behind all that quantizes: these are exact
         *_packed(options),
-        FuseLoops(parts=False),   # whatever elementwise and row work is left, one pass over rows each
+        FuseLoops(),              # whatever elementwise and row work is left, one pass over rows each
         OwnOutputs(),             # kernels write outputs into the caller's arrays
         PlanMemory(),             # last: slots are for the values that are left
     )

@@ -162,10 +162,3 @@ def test_masks_of_padding_alone_stay_as_they_are() -> None:
     masks = PADDED.replace(f"%seen: bool[batch, 1, seq, {KEYS}] = and(%wide, %near)", "")
     attrs, found, report = fuse(attention(masks, f"%m: {FULL} = where(%wide, %s, %low)"))
     assert "causal" not in attrs and len(found) == 1 and not report.declines
-
-
-def test_masks_stay_additive_if_told() -> None:
-    graph = parse(attention(PADDED, where("seen")))
-    report = run_passes(graph, [FuseAttention(causal=False)])
-    [node] = [n for n in graph.nodes if n.op == "attention"]
-    assert "causal" not in node.attrs and len(node.inputs) == 4 and not report.declines
