@@ -7,6 +7,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from q8c.errors import InputError
 from q8c.ir import Array, interpret
@@ -165,6 +167,32 @@ def test_masks_and_positions_as_code_for_onnx_runtime_has_them(session: Session)
     assert np.array_equal(session.run(["logits"], feed, state=state.copy())[0], expected)
     assert session(**feed, state=state).keys() == {"logits"}
     assert state.lengths.tolist() == (LENGTHS + 5).tolist()
+
+
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.data())
+def test_any_course_of_a_state(session: Session, data: st.DataObject) -> None:
+    """Runs, forks and rewinds in any order: logits are those of the tokens that are left, each sequence by itself."""
+    state, tokens = session.new_state(32, batch=2), [np.zeros(0, np.int64)] * 2
+    for step in range(data.draw(st.integers(1, 5))):
+        what = data.draw(st.sampled_from(["run", "run", "copy", "truncate"]))
+        if what == "copy":
+            rows = data.draw(st.lists(st.integers(0, len(tokens) - 1), min_size=1, max_size=4))
+            state, tokens = state.copy(rows), [tokens[row] for row in rows]
+        elif what == "truncate":
+            kept = [data.draw(st.integers(0, len(t))) for t in tokens]
+            state.truncate(kept)
+            tokens = [t[:n] for t, n in zip(tokens, kept, strict=True)]
+        else:
+            new = data.draw(st.integers(1, 6))
+            counts = [data.draw(st.integers(0, min(new, 32 - len(t)))) for t in tokens]
+            ids = np.random.default_rng(step).integers(0, TOKENS, (len(tokens), new))
+            got = logits(session, ids, state, (np.arange(new) < np.array(counts)[:, None]).astype(np.int64))
+            for row, count in enumerate(counts):
+                tokens[row] = np.concatenate([tokens[row], ids[row, :count]])
+                if count:
+                    assert np.array_equal(got[row, :count], whole(session, tokens[row])[-count:])
+        assert state.lengths.tolist() == list(map(len, tokens))
 
 
 def test_no_new_tokens(session: Session) -> None:

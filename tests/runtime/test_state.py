@@ -8,6 +8,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from q8c.errors import ArtifactError, Error, InputError
 from q8c.runtime import memory, strict_json
@@ -183,6 +185,32 @@ def test_nonsense_in_the_manifest(decoder: Path, tmp_path: Path, name: str) -> N
     change(manifest["model"]["cache"])
     with pytest.raises(ArtifactError, match=message):
         load(save(tmp_path, with_manifest(data, strict_json.dumps(manifest))))
+
+
+@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.data())
+def test_any_member_of_the_cache_may_be_anything(decoder: Path, tmp_path: Path, data: st.DataObject) -> None:
+    """Loading raises nothing but ArtifactError, and a file that loads makes states and plans runs on them."""
+    content = decoder.read_bytes()
+    manifest: Any = manifest_of(content)
+    cache = manifest["model"]["cache"]
+    numbers = st.one_of(st.integers(-2, 6), st.sampled_from([None, 2**70, 1.5, True, "", [], {}]))
+    for _ in range(data.draw(st.integers(1, 3))):
+        name = data.draw(st.sampled_from(sorted(cache)))
+        cache[name] = data.draw(st.one_of(numbers, st.lists(numbers, max_size=3),
+                                          st.lists(st.lists(numbers, max_size=3), max_size=3)))
+    try:
+        session = load(save(tmp_path, with_manifest(content, strict_json.dumps(manifest))))
+    except ArtifactError as error:
+        assert "\n" not in str(error)
+        return
+    with session:
+        state, keeper = session.new_state(4, batch=2), session._open().keeper
+        assert keeper is not None
+        try:
+            keeper.step({"ids": np.zeros((2, 3), np.int64)}, state)
+        except InputError as error:
+            assert "\n" not in str(error)
 
 
 @pytest.mark.parametrize(("path", "value", "message"), [
