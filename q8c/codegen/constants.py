@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from q8c.codegen import layout
-from q8c.ir.graph import Graph, Node, Value
+from q8c.ir.graph import Graph, Node, Value, view_root
 from q8c.ir.types import DType
 
 
@@ -72,8 +72,8 @@ def packed_constants(graph: Graph) -> list[Packed]:
 def _uses(graph: Graph) -> Iterator[tuple[Node | None, int, Value]]:
     for node in graph.nodes:
         for operand, value in enumerate(node.inputs):
-            if value is not None and value.is_constant:
-                yield node, operand, value
+            if value is not None and view_root(value).is_constant:
+                yield node, operand, view_root(value)
     for value in graph.outputs:
         if value.is_constant:
             yield None, 0, value

@@ -162,7 +162,7 @@ class Entry:
     def call(self, call: Call) -> None:
         """One kernel call, or one for each piece this thread draws."""
         b, kernel = self.b, call.kernel
-        args = [self.pointer(place, value, packed_name(call.node, operand, value))
+        args = [self.pointer(place, value, packed_name(call.node, operand, view_root(value)))
                 for place, value, operand in call.pointers]
         args += [self.size(s) for s in kernel.sizes]
         if kernel.scratch is not None:

@@ -8,18 +8,18 @@ import llvmlite.ir as ir
 from q8c.codegen.builder import LANES
 from q8c.codegen.f32_matmul import SCRATCH_PER_DEPTH, F32MatmulSpec, emit_f32_matmul
 from q8c.codegen.kernel import Kernel
+from q8c.codegen.plain_matmul import plain_matmul
 from q8c.codegen.targets import Tier
-from q8c.errors import CompileError
 from q8c.ir.dims import Dim, floordiv, product
 from q8c.ir.graph import Node
 from q8c.ir.types import DType
 
 
 def matmul_kernel(module: ir.Module, tier: Tier, node: Node) -> Kernel:
-    """The batched float product. Raises CompileError for other element types."""
+    """The batched product, in registers for f32. Raises CompileError for f16 and bool."""
     a, b = node.input(0).type, node.input(1).type
     if a.dtype is not DType.f32:
-        raise CompileError(f"{node}: matmul of {a.dtype.name} has no kernel; expected f32")
+        return plain_matmul(module, tier, node)
     batch = node.output.shape[:-2]
     spec = F32MatmulSpec(len(batch), bool(node.attrs.get("transpose_b", False)))
     name = f"{spec.name}__{tier.name.replace('-', '')}"

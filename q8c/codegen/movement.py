@@ -9,7 +9,7 @@ import llvmlite.ir as ir
 from q8c.codegen.kernel import Kernel
 from q8c.codegen.loop_space import Space, broadcast_strides, dense_strides
 from q8c.codegen.movement_copy import Copy, emit_copy
-from q8c.codegen.movement_gather import gather, gather_nd
+from q8c.codegen.movement_gather import gather, gather_elements, gather_nd
 from q8c.codegen.movement_kernel import Movement
 from q8c.codegen.movement_make import iota, pad, sizes
 from q8c.codegen.movement_pack import packing, unpack
@@ -90,8 +90,8 @@ def _concat(node: Node, attrs: dict[str, Any]) -> list[Copy]:
 _OPS: dict[str, Callable[[ir.Module, Tier, Node], Kernel]] = {
     "copy": _copies(_copy), "reshape": _copies(_copy), "transpose": _copies(_transpose),
     "broadcast_to": _copies(_broadcast_to), "slice": _copies(_slice), "concat": _copies(_concat),
-    "gather": gather, "gather_nd": gather_nd, "pad": pad, "iota": iota, "sizes": sizes, "cumsum": cumsum,
-    "packing": packing, "unpack": unpack,
+    "gather": gather, "gather_nd": gather_nd, "gather_elements": gather_elements, "pad": pad, "iota": iota,
+    "sizes": sizes, "cumsum": cumsum, "packing": packing, "unpack": unpack,
     "argmax": argument, "argmin": argument, **dict.fromkeys(REDUCE_OPS, reduce)}
 
 MOVEMENT_OPS = frozenset(_OPS)

@@ -83,6 +83,36 @@ def gather_nd(module: ir.Module, tier: Tier, node: Node) -> Kernel:
     return m.kernel(module, tier, key, emit, reports=True)
 
 
+def gather_elements(module: ir.Module, tier: Tier, node: Node) -> Kernel:
+    """y[i, j, ...] = x[indices[i, j, ...], j, ...], the index in the place of the axis"""
+    x, indices = node.input(0), node.input(1)
+    axis = attributes(node)["axis"] % x.type.rank
+    strides, size = dense_strides(x.shape), x.shape[axis]
+    near = tuple(0 if i == axis else s for i, s in enumerate(strides))
+    space = Space(indices.shape, (near, dense_strides(indices.shape))).merged()
+    m = Movement(node)
+    m.sizes.need_space(space)
+    m.sizes.need(size, strides[axis])
+    itemsize = x.dtype.itemsize
+    element = ir.IntType(8 * itemsize)
+
+    def emit(b: Builder) -> None:
+        extent, stride = m.sizes.value(b, size), m.sizes.value(b, strides[axis])
+
+        def item(offsets: list[Value]) -> None:
+            index = checked(b, _index(b, indices.dtype, b.arg("p1"), offsets[1]), extent)
+            start = b.add(offsets[0], b.mul(index, stride))
+            with b.if_(b.icmp(">", extent, 0)):
+                found = b.load(element, b.at(b.arg("p0"), b.mul(start, itemsize)))
+                b.store(found, b.at(b.arg("p2"), b.mul(offsets[1], itemsize)))
+
+        each_item(b, m.sizes, space, item)
+
+    key = (f"{m.sizes.space_name(space)} of {m.sizes.name(size)} {m.sizes.name(strides[axis])} x{itemsize} "
+           f"{indices.dtype}")
+    return m.kernel(module, tier, key, emit, reports=True)
+
+
 def _index(b: Builder, dtype: DType, base: Value, offset: Value) -> Value:
     index = load_scalar(b, dtype, b.at(base, b.mul(offset, dtype.itemsize)))
     return index if dtype is DType.i64 else b.sext(index, I64)

@@ -12,7 +12,7 @@ from q8c.frontend.functions import Key, expand, function_key, has_body
 from q8c.frontend.inputs import input_types, solve
 from q8c.frontend.load import Model, opsets
 from q8c.frontend.problems import Problems
-from q8c.frontend.registry import Call, describe, find_importer, source_name
+from q8c.frontend.registry import Call, describe, find_importer, source_name, unknown
 from q8c.frontend.scope import Absent, Scope
 from q8c.frontend.tensor import Tensor
 from q8c.frontend.weights import WIDENED, border_type, compute_type, type_name
@@ -100,7 +100,7 @@ class GraphImporter:
         try:
             return self._compile(node, opset, operands, scope)
         except UnsupportedError as error:
-            self._problems.add(node, opset, str(error))
+            self._problems.add(node, opset, str(error), error.inputs)
             return []
         except Error:
             raise
@@ -124,7 +124,7 @@ class GraphImporter:
         try:
             results = self._inside(body.nodes, [f"o{i}" if name else "" for i, name in enumerate(node.output)], inner)
             if self._problems:
-                raise UnsupportedError(f"its definition by other ops needs {self._problems}")
+                raise UnsupportedError(f"its definition by other ops needs {self._problems}", self._problems.inputs)
         finally:
             self._problems = outer
         return results
@@ -132,8 +132,10 @@ class GraphImporter:
     def _branch(self, node: onnx.NodeProto, operands: Sequence[Tensor | None], scope: Scope) -> Sequence[Tensor | None]:
         """The results of the branch of an If that its condition picks, known at compile time."""
         condition = operands[0] if operands else None
-        if condition is None or condition.known is None or condition.is_symbolic or condition.known.size != 1:
-            raise UnsupportedError("its condition is computed from data; it must follow from shapes and constants")
+        if condition is None or condition.type.size != 1:
+            raise CompileError(f"{describe(node)}: expected a condition of one element")
+        if condition.known is None or condition.is_symbolic:
+            raise unknown(condition, "its condition")
         wanted = "then_branch" if condition.known.reshape(-1)[0] else "else_branch"
         graph = next((a.g for a in node.attribute if a.name == wanted), None)
         if graph is None or len(graph.output) != len(node.output):

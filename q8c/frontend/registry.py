@@ -11,7 +11,7 @@ from q8c.errors import CompileError, UnsupportedError
 from q8c.frontend.builder import Builder
 from q8c.frontend.tensor import Tensor
 from q8c.ir.dims import Dim
-from q8c.ir.graph import Attr
+from q8c.ir.graph import Attr, ancestors
 from q8c.ir.types import DType
 
 if TYPE_CHECKING:
@@ -97,7 +97,7 @@ class Call:
         """The elements of a vector (or scalar) operand as sizes known at compile time."""
         tensor = self.input(index)
         if tensor.known is None:
-            self.unsupported(f"{purpose} is computed from data; it must follow from shapes and constants")
+            self.unknown(tensor, purpose)
         if tensor.rank > 1 or not (tensor.dtype.is_int or tensor.dtype.is_float):
             self.fail(f"{purpose} is {tensor.type}, expected a vector of integers")
         return [e if tensor.is_symbolic else int(e) for e in tensor.known.reshape(-1)]
@@ -164,9 +164,20 @@ class Call:
         """Raise the CompileError for a node that is wrong."""
         raise CompileError(f"{describe(self.node)}: {problem}")
 
+    def unknown(self, tensor: Tensor, purpose: str) -> NoReturn:
+        """Raise the UnsupportedError for a tensor that must be known at compile time, naming the inputs it is of."""
+        raise unknown(tensor, purpose)
+
     def unsupported(self, problem: str) -> NoReturn:
         """Raise the UnsupportedError for a node q8c does not know how to compile."""
         raise UnsupportedError(problem)
+
+
+def unknown(tensor: Tensor, purpose: str) -> UnsupportedError:
+    """The error for a tensor that is computed from data, though it must be known at compile time."""
+    names = sorted(v.name for v in ancestors(tensor.value) if v.producer is None and not v.is_constant)
+    origin = f" (of input {', '.join(names)})" if names else ""
+    return UnsupportedError(f"{purpose} is computed from data{origin}; it must follow from shapes and constants", names)
 
 
 def describe(node: onnx.NodeProto) -> str:

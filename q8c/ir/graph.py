@@ -274,3 +274,15 @@ def view_root(value: Value) -> Value:
     while value.producer is not None and value.producer.op == "reshape":
         value = value.producer.input(0)
     return value
+
+
+def ancestors(value: Value | None) -> set[Value]:
+    """The value and all values it is computed from."""
+    found: set[Value] = set()
+    todo = [] if value is None else [value]
+    while todo:
+        here = todo.pop()
+        if here not in found:
+            found.add(here)
+            todo += [] if here.producer is None else here.producer.operands
+    return found

@@ -58,8 +58,9 @@ def _range_count(c: Call, start: Tensor, limit: Tensor, delta: Tensor) -> Dim:
     known = [t.known for t in (start, limit, delta)]
     if any(k is not None and k.size != 1 for k in known):
         c.fail("expected scalars")
-    if any(k is None for k in known):
-        c.unsupported("its length is computed from data; it must follow from shapes and constants")
+    for tensor in (start, limit, delta):
+        if tensor.known is None:
+            c.unknown(tensor, "its length")
     first, last, step = (k.reshape(-1)[0] for k in known if k is not None)
     if step == 0:
         c.fail("delta is 0")

@@ -176,8 +176,10 @@ def _pad_value(c: Call) -> float:
     value = c.optional(2)
     if value is None:
         return 0.0
-    if value.known is None or value.is_symbolic or value.known.size != 1:
-        c.unsupported("a padding value computed at run time")
+    if value.known is None or value.is_symbolic:
+        c.unknown(value, "the padding value")
+    if value.known.size != 1:
+        c.fail(f"the padding value is {value.type}, expected one element")
     return float(value.known.reshape(-1)[0])
 
 
