@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 import llvmlite.ir as ir
 
-from q8c.codegen import vmath
+from q8c.codegen import vmath, vmath_trig
 from q8c.codegen.attention_math import exp_nonpositive
 from q8c.codegen.builder import F32, F64, Builder, Value, constant, element
 from q8c.codegen.loop_memory import like
@@ -13,7 +13,8 @@ from q8c.codegen.simd import V16F
 
 _FUNCTIONS: dict[str, Callable[..., Value]] = {
     "exp": vmath.exp, "exp_nonpositive": exp_nonpositive, "log": vmath.log, "erf": vmath.erf, "tanh": vmath.tanh,
-    "sigmoid": vmath.sigmoid, "sin": vmath.sin, "cos": vmath.cos, "silu": vmath.silu, "softplus": vmath.softplus}
+    "sigmoid": vmath.sigmoid, "sin": vmath.sin, "cos": vmath.cos, "silu": vmath.silu, "softplus": vmath.softplus,
+    **{name: getattr(vmath_trig, name) for name in vmath_trig.ULPS}}
 UNARY = tuple(_FUNCTIONS)
 """Float functions of one operand."""
 

@@ -85,3 +85,9 @@ def _to_memory(b: Builder, dtype: DType, value: Value) -> Value:
     if dtype is DType.f64:
         return b.bitcast(value, like(value, I64))
     return value
+
+
+def bitcast(b: Builder, source: DType, to: DType, value: Value) -> Value:
+    """The element type `to` of the same bits; both take as many bytes."""
+    stored = _to_memory(b, source, value)
+    return _from_memory(b, to, b.bitcast(stored, like(stored, _MEMORY[to])))

@@ -14,7 +14,7 @@ import numpy as np
 from q8c.codegen import loop_math
 from q8c.codegen.builder import F32, I32, Builder, Value, constant, element
 from q8c.codegen.core import is_float
-from q8c.codegen.loop_memory import like, round_f16, scalar_type
+from q8c.codegen.loop_memory import bitcast, like, round_f16, scalar_type
 from q8c.codegen.loop_pack import clip_step
 from q8c.codegen.loop_program import Instr
 from q8c.errors import CompileError
@@ -30,6 +30,8 @@ def emit_op(b: Builder, instr: Instr, types: Sequence[DType], args: Sequence[Val
     """
     if instr.op == "cast":
         return cast(b, types[0], instr.dtype, args[0])
+    if instr.op == "bitcast":
+        return bitcast(b, types[0], instr.dtype, args[0])
     if instr.op in _SPECIAL:
         return _SPECIAL[instr.op](b, instr, types, args)
     emit = _OPS.get(instr.op)
@@ -74,6 +76,17 @@ def extreme(b: Builder, op: str, dtype: DType, x: Value, y: Value) -> Value:
     """The larger (op `>`) or smaller (op `<`) of x and y; NaN if either is NaN."""
     best = b.select(compare(b, op, dtype, x, y), x, y)
     return b.select(b.is_nan(x), x, best) if dtype.is_float else best
+
+
+def _shift(b: Builder, dtype: DType, x: Value, y: Value, left: bool) -> Value:
+    """x shifted by y bits, all of them where y is negative or too large."""
+    most = scalar_type(dtype).width - 1
+    beyond = b.ucmp(">", y, most)
+    if left:
+        return b.select(beyond, constant(x.type, 0), b.shl(x, b.select(beyond, constant(y.type, 0), y)))
+    if is_unsigned(dtype):
+        return b.select(beyond, constant(x.type, 0), b.lshr(x, b.select(beyond, constant(y.type, 0), y)))
+    return b.ashr(x, b.select(beyond, constant(y.type, most), y))
 
 
 def _remainder(b: Builder, instr: Instr, types: Sequence[DType], args: Sequence[Value]) -> Value:
@@ -181,6 +194,10 @@ _OPS: dict[str, Emit] = {
     "where": lambda b, t, a: b.select(*a), "and_bits": lambda b, t, a: b.and_(*a),
     "bits": lambda b, t, a: b.bitcast(a[0], like(a[0], I32)),
     "from_bits": lambda b, t, a: b.bitcast(a[0], like(a[0], F32)),
+    "bit_and": lambda b, t, a: b.and_(*a), "bit_or": lambda b, t, a: b.or_(*a), "bit_xor": lambda b, t, a: b.xor(*a),
+    "bit_not": lambda b, t, a: b.xor(a[0], -1),
+    "shift_left": lambda b, t, a: _shift(b, t, *a, left=True),
+    "shift_right": lambda b, t, a: _shift(b, t, *a, left=False),
     "rint_i32": lambda b, t, a: b.to_i32(*a), "r8_bytes": lambda b, t, a: clip_step(b, *a),
     **{name: _math(name) for name in loop_math.UNARY}}
 

@@ -19,27 +19,27 @@ _COS = (2.443315711809948e-5, -1.388731625493765e-3, 4.166664568298827e-2)
 
 def sin(b: Builder, x: Value) -> Value:
     """The sine of any float; NaN at the infinities."""
-    quadrant, angle = _reduce(b, x)
-    y = _turn(b, quadrant, angle)
+    quadrant, angle = reduce_angle(b, x)
+    y = turn(b, quadrant, angle)
     return b.from_bits(b.xor(b.bits(y), b.and_(b.bits(x), -(1 << 31))))
 
 
 def cos(b: Builder, x: Value) -> Value:
     """The cosine of any float; NaN at the infinities."""
-    quadrant, angle = _reduce(b, x)
-    return _turn(b, b.add(quadrant, 1), angle)
+    quadrant, angle = reduce_angle(b, x)
+    return turn(b, b.add(quadrant, 1), angle)
 
 
-def _turn(b: Builder, quadrant: Value, angle: Value) -> Value:
+def turn(b: Builder, quadrant: Value, angle: Value) -> Value:
     """The sine of `angle` after `quadrant` quarter turns."""
     square = b.mul(angle, angle)
-    sine = b.fma(b.mul(_horner(b, square, _SIN), square), angle, angle)
-    cosine = b.fma(b.mul(_horner(b, square, _COS), square), square, b.fma(square, -0.5, 1.0))
+    sine = b.fma(b.mul(horner(b, square, _SIN), square), angle, angle)
+    cosine = b.fma(b.mul(horner(b, square, _COS), square), square, b.fma(square, -0.5, 1.0))
     y = b.select(b.icmp("!=", b.and_(quadrant, 1), 0), cosine, sine)
     return b.from_bits(b.xor(b.bits(y), b.shl(b.and_(quadrant, 2), 30)))
 
 
-def _reduce(b: Builder, x: Value) -> tuple[Value, Value]:
+def reduce_angle(b: Builder, x: Value) -> tuple[Value, Value]:
     """(quarter turns, rest in radians) of |x|, after Payne and Hanek (1983) with one table row per exponent."""
     bits = b.bits(x)
     exponent = b.and_(b.lshr(bits, 23), 0xFF)
@@ -96,7 +96,7 @@ def pow(b: Builder, x: Value, y: Value) -> Value:
     size = b.abs(x)
     one = b.fcmp("==", size, 1.0)
     product = b.select(one, constant(V16D, 0.0), b.mul(_log2(b, size), wide_y))
-    result = b.ir.fptrunc(_exp2(b, product), V16F)
+    result = b.ir.fptrunc(exp2_wide(b, product), V16F)
     result = b.select(b.or_(b.is_nan(y), b.is_nan(x)), float("nan"), result)
     integer = b.fcmp("==", b.floor(y), y)
     half = b.mul(y, 0.5)
@@ -117,12 +117,12 @@ def _log2(b: Builder, x: Value) -> Value:
     m = b.ir.fpext(b.from_bits(b.add(b.and_(bits, 0x7FFFFF), 0x3F3504F3)), V16D)
     s = b.div(b.sub(m, 1.0), b.add(m, 1.0))
     terms = [2 * _LOG2_E / (2 * n + 1) for n in reversed(range(_LOG2_TERMS))]
-    y = b.fma(_horner(b, b.mul(s, s), tuple(terms)), s, b.ir.sitofp(exponent, V16D))
+    y = b.fma(horner(b, b.mul(s, s), tuple(terms)), s, b.ir.sitofp(exponent, V16D))
     y = b.select(b.fcmp("==", x, float("inf")), constant(V16D, float("inf")), y)
     return b.select(b.fcmp("==", x, 0.0), constant(V16D, float("-inf")), y)
 
 
-def _exp2(b: Builder, x: Value) -> Value:
+def exp2_wide(b: Builder, x: Value) -> Value:
     """2**x in double, to about 2**-40; 0 and Inf beyond the floats."""
     x = b.fmin(200.0, b.fmax(-200.0, x))
     whole = b.intrinsic("llvm.rint", [x])
@@ -130,12 +130,13 @@ def _exp2(b: Builder, x: Value) -> Value:
     for n, power in enumerate(_EXP2):
         factorial *= max(n, 1)
         terms.append(power / factorial)
-    y = _horner(b, b.sub(x, whole), tuple(reversed(terms)))
+    y = horner(b, b.sub(x, whole), tuple(reversed(terms)))
     exponent = b.sext(b.ir.fptosi(whole, V16I), ir.VectorType(I64, LANES))
     return b.mul(y, b.bitcast(b.shl(b.add(exponent, 1023), 52), V16D))
 
 
-def _horner(b: Builder, x: Value, coefficients: tuple[float, ...]) -> Value:
+def horner(b: Builder, x: Value, coefficients: tuple[float, ...]) -> Value:
+    """Horner's rule, highest power first."""
     y = b.fma(x, coefficients[0], coefficients[1])
     for c in coefficients[2:]:
         y = b.fma(y, x, c)

@@ -10,14 +10,15 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from q8c.codegen import vmath
+from q8c.codegen import vmath, vmath_trig
 from q8c.codegen.builder import F32, I64, PTR, V16F, Builder
 from q8c.codegen.targets import Tier
 from tests.codegen.jit import Loaded, all_tiers, build, runnable_tiers
 
 Floats = NDArray[np.float32]
 Doubles = NDArray[np.float64]
-NAMES = ("exp", "log", "erf", "tanh", "sigmoid", "silu", "softplus", "gelu", "gelu_tanh", "sin", "cos")
+NAMES = ("exp", "log", "erf", "tanh", "sigmoid", "silu", "softplus", "gelu", "gelu_tanh", "sin", "cos", *vmath_trig.ULPS)
+ULPS = vmath.ULPS | vmath_trig.ULPS
 
 def _by_element(function: Callable[[float], float]) -> Callable[[Doubles], Doubles]:
     ufunc = np.frompyfunc(function, 1, 1)
@@ -36,7 +37,9 @@ REFERENCE: dict[str, Callable[[Doubles], Doubles]] = {
     "erf": _erf, "softplus": lambda x: np.logaddexp(0, x),
     "gelu": lambda x: 0.5 * x * (1 + _erf(x / math.sqrt(2))),
     "gelu_tanh": lambda x: x * _sigmoid(2 * math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)),
-    "sin": _by_element(math.sin), "cos": _by_element(math.cos),
+    "sin": _by_element(math.sin), "cos": _by_element(math.cos), "tan": _by_element(math.tan), "asin": np.arcsin,
+    "acos": np.arccos, "atan": np.arctan, "sinh": np.sinh, "cosh": np.cosh, "asinh": np.arcsinh, "acosh": np.arccosh,
+    "atanh": np.arctanh,
 }
 
 
@@ -47,7 +50,8 @@ def functions(tier: Tier) -> Loaded:
             b = Builder(module, tier, name, [("x", PTR), ("y", PTR), ("count", I64)])
             with b.range(0, b.arg("count"), 16) as i:
                 x = b.load(V16F, b.at(b.arg("x"), i, F32))
-                b.store(getattr(vmath, name)(b, x), b.at(b.arg("y"), i, F32))
+                function = getattr(vmath_trig if name in vmath_trig.ULPS else vmath, name)
+                b.store(function(b, x), b.at(b.arg("y"), i, F32))
             b.ret()
         b = Builder(module, tier, "pow", [("x", PTR), ("y", PTR), ("out", PTR), ("count", I64)])
         with b.range(0, b.arg("count"), 16) as i:
@@ -80,7 +84,10 @@ def ulps(y: Floats, exact: Doubles) -> Doubles:
 
 SWEEPS = {"exp": every(5003, 2e-8, 88.7), "log": np.abs(every(10007, 1.5e-45)), "erf": every(20011, 1e-40, 20),
           "tanh": every(10007, 1e-40, 100), "sigmoid": every(10007, 1e-20, 87), "silu": every(10007, 1e-20, 87),
-          "softplus": every(10007, 1e-20, 87), "sin": every(20011, 1e-40), "cos": every(20011, 1e-40)}
+          "softplus": every(10007, 1e-20, 87), "sin": every(20011, 1e-40), "cos": every(20011, 1e-40),
+          "tan": every(20011, 1e-40), "asin": every(10007, 1e-40, 1), "acos": every(10007, 1e-40, 1),
+          "atan": every(20011, 1e-40), "sinh": every(10007, 1e-40, 89.4), "cosh": every(10007, 1e-40, 89.4),
+          "asinh": every(20011, 1e-40), "acosh": np.abs(every(10007, 1)), "atanh": every(10007, 1e-40, 1)}
 
 
 @all_tiers
@@ -89,7 +96,7 @@ def test_within_its_ulps(tier: Tier, name: str) -> None:
     x = SWEEPS[name]
     error = ulps(call(tier, name, x), REFERENCE[name](x.astype(np.float64)))
     worst = int(np.argmax(error))
-    assert error[worst] <= vmath.ULPS[name], f"{error[worst]:.2f} ulp at {x[worst]!r}"
+    assert error[worst] <= ULPS[name], f"{error[worst]:.2f} ulp at {x[worst]!r}"
 
 
 @all_tiers
@@ -131,6 +138,11 @@ EDGES: dict[str, list[tuple[float, float]]] = {
     "gelu": [(INF, INF), (-INF, NAN), (0, 0), (1e30, 1e30), (-1e30, 0)],
     "gelu_tanh": [(INF, INF), (-INF, NAN), (0, 0), (1e30, 1e30), (-1e30, 0)],
     "sin": [(INF, NAN), (-INF, NAN), (0, 0), (1e-45, 1e-45)], "cos": [(INF, NAN), (-INF, NAN), (0, 1)],
+    "tan": [(INF, NAN), (-INF, NAN), (0, 0)], "asin": [(1, math.pi / 2), (-1, -math.pi / 2), (1.01, NAN), (-INF, NAN)],
+    "acos": [(1, 0), (-1, math.pi), (1.01, NAN), (-INF, NAN)], "atan": [(INF, math.pi / 2), (-INF, -math.pi / 2)],
+    "sinh": [(INF, INF), (-INF, -INF), (90, INF), (0, 0)], "cosh": [(INF, INF), (-INF, INF), (90, INF), (0, 1)],
+    "asinh": [(INF, INF), (-INF, -INF), (0, 0)], "acosh": [(INF, INF), (1, 0), (0.99, NAN), (-INF, NAN)],
+    "atanh": [(1, INF), (-1, -INF), (1.01, NAN), (0, 0)],
 }
 
 

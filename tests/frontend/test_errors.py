@@ -45,7 +45,7 @@ def test_unsupported_variants_are_collected_too() -> None:
     proto = model(nodes, {"x": (F32, [2]), "shape": (I64, [1])}, {"c": F32, "d": F32}, {"pads": np.array([1, 1])})
     assert message(proto, UnsupportedError) == (
         "cannot compile 2 nodes of this model: Pad (opset 20) 'a': mode edge; expected constant; "
-        "Reshape (opset 20) 'd': the shape is computed from data; it must follow from shapes and constants")
+        "Reshape (opset 20) 'd': the shape is computed from data (of input shape); it must follow from shapes and constants")
 
 
 def test_an_output_no_importer_computes_is_told_when_it_is_read() -> None:

@@ -5,15 +5,16 @@ import math
 
 from q8c.frontend.registry import MICROSOFT, Call, Importer, importer
 from q8c.frontend.tensor import Tensor
-from q8c.frontend.weights import compute_type
+from q8c.frontend.weights import WIDENED, compute_type, type_name
 from q8c.ir.types import DType
 
 _UNARY = {"Exp": "exp", "Log": "log", "Sqrt": "sqrt", "Erf": "erf", "Tanh": "tanh", "Sigmoid": "sigmoid", "Sin": "sin",
           "Cos": "cos", "Reciprocal": "reciprocal", "Neg": "neg", "Abs": "abs", "Sign": "sign", "Relu": "relu",
-          "Not": "not"}
+          "Not": "not", "Tan": "tan", "Asin": "asin", "Acos": "acos", "Atan": "atan", "Sinh": "sinh", "Cosh": "cosh",
+          "Asinh": "asinh", "Acosh": "acosh", "Atanh": "atanh", "BitwiseNot": "bit_not"}
 _BINARY = {"Add": "add", "Sub": "sub", "Mul": "mul", "Div": "div", "Equal": "equal", "Less": "less",
            "Greater": "greater", "LessOrEqual": "less_equal", "GreaterOrEqual": "greater_equal", "And": "and",
-           "Or": "or", "Xor": "xor"}
+           "Or": "or", "Xor": "xor", "BitwiseAnd": "bit_and", "BitwiseOr": "bit_or", "BitwiseXor": "bit_xor"}
 _ROUNDING = {"Floor": "floor", "Ceil": "ceil", "Round": "round"}
 
 
@@ -100,6 +101,24 @@ def is_inf(c: Call) -> Tensor:
 def cast(c: Call) -> Tensor:
     """x in another element type."""
     return c.builder.cast(c.input(0), compute_type(c.attr_int("to"), "to"))
+
+
+@importer("BitCast", since=26)
+def bitcast(c: Call) -> Tensor:
+    """The bits of x as another element type of the same size."""
+    to = c.attr_int("to")
+    if type_name(to) in WIDENED:
+        c.unsupported(f"to {type_name(to)}, which is computed in f32")
+    return c.emit("bitcast", c.input(0), to=compute_type(to, "to"))
+
+
+@importer("BitShift", since=11)
+def bit_shift(c: Call) -> Tensor:
+    """x shifted by y bits in a direction."""
+    direction = c.attr_str("direction")
+    if direction not in ("LEFT", "RIGHT"):
+        c.fail(f"direction is {direction!r}, expected LEFT or RIGHT")
+    return c.emit(f"shift_{direction.lower()}", c.input(0), c.input(1))
 
 
 @importer("CastLike")

@@ -109,6 +109,26 @@ def cast(x: Array, to: DType) -> Array:
     return x.astype(to.numpy)
 
 
+def _bitcast(o: Operands) -> Sequence[TensorType]:
+    o.expect(o.type(0).dtype.itemsize == o.attrs["to"].itemsize, "expected types of the same size")
+    return [TensorType(o.attrs["to"], o.type(0).shape)]
+
+
+def _bits(o: Operands) -> Sequence[TensorType]:
+    o.expect(all(t is None or t.dtype.is_int for t in o.types), "expected integer operands")
+    return _binary(o) if len(o.types) == 2 else [o.type(0)]
+
+
+def shift(x: Array, amount: Array, left: bool) -> Array:
+    """x shifted by so many bits, all of them where the amount is negative or too large; signs are kept to the right."""
+    bits = 8 * x.dtype.itemsize
+    beyond = (amount < 0) | (amount >= bits)
+    safe = np.where(beyond, 0, amount).astype(x.dtype)
+    if left:
+        return np.asarray(np.where(beyond, 0, np.left_shift(x, safe)), dtype=x.dtype)
+    return np.asarray(np.where(beyond, np.where(x < 0, -1, 0), np.right_shift(x, safe))).astype(x.dtype)
+
+
 Plain = Callable[..., Any]
 
 
@@ -127,7 +147,8 @@ def _same_type(function: Plain) -> Plain:
 
 _FLOAT_UNARY: dict[str, Plain] = {
     "exp": np.exp, "log": np.log, "sqrt": np.sqrt, "erf": erf, "tanh": np.tanh, "sigmoid": sigmoid, "sin": np.sin,
-    "cos": np.cos, "floor": np.floor, "ceil": np.ceil, "round": np.rint,
+    "cos": np.cos, "tan": np.tan, "asin": np.arcsin, "acos": np.arccos, "atan": np.arctan, "sinh": np.sinh,
+    "cosh": np.cosh, "asinh": np.arcsinh, "acosh": np.arccosh, "atanh": np.arctanh, "floor": np.floor, "ceil": np.ceil, "round": np.rint,
     "reciprocal": lambda x: 1 / x, "rsqrt": lambda x: 1 / np.sqrt(x), "silu": lambda x: x * sigmoid(x),
     "softplus": lambda x: np.logaddexp(x, np.zeros_like(x))}
 _UNARY: dict[str, Plain] = {"neg": np.negative, "abs": np.abs, "sign": np.sign,
@@ -154,3 +175,10 @@ _define("mod", "a b", _binary, remainder, truncate=AttrSpec("bool", False))
 _define("gelu", "x", _float_unary, gelu, approximate=AttrSpec("str", "none"))
 _define("where", "condition a b", _where, np.where)
 _define("cast", "x", _cast, cast, to=AttrSpec("dtype"))
+_define("bitcast", "x", _bitcast, lambda x, to: np.ascontiguousarray(x).view(to.numpy).reshape(x.shape),
+        to=AttrSpec("dtype"))
+_define("bit_not", "x", _bits, np.invert)
+for _name, _function in {"bit_and": np.bitwise_and, "bit_or": np.bitwise_or, "bit_xor": np.bitwise_xor,
+                         "shift_left": lambda a, b: shift(a, b, left=True),
+                         "shift_right": lambda a, b: shift(a, b, left=False)}.items():
+    _define(_name, "a b", _bits, _function)
