@@ -196,8 +196,8 @@ _OPS: dict[str, Emit] = {
     "from_bits": lambda b, t, a: b.bitcast(a[0], like(a[0], F32)),
     "bit_and": lambda b, t, a: b.and_(*a), "bit_or": lambda b, t, a: b.or_(*a), "bit_xor": lambda b, t, a: b.xor(*a),
     "bit_not": lambda b, t, a: b.xor(a[0], -1),
-    "shift_left": lambda b, t, a: _shift(b, t, *a, left=True),
-    "shift_right": lambda b, t, a: _shift(b, t, *a, left=False),
+    "shift_left": lambda b, t, a: _shift(b, t, a[0], a[1], left=True),
+    "shift_right": lambda b, t, a: _shift(b, t, a[0], a[1], left=False),
     "rint_i32": lambda b, t, a: b.to_i32(*a), "r8_bytes": lambda b, t, a: clip_step(b, *a),
     **{name: _math(name) for name in loop_math.UNARY}}
 

@@ -120,6 +120,12 @@ def argument(module: ir.Module, tier: Tier, node: Node) -> Kernel:
     return m.kernel(module, tier, key, emit)
 
 
+def better(b: Builder, order: str, dtype: DType, x: Value, y: Value) -> Value:
+    """Whether x is above (order `>`) or below (`<`) y; NaN is beyond every number."""
+    wins = loop_ops.compare(b, order, dtype, x, y)
+    return b.or_(wins, b.and_(b.is_nan(x), b.xor(b.is_nan(y), 1))) if dtype.is_float else wins
+
+
 class _Search:
     """Finds where the extreme is."""
 
@@ -135,11 +141,7 @@ class _Search:
 
     def better(self, x: Value, y: Value) -> Value:
         """Whether x beats y."""
-        b = self.b
-        wins = loop_ops.compare(b, self.order, self.dtype, x, y)
-        if self.dtype.is_float:
-            wins = b.or_(wins, b.and_(b.is_nan(x), b.xor(b.is_nan(y), 1)))
-        return wins
+        return better(self.b, self.order, self.dtype, x, y)
 
     def _update(self, best: Best, value: Value, index: Value, valid: Value | None = None) -> list[Value]:
         wins = self.better(value, best[0])

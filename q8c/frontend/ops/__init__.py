@@ -13,10 +13,14 @@ from q8c.frontend.ops import (
     movement,
     nbits,
     nn,
+    pad,
+    pool,
     quantized,
     reduce,
+    scatter,
+    select,
     shape,
 )
 
 __all__ = ["attention", "constants", "contrib", "contrib_attention", "contrib_rotary", "conv", "einsum", "elementwise",
-           "movement", "nbits", "nn", "quantized", "reduce", "shape"]
+           "movement", "nbits", "nn", "pad", "pool", "quantized", "reduce", "scatter", "select", "shape"]

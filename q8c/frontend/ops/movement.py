@@ -1,12 +1,10 @@
-"""Ops that move elements: Transpose, Concat, Split, Slice, Gather and their like, Pad."""
+"""Ops that move elements: Transpose, Concat, Split, Slice, Gather and their like, CumSum."""
 from __future__ import annotations
-
-import numpy as np
 
 from q8c.frontend.extent import slice_extent
 from q8c.frontend.registry import Call, importer
-from q8c.frontend.tensor import Tensor, from_elements
-from q8c.ir.dims import Dim, floordiv, nonnegative
+from q8c.frontend.tensor import Tensor
+from q8c.ir.dims import Dim, floordiv
 from q8c.ir.types import DType
 
 
@@ -96,10 +94,11 @@ def _slice(c: Call, starts: list[Dim], ends: list[Dim], given: list[int] | None,
 def gather(c: Call) -> Tensor:
     """Whole slices along an axis by index."""
     x = c.input(0)
-    return c.emit("gather", x, _index(c, c.input(1)), axis=c.axis(c.attr_int("axis", 0), x.rank))
+    return c.emit("gather", x, as_index(c, c.input(1)), axis=c.axis(c.attr_int("axis", 0), x.rank))
 
 
-def _index(c: Call, x: Tensor) -> Tensor:
+def as_index(c: Call, x: Tensor) -> Tensor:
+    """A tensor of indices, which must be integers of 32 or 64 bits."""
     if x.dtype not in (DType.i32, DType.i64):
         c.fail(f"expected i32 or i64 indices, got {x.type}")
     return x
@@ -109,78 +108,13 @@ def _index(c: Call, x: Tensor) -> Tensor:
 def gather_elements(c: Call) -> Tensor:
     """One element along an axis for each index."""
     x = c.input(0)
-    return c.emit("gather_elements", x, _index(c, c.input(1)), axis=c.axis(c.attr_int("axis", 0), x.rank))
+    return c.emit("gather_elements", x, as_index(c, c.input(1)), axis=c.axis(c.attr_int("axis", 0), x.rank))
 
 
 @importer("GatherND")
 def gather_nd(c: Call) -> Tensor:
     """Elements or slices by index tuples."""
-    return c.emit("gather_nd", c.input(0), _index(c, c.input(1)), batch_dims=c.attr_int("batch_dims", 0))
-
-
-@importer("ScatterND")
-def scatter_nd(c: Call) -> Tensor:
-    """Elements replaced by index tuples, where all of it is known at compile time."""
-    data, indices, updates = (c.input(i) for i in range(3))
-    if c.opset >= 16 and c.attr_str("reduction", "none") != "none":
-        c.unsupported(f"reduction {c.attr_str('reduction')}")
-    if data.known is None or updates.known is None or indices.known is None or indices.is_symbolic:
-        c.unsupported("operands computed at run time; only shape arithmetic may use it")
-    found = data.known.astype(object)
-    try:
-        for place in np.ndindex(indices.known.shape[:-1]):
-            found[tuple(indices.known[place])] = updates.known.astype(object)[place]
-    except (IndexError, ValueError) as error:
-        c.fail(str(error))
-    return from_elements(found, data.dtype)
-
-
-@importer("Pad")
-def pad(c: Call) -> Tensor:
-    """Constant elements around the operand; negative amounts cut."""
-    x = c.input(0)
-    if c.attr_str("mode", "constant") != "constant":
-        c.unsupported(f"mode {c.attr_str('mode')}; expected constant")
-    amounts: list[Dim] = c.sizes(1, "the pads") if c.opset >= 11 else list(c.attr_ints("pads") or [])
-    axes = c.numbers(3, "axes") if c.has(3) else list(range(x.rank))
-    axes = [c.axis(a, x.rank) for a in axes]
-    if len(amounts) != 2 * len(axes) or len(set(axes)) < len(axes):
-        c.fail(f"{len(amounts)} pads for {len(axes)} axes")
-    before: list[Dim] = [0] * x.rank
-    after: list[Dim] = [0] * x.rank
-    for i, axis in enumerate(axes):
-        before[axis], after[axis] = amounts[i], amounts[i + len(axes)]
-    x = _crop(c, x, before, after)
-    value = _pad_value(c)
-    before, after = ([0 if isinstance(p, int) and p < 0 else p for p in ps] for ps in (before, after))
-    if all(p == 0 for p in [*before, *after]):
-        return x
-    return c.emit("pad", x, before=tuple(before), after=tuple(after), value=value)
-
-
-def _crop(c: Call, x: Tensor, before: list[Dim], after: list[Dim]) -> Tensor:
-    starts: list[Dim] = []
-    sizes: list[Dim] = []
-    for d, b, a in zip(x.shape, before, after, strict=True):
-        if not all(isinstance(p, int) or nonnegative(p) for p in (b, a)):
-            c.unsupported(f"pads {b} and {a}, which may be negative or not")
-        start = -b if isinstance(b, int) and b < 0 else 0
-        starts.append(start)
-        sizes.append(d - start + (a if isinstance(a, int) and a < 0 else 0))
-    return c.builder.slice(x, starts, sizes, [1] * x.rank)
-
-
-def _pad_value(c: Call) -> float:
-    if c.opset < 11:
-        return c.attr_float("value", 0.0)
-    value = c.optional(2)
-    if value is None:
-        return 0.0
-    if value.known is None or value.is_symbolic:
-        c.unknown(value, "the padding value")
-    if value.known.size != 1:
-        c.fail(f"the padding value is {value.type}, expected one element")
-    return float(value.known.reshape(-1)[0])
+    return c.emit("gather_nd", c.input(0), as_index(c, c.input(1)), batch_dims=c.attr_int("batch_dims", 0))
 
 
 @importer("CumSum")

@@ -178,7 +178,8 @@ _define("cast", "x", _cast, cast, to=AttrSpec("dtype"))
 _define("bitcast", "x", _bitcast, lambda x, to: np.ascontiguousarray(x).view(to.numpy).reshape(x.shape),
         to=AttrSpec("dtype"))
 _define("bit_not", "x", _bits, np.invert)
-for _name, _function in {"bit_and": np.bitwise_and, "bit_or": np.bitwise_or, "bit_xor": np.bitwise_xor,
-                         "shift_left": lambda a, b: shift(a, b, left=True),
-                         "shift_right": lambda a, b: shift(a, b, left=False)}.items():
+_BITS: dict[str, Plain] = {"bit_and": np.bitwise_and, "bit_or": np.bitwise_or, "bit_xor": np.bitwise_xor,
+                           "shift_left": lambda a, b: shift(a, b, left=True),
+                           "shift_right": lambda a, b: shift(a, b, left=False)}
+for _name, _function in _BITS.items():
     _define(_name, "a b", _bits, _function)
