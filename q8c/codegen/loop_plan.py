@@ -21,7 +21,8 @@ CHUNK = 4096
 """Columns of an elementwise loop that one thread takes at a time."""
 COSTS = {"exp": 12, "exp_nonpositive": 10, "log": 20, "erf": 20, "tanh": 20, "sigmoid": 16, "silu": 16, "softplus": 30,
          "gelu": 24, "sin": 30, "cos": 30, "tan": 50, "sinh": 50, "cosh": 50, "asinh": 50, "acosh": 50,
-         "atanh": 50, "asin": 24, "acos": 24, "atan": 24, "pow": 60, "mod": 60, "div": 6, "sqrt": 6, "rsqrt": 10, "reciprocal": 6}
+         "atanh": 50, "asin": 24, "acos": 24, "atan": 24, "pow": 60, "mod": 60, "div": 6, "sqrt": 6, "rsqrt": 10,
+         "reciprocal": 6}
 """About how many operations a lane operation is; 1 for those that are not here."""
 
 

@@ -93,7 +93,8 @@ _OPS: dict[str, Callable[[ir.Module, Tier, Node], Kernel]] = {
     "broadcast_to": _copies(_broadcast_to), "slice": _copies(_slice), "concat": _copies(_concat),
     "gather": gather, "gather_nd": gather_nd, "gather_elements": gather_elements, "pad": pad, "iota": iota,
     "sizes": sizes, "cumsum": cumsum, "packing": packing, "unpack": unpack,
-    "argmax": argument, "argmin": argument, "scatter_nd": scatter_nd, "top_k": top_k, **dict.fromkeys(REDUCE_OPS, reduce)}
+    "argmax": argument, "argmin": argument, "scatter_nd": scatter_nd, "top_k": top_k,
+    **dict.fromkeys(REDUCE_OPS, reduce)}
 
 MOVEMENT_OPS = frozenset(_OPS)
 """The ops `movement_kernel` has kernels for."""

@@ -17,7 +17,8 @@ from tests.codegen.jit import Loaded, all_tiers, build, runnable_tiers
 
 Floats = NDArray[np.float32]
 Doubles = NDArray[np.float64]
-NAMES = ("exp", "log", "erf", "tanh", "sigmoid", "silu", "softplus", "gelu", "gelu_tanh", "sin", "cos", *vmath_trig.ULPS)
+NAMES = ("exp", "log", "erf", "tanh", "sigmoid", "silu", "softplus", "gelu", "gelu_tanh", "sin", "cos",
+         *vmath_trig.ULPS)
 ULPS = vmath.ULPS | vmath_trig.ULPS
 
 def _by_element(function: Callable[[float], float]) -> Callable[[Doubles], Doubles]:

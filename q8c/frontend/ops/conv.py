@@ -119,8 +119,8 @@ def _cut(c: Call, x: Tensor, reach: Sequence[int], strides: Sequence[int],
     if shape is None and auto.startswith("SAME"):
         shape = [d * s for d, s in zip(x.shape[2:], strides, strict=True)]
     if shape is None:
-        pads: list[Dim] = [0] * 2 * n if auto == "VALID" else list(c.attr_ints("pads") or [0] * 2 * n)
-        return pads[:n], pads[n:]
+        pads = [0] * 2 * n if auto == "VALID" else c.attr_ints("pads") or [0] * 2 * n
+        return list(pads[:n]), list(pads[n:])
     before: list[Dim] = []
     after: list[Dim] = []
     for d, s, m, r, wanted in zip(x.shape[2:], strides, more, reach, shape[-n:], strict=True):
