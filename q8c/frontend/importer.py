@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING
 from q8c.errors import CompileError, Error, UnsupportedError
 from q8c.frontend import ops  # noqa: F401  (registers the importers)
 from q8c.frontend.builder import Builder
+from q8c.frontend.control import control_flow, is_control
 from q8c.frontend.functions import Key, expand, function_key, has_body
 from q8c.frontend.inputs import input_types, solve
 from q8c.frontend.load import Model, opsets
 from q8c.frontend.problems import Problems
-from q8c.frontend.registry import Call, describe, find_importer, source_name, unknown
+from q8c.frontend.registry import Call, describe, find_importer, source_name
 from q8c.frontend.scope import Absent, Scope
 from q8c.frontend.tensor import Tensor
 from q8c.frontend.weights import WIDENED, border_type, compute_type, type_name
@@ -109,8 +110,8 @@ class GraphImporter:
 
     def _compile(self, node: onnx.NodeProto, opset: int, operands: Sequence[Tensor | None],
                  scope: Scope) -> Sequence[Tensor | None]:
-        if _is_if(node):
-            return self._branch(node, operands, scope)
+        if is_control(node):
+            return control_flow(node, opset, operands, scope, self._builder, self._inside)
         importer = find_importer(node.domain, node.op_type, opset)
         if importer is not None and function_key(node) not in self._functions:
             results = importer(Call(node, opset, operands, self._builder, scope.weights))
@@ -129,19 +130,6 @@ class GraphImporter:
             self._problems = outer
         return results
 
-    def _branch(self, node: onnx.NodeProto, operands: Sequence[Tensor | None], scope: Scope) -> Sequence[Tensor | None]:
-        """The results of the branch of an If that its condition picks, known at compile time."""
-        condition = operands[0] if operands else None
-        if condition is None or condition.type.size != 1:
-            raise CompileError(f"{describe(node)}: expected a condition of one element")
-        if condition.known is None or condition.is_symbolic:
-            raise unknown(condition, "its condition")
-        wanted = "then_branch" if condition.known.reshape(-1)[0] else "else_branch"
-        graph = next((a.g for a in node.attribute if a.name == wanted), None)
-        if graph is None or len(graph.output) != len(node.output):
-            raise CompileError(f"{describe(node)}: {wanted} does not give its {len(node.output)} outputs")
-        return self._inside(graph.node, [v.name for v in graph.output], scope.branch(graph))
-
     def _inside(self, nodes: Sequence[onnx.NodeProto], outputs: Sequence[str], scope: Scope) -> list[Tensor | None]:
         """The named results of nodes in an inner scope."""
         note_unknown(nodes, scope, self._functions, self._problems)
@@ -156,7 +144,7 @@ def note_unknown(nodes: Iterable[onnx.NodeProto], scope: Scope, functions: Conta
     """Note every node of an op that nothing here imports; branches are looked into once they are taken."""
     for node in nodes:
         opset = scope.opset(node)
-        if find_importer(node.domain, node.op_type, opset) is None and not _is_if(node) \
+        if find_importer(node.domain, node.op_type, opset) is None and not is_control(node) \
                 and function_key(node) not in functions and not has_body(node, opset):
             problems.add(node, opset)
 
@@ -173,10 +161,6 @@ def scan(model: Model) -> None:
     functions = {function_key(f) for f in model.proto.functions}
     note_unknown(model.proto.graph.node, Scope(model.opsets, model.weights), functions, problems)
     problems.check()
-
-
-def _is_if(node: onnx.NodeProto) -> bool:
-    return node.op_type == "If" and not node.domain
 
 
 def import_graph(model: Model) -> Graph:

@@ -13,6 +13,7 @@ from q8c.codegen.builder import Builder
 from q8c.codegen.kernel import Kernel
 from q8c.codegen.loop import loop_kernel
 from q8c.codegen.movement import MOVEMENT_OPS, movement_kernel
+from q8c.codegen.plain_matmul import plain_matmul
 from q8c.codegen.rotary import rotary_kernel
 from q8c.codegen.targets import Tier
 from q8c.ir import Graph, interpret, parse_graph
@@ -103,7 +104,7 @@ def compiled(tier: Tier, text: str) -> Compiled:
         graph = parse_graph(text)
         node, = graph.nodes
         kernels: list[Kernel] = []
-        make: Callable[..., Kernel] = {"rotary": rotary_kernel}.get(
+        make: Callable[..., Kernel] = {"rotary": rotary_kernel, "matmul": plain_matmul}.get(
             node.op, movement_kernel if node.op in MOVEMENT_OPS else loop_kernel)
 
         def emit(module: ir.Module, tier: Tier) -> None:

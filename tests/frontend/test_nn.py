@@ -120,13 +120,6 @@ def test_conv_of_an_image_whose_size_varies() -> None:
     compare(proto, {"x": normal(1, 3, 6, 4)}, {"x": normal(1, 3, 7, 4)}, rtol=1e-4, atol=1e-5)
 
 
-def test_other_convolutions_are_told() -> None:
-    proto = model([node("Conv", "x w", pads=[1, 1], group=3)], {"x": (F32, [1, 3, 8])}, {"y": F32},
-                  {"w": normal(3, 1, 2)})
-    with pytest.raises(UnsupportedError, match=r"strides \[1\] that are not the kernel \[2\] and pads .* and group 3"):
-        load(proto)
-
-
 @pytest.mark.parametrize(("equation", "shapes"), [
     ("bij,bjk->bik", [(2, 3, 4), (2, 4, 5)]), ("bij,bkj->bik", [(2, 3, 4), (2, 5, 4)]), ("ij->ji", [(3, 4)]),
     ("bhid,bhjd->bhij", [(2, 3, 4, 5), (2, 3, 6, 5)]), ("...ij,...jk->...ik", [(2, 3, 4, 5), (2, 3, 5, 6)]),

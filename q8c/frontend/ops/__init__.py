@@ -10,9 +10,11 @@ from q8c.frontend.ops import (
     conv,
     einsum,
     elementwise,
+    known,
     movement,
     nbits,
     nn,
+    norm,
     pad,
     pool,
     quantized,
@@ -23,4 +25,5 @@ from q8c.frontend.ops import (
 )
 
 __all__ = ["attention", "constants", "contrib", "contrib_attention", "contrib_rotary", "conv", "einsum", "elementwise",
-           "movement", "nbits", "nn", "pad", "pool", "quantized", "reduce", "scatter", "select", "shape"]
+           "known", "movement", "nbits", "nn", "norm", "pad", "pool", "quantized", "reduce", "scatter", "select",
+           "shape"]

@@ -8,13 +8,15 @@ from q8c.frontend.tensor import Tensor, from_size
 from q8c.ir.dims import Dim, compare
 from q8c.ir.types import DType
 
-_ATTRIBUTES = {"is_causal", "kv_num_heads", "q_num_heads", "qk_matmul_output_mode", "scale", "softcap",
+_ATTRIBUTES = {"is_causal", "kv_num_heads", "left_window_size", "right_window_size",
+               "q_num_heads", "qk_matmul_output_mode", "scale", "softcap",
                "softmax_precision"}
 
 
 @importer("Attention", since=23)
 def attention(c: Call) -> list[Tensor]:
-    """softmax(softcap(scale * q k^T) + mask) v per head, and the keys and values with the past before them.
+    """softmax(softcap(scale * q k^T) + mask) v per head, the keys and values with the past before them, and the scores
+    at the stage asked for: of the product, after softcap, with the mask, after softmax.
 
     A query whose keys are all masked gives zeros.
     """
@@ -31,21 +33,30 @@ def attention(c: Call) -> list[Tensor]:
     scale = c.attr_float("scale", 0.0) or 1 / math.sqrt(max(size, 1))
     scores = c.emit("matmul", q, c.builder.transpose(_repeated(c, k, q.shape[1]), (0, 1, 3, 2)))
     scores = c.emit("mul", scores, c.scalar(scale, scores))
+    stages = [scores]
     softcap = c.attr_float("softcap", 0.0)
     if softcap:
         cap = c.scalar(softcap, scores)
         scores = c.emit("mul", c.emit("tanh", c.emit("div", scores, cap)), cap)
+    stages.append(scores)
     bias = _bias(c, q, k)
     if bias is not None:
         scores = c.emit("add", scores, bias)
-    y = c.emit("matmul", c.emit("softmax", scores), _repeated(c, v, q.shape[1]))
+    stages.append(scores)
+    probabilities = c.emit("softmax", scores)
+    y = c.emit("matmul", probabilities, _repeated(c, v, q.shape[1]))
+    stages.append(probabilities)
     if bias is not None and _may_mask_all(c):
         top = c.emit("reduce_max", bias, axes=(bias.rank - 1,), keepdims=True)
-        y = c.emit("where", c.emit("equal", top, c.scalar(-math.inf, bias)), c.scalar(0, y), y)
+        empty = c.emit("equal", top, c.scalar(-math.inf, bias))
+        y, stages[3] = (c.emit("where", empty, c.scalar(0, t), t) for t in (y, probabilities))
     if x.rank == 3:
         y = c.builder.transpose(y, (0, 2, 1, 3))
         y = c.builder.reshape(y, (*y.shape[:2], y.shape[2] * y.shape[3]))
-    return [y, k, v]
+    mode = c.attr_int("qk_matmul_output_mode", 0)
+    if not 0 <= mode < len(stages):
+        c.fail(f"qk_matmul_output_mode is {mode}, expected 0 to 3")
+    return [y, k, v, stages[mode]]
 
 
 def _heads(c: Call, x: Tensor, attribute: str) -> Tensor:
@@ -81,9 +92,18 @@ def _bias(c: Call, q: Tensor, k: Tensor) -> Tensor | None:
     keys = c.emit("iota", size=k.shape[2], dtype=DType.i64)
     filled = c.optional(6)  # per batch, how many keys are not padding
     parts = [_mask(c, q, k)]
-    if c.attr_int("is_causal", 0):
+    causal, left, right = (c.attr_int(n, d) for n, d in (
+        ("is_causal", 0), ("left_window_size", -1), ("right_window_size", -1)))
+    right = 0 if causal and right != 0 else right
+    if left >= 0 or right >= 0:
         rows = c.builder.reshape(c.emit("iota", size=q.shape[2], dtype=DType.i64), (q.shape[2], 1))
-        parts.append(_masked(c, c.emit("less_equal", keys, c.emit("add", rows, _offset(c, q, filled))), q))
+        rows = c.emit("add", rows, _offset(c, q, filled))
+        if right >= 0:
+            last = c.emit("add", rows, c.scalar(right, rows)) if right else rows
+            parts.append(_masked(c, c.emit("less_equal", keys, last), q))
+        if left >= 0:
+            first = c.emit("sub", rows, c.scalar(left, rows)) if left else rows
+            parts.append(_masked(c, c.emit("greater_equal", keys, first), q))
     if filled is not None:
         column = c.builder.reshape(filled, (filled.shape[0], 1, 1, 1))
         parts.append(_masked(c, c.emit("less", keys, column), q))

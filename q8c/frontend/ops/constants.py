@@ -6,6 +6,7 @@ import numpy as np
 from q8c.frontend.extent import ceil_div, difference
 from q8c.frontend.registry import Call, importer
 from q8c.frontend.tensor import Tensor, constant, from_size
+from q8c.frontend.weights import compute_type
 from q8c.ir.dims import Dim, dim_max
 from q8c.ir.types import DType
 
@@ -99,6 +100,19 @@ def trilu(c: Call) -> Tensor:
         rows = c.emit("add", rows, c.builder.reshape(k, ()))
     keep = c.emit("greater_equal" if c.attr_int("upper", 1) else "less_equal", cols, rows)
     return c.emit("where", keep, x, c.scalar(0, x))
+
+
+@importer("EyeLike", since=9)
+def eye_like(c: Call) -> Tensor:
+    """Ones on a diagonal of a matrix of the operand's shape, zeros elsewhere."""
+    x = c.input(0)
+    if x.rank != 2:
+        c.fail(f"expected a matrix, got {x.type}")
+    wanted = c.attr("dtype", "INT")
+    dtype = x.dtype if wanted is None else compute_type(int(wanted), "dtype")
+    rows = c.builder.reshape(c.emit("iota", size=x.shape[0], dtype=DType.i64), (x.shape[0], 1))
+    cols = c.emit("iota", size=x.shape[1], dtype=DType.i64)
+    return c.builder.cast(c.emit("equal", cols, c.emit("add", rows, c.scalar(c.attr_int("k", 0), rows))), dtype)
 
 
 @importer("OneHot")

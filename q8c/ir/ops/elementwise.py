@@ -149,7 +149,8 @@ _FLOAT_UNARY: dict[str, Plain] = {
     "exp": np.exp, "log": np.log, "sqrt": np.sqrt, "erf": erf, "tanh": np.tanh, "sigmoid": sigmoid, "sin": np.sin,
     "cos": np.cos, "tan": np.tan, "asin": np.arcsin, "acos": np.arccos, "atan": np.arctan, "sinh": np.sinh,
     "cosh": np.cosh, "asinh": np.arcsinh, "acosh": np.arccosh, "atanh": np.arctanh,
-    "floor": np.floor, "ceil": np.ceil, "round": np.rint, "reciprocal": lambda x: 1 / x, "rsqrt": lambda x: 1 / np.sqrt(x), "silu": lambda x: x * sigmoid(x),
+    "floor": np.floor, "ceil": np.ceil, "round": np.rint, "reciprocal": lambda x: 1 / x,
+    "rsqrt": lambda x: 1 / np.sqrt(x), "silu": lambda x: x * sigmoid(x),
     "softplus": lambda x: np.logaddexp(x, np.zeros_like(x))}
 _UNARY: dict[str, Plain] = {"neg": np.negative, "abs": np.abs, "sign": np.sign,
                             "relu": lambda x: np.maximum(x, np.zeros_like(x))}

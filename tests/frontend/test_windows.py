@@ -1,0 +1,76 @@
+"""Convolutions and pooling against ONNX's reference, with sizes that vary where they may."""
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from tests.frontend.support import F32, I64, compare, model, node, normal
+
+CONVOLUTIONS: dict[str, tuple[int, tuple[int, ...], dict[str, Any]]] = {
+    "padding": (1, (3,), {"pads": [1, 2]}), "strides": (2, (3, 2), {"strides": [2, 1], "pads": [0, 1, 1, 0]}),
+    "dilations": (2, (2, 3), {"dilations": [2, 1]}), "groups": (1, (3,), {"group": 3, "pads": [1, 1]}),
+    "each channel": (2, (3, 3), {"group": 6, "pads": [1, 1, 1, 1]}), "same": (1, (4,), {"auto_pad": "SAME_UPPER"}),
+    "same, strides": (1, (4,), {"auto_pad": "SAME_LOWER", "strides": [3]}), "valid": (1, (2,), {"auto_pad": "VALID"}),
+    "padded patches": (1, (3,), {"strides": [3], "pads": [1, 1]})}
+
+
+@pytest.mark.parametrize("name", CONVOLUTIONS)
+@pytest.mark.parametrize("varies", [True, False])
+def test_convolutions(name: str, varies: bool) -> None:
+    rank, kernel, attrs = CONVOLUTIONS[name]
+    group = attrs.get("group", 1)
+    shape = [8, 9][:rank]
+    declared = ["n", 6, *(f"d{i}" if varies else d for i, d in enumerate(shape))]
+    proto = model([node("Conv", "x w b", **attrs)], {"x": (F32, declared)}, {"y": F32},
+                  {"w": normal(12 if group == 3 else 6, 6 // group, *kernel), "b": normal(12 if group == 3 else 6)})
+    feeds = [{"x": normal(2, 6, *(d + more for d in shape))} for more in ((0, 3) if varies else (0,))]
+    compare(proto, *feeds, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("attrs", [
+    {}, {"strides": [2], "pads": [1, 0]}, {"strides": [3], "output_padding": [1]}, {"dilations": [2]}, {"group": 2},
+    {"strides": [2], "output_shape": [12]}, {"strides": [2], "auto_pad": "SAME_LOWER"}])
+def test_transposed_convolutions(attrs: dict[str, Any]) -> None:
+    proto = model([node("ConvTranspose", "x w b", **attrs)], {"x": (F32, ["n", 4, 5])}, {"y": F32},
+                  {"w": normal(4, 3, 3), "b": normal(3 * attrs.get("group", 1))})
+    compare(proto, {"x": normal(2, 4, 5)}, rtol=1e-4, atol=1e-5, runtime=True)
+
+
+@pytest.mark.parametrize("op", ["MaxPool", "AveragePool"])
+@pytest.mark.parametrize("attrs", [
+    {"kernel_shape": [2, 3]}, {"kernel_shape": [3, 3], "pads": [1, 1, 0, 1], "strides": [2, 2]},
+    {"kernel_shape": [2, 2], "auto_pad": "SAME_UPPER"}])
+def test_pooling_of_an_image_whose_size_varies(op: str, attrs: dict[str, Any]) -> None:
+    proto = model([node(op, "x", **attrs)], {"x": (F32, ["n", 2, "h", "w"])}, {"y": F32})
+    compare(proto, {"x": normal(1, 2, 6, 7)}, {"x": normal(2, 2, 5, 4)}, runtime=True)
+
+
+def test_places_of_the_largest_elements() -> None:
+    proto = model([node("MaxPool", "x", "y i", kernel_shape=[2, 2], strides=[2, 1], pads=[1, 0, 0, 1])],
+                  {"x": (F32, ["n", 2, "h", "w"])}, {"y": F32, "i": I64})
+    compare(proto, {"x": normal(2, 2, 5, 4)}, runtime=True)
+
+
+@pytest.mark.parametrize("mode", ["edge", "reflect", "wrap"])
+@pytest.mark.parametrize("varies", [True, False])
+def test_padding_by_the_operands_own_elements(mode: str, varies: bool) -> None:
+    proto = model([node("Pad", "x p", mode=mode)], {"x": (F32, ["n", "m"] if varies else [3, 5])}, {"y": F32},
+                  {"p": np.array([1, 2, 2, 3])})
+    compare(proto, {"x": normal(3, 5)}, runtime=True)
+
+
+@pytest.mark.parametrize("largest", [0, 1])
+def test_top_k_of_an_axis_whose_size_varies(largest: int) -> None:
+    proto = model([node("TopK", "x k", "y i", axis=0, largest=largest)], {"x": (F32, ["n", "m"])},
+                  {"y": F32, "i": I64}, {"k": np.array([2])})
+    compare(proto, {"x": normal(5, 3)}, {"x": normal(2, 1)}, runtime=True)
+
+
+@pytest.mark.parametrize("reduction", ["none", "add", "max"])
+def test_scatter_elements(reduction: str) -> None:
+    proto = model([node("ScatterElements", "x i u", axis=1, reduction=reduction)],
+                  {"x": (F32, ["n", 4]), "i": (I64, ["n", "m"]), "u": (F32, ["n", "m"])}, {"y": F32})
+    places = np.array([[0, -1, 2], [3, 1, 0]])
+    compare(proto, {"x": normal(2, 4), "i": places, "u": normal(2, 3, seed=1)}, runtime=True)
