@@ -12,10 +12,10 @@ from types import FrameType
 from typing import NoReturn
 
 from q8c import Error, __version__
-from q8c.cli import bench, check, compile, explain, inspect, opt, profile, run, verify
+from q8c.cli import bench, check, compile, explain, inspect, ops, opt, profile, run, verify
 from q8c.cli.common import UsageError, add_verbose_argument, one_line
 
-VERBS = (compile, run, inspect, explain, check, bench, profile, opt, verify)
+VERBS = (compile, run, inspect, explain, check, bench, profile, opt, verify, ops)
 EPILOG = """\
 the usual way:
   q8c compile model.onnx              writes model.q8c for this CPU

@@ -28,7 +28,7 @@ class Stopped(Exception):
 
 def is_control(node: onnx.NodeProto) -> bool:
     """Whether a node has subgraphs that say what is computed, or how often."""
-    return node.op_type in _FLOWS and not node.domain
+    return node.op_type in CONTROL_OPS and not node.domain
 
 
 def control_flow(node: onnx.NodeProto, opset: int, operands: Operands, scope: Scope, builder: Builder,
@@ -167,3 +167,5 @@ def _slice(f: _Flow, x: Tensor, axis: int, index: int) -> Tensor:
 
 
 _FLOWS: dict[str, Callable[[_Flow], Sequence[Tensor | None]]] = {"If": _if, "Loop": _loop, "Scan": _scan}
+CONTROL_OPS = frozenset(_FLOWS)
+"""Ops with subgraphs that say what is computed, or how often."""

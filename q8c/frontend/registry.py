@@ -46,6 +46,11 @@ def find_importer(domain: str, op: str, opset: int) -> Importer | None:
     return found
 
 
+def registered() -> dict[tuple[str, str], int]:
+    """Domain and op of every importer, and since which opset there is one."""
+    return {key: versions[0][0] for key, versions in _IMPORTERS.items()}
+
+
 @dataclass
 class Call:
     """One ONNX node with its operands, and the builder that takes what the importer emits."""

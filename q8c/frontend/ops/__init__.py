@@ -19,11 +19,12 @@ from q8c.frontend.ops import (
     pool,
     quantized,
     reduce,
+    resize,
     scatter,
     select,
     shape,
 )
 
 __all__ = ["attention", "constants", "contrib", "contrib_attention", "contrib_rotary", "conv", "einsum", "elementwise",
-           "known", "movement", "nbits", "nn", "norm", "pad", "pool", "quantized", "reduce", "scatter", "select",
-           "shape"]
+           "known", "movement", "nbits", "nn", "norm", "pad", "pool", "quantized", "reduce", "resize", "scatter",
+           "select", "shape"]

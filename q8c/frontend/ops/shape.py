@@ -130,3 +130,23 @@ def dropout(c: Call) -> list[Tensor]:
         c.unsupported("training_mode; export the model for inference")
     mask = [c.builder.broadcast(c.builder.scalar(True, DType.bool), x.shape)] if c.outputs > 1 else []
     return [x, *mask]
+
+
+@importer("DepthToSpace", "SpaceToDepth")
+def depth_and_space(c: Call) -> Tensor:
+    """Channels as blocks of space (DepthToSpace), or back; a block's place is the slowest channel axis (DCR) or the
+    fastest (CRD)."""
+    x, size, mode = c.input(0), c.attr_int("blocksize"), c.attr_str("mode", "DCR")
+    if x.rank != 4 or size < 1 or mode not in ("DCR", "CRD"):
+        c.fail(f"expected [batch, channels, height, width], blocks and DCR or CRD, got {x.type}, {size} and {mode!r}")
+    batch, channels, height, width = x.shape
+    if c.op == "DepthToSpace":
+        depth = floordiv(channels, size * size)
+        apart = (batch, size, size, depth) if mode == "DCR" else (batch, depth, size, size)
+        order = (0, 3, 4, 1, 5, 2) if mode == "DCR" else (0, 1, 4, 2, 5, 3)
+        y = c.builder.transpose(c.builder.reshape(x, (*apart, height, width)), order)
+        return c.builder.reshape(y, (batch, depth, height * size, width * size))
+    rows, cols = floordiv(height, size), floordiv(width, size)
+    y = c.builder.reshape(x, (batch, channels, rows, size, cols, size))
+    y = c.builder.transpose(y, (0, 3, 5, 1, 2, 4) if mode == "DCR" else (0, 1, 3, 5, 2, 4))
+    return c.builder.reshape(y, (batch, channels * size * size, rows, cols))
