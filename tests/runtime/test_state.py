@@ -194,7 +194,8 @@ def test_any_member_of_the_cache_may_be_anything(decoder: Path, tmp_path: Path, 
     content = decoder.read_bytes()
     manifest: Any = manifest_of(content)
     cache = manifest["model"]["cache"]
-    numbers = st.one_of(st.integers(-2, 6), st.sampled_from([None, 2**70, 1.5, True, "", [], {}]))
+    numbers: st.SearchStrategy[Any] = st.one_of(
+        st.integers(-2, 6), st.sampled_from([None, 2**70, 1.5, True, "", [], {}]))
     for _ in range(data.draw(st.integers(1, 3))):
         name = data.draw(st.sampled_from(sorted(cache)))
         cache[name] = data.draw(st.one_of(numbers, st.lists(numbers, max_size=3),
