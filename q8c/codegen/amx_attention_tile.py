@@ -9,7 +9,7 @@ import llvmlite.ir as ir
 
 from q8c.codegen import amx, bf16
 from q8c.codegen.attention_driver import PARAMS
-from q8c.codegen.attention_math import exp_for_bf16
+from q8c.codegen.attention_math import LOG2_E, exp2_for_bf16
 from q8c.codegen.attention_spec import AttentionSpec
 from q8c.codegen.builder import F32, LANES, PTR, V16F, V16I, Builder, Operand, Value, constant
 from q8c.codegen.targets import Tier
@@ -18,9 +18,10 @@ from q8c.ir.memory import CACHE_LINE
 
 STEP = 32
 """Queries of a tile; keys or channels a product sums over at a time; keys of a block of scores."""
-SOFTMAX_ROWS = 2
+SOFTMAX_ROWS = 4
 """Rows that softmax works on at the same time: each waits for its greatest score and for its sum."""
 NEGATIVE_INFINITY = float("-inf")
+LOWEST = -3.4028234663852886e38
 _TILE = amx.TILE_ROWS * amx.TILE_BYTES
 _SUMS, _LEFT, _RIGHT = range(4), (4, 5), (6, 7)  # tile registers
 _ROW_PADDING = 4 * LANES  # bytes behind a row of scores
@@ -82,6 +83,7 @@ class AmxTileEmitter:
         self._score()
         with b.range(0, self.queries, SOFTMAX_ROWS) as row:
             self._softmax([b.add(row, n) for n in range(SOFTMAX_ROWS)])
+        self._finish_rows()
         for channel in range(0, self.spec.head_size, 2 * LANES):
             self._weigh(channel, min(2 * LANES, self.spec.head_size - channel))
         b.ret()
@@ -90,13 +92,14 @@ class AmxTileEmitter:
     # -- scores
 
     def _pack_queries(self) -> None:
-        """Scaled queries in bfloat16; rows past the last one repeat it."""
+        """Scaled queries in bfloat16, for powers of 2; rows past the last one repeat it."""
         b, spec = self.b, self.spec
         with b.range(0, STEP) as row:
             query = b.imin(row, b.sub(self.queries, 1))
             source = b.at(b.arg("q"), b.mul(query, spec.strides[0]), F32)
             for step in range(channel_steps(spec)):
-                low, high = (b.mul(load_channels(b, spec, source, STEP * step + n), spec.scale) for n in (0, LANES))
+                low, high = (b.mul(load_channels(b, spec, source, STEP * step + n), spec.scale * LOG2_E)
+                             for n in (0, LANES))
                 target = b.at(self.q, b.add(b.mul(row, self.q_pitch), amx.TILE_BYTES * step))
                 b.store(bf16.pack(b, low, high), target)
 
@@ -125,11 +128,19 @@ class AmxTileEmitter:
             if self.spec.key_mask is not None:
                 hidden = b.load_tail(V16F, b.at(b.arg("key_mask"), key, F32), left, NEGATIVE_INFINITY)
                 start = b.add(start, hidden)
-            b.store(start, b.at(target, key, F32))
+            b.store(self._exponent(start), b.at(target, key, F32))
+
+    def _exponent(self, mask: Value) -> Value:
+        """A mask for powers of 2. What overflows by that is not -inf: if a row has nothing else, its keys are equal."""
+        b = self.b
+        return b.select(b.fcmp("==", mask, NEGATIVE_INFINITY), mask, b.fmax(LOWEST, b.mul(mask, LOG2_E)))
 
     def _score(self) -> None:
         """Scores, the mask included: sums begin with it."""
         b, spec = self.b, self.spec
+        alone = channel_steps(spec) == 1
+        if alone:
+            self._load_left(self.q, self.q_pitch)
         with b.range(0, self.steps) as step:
             keys = b.at(b.arg("k"), b.mul(step, key_step_bytes(spec)))
             at = b.mul(step, 4 * STEP)
@@ -142,15 +153,20 @@ class AmxTileEmitter:
                     amx.load(b, tile, b.at(b.at(self.starts, at), amx.TILE_BYTES * (tile % 2)), 0)
             for n in range(channel_steps(spec)):
                 right = [b.at(keys, (j * channel_steps(spec) + n) * _TILE) for j in range(2)]
-                self._multiply(b.at(self.q, n * amx.TILE_BYTES), self.q_pitch, right)
+                if not alone:
+                    self._load_left(b.at(self.q, n * amx.TILE_BYTES), self.q_pitch)
+                self._multiply(right)
             for tile, place in zip(_SUMS, places, strict=True):
                 amx.store(b, tile, place, self.pitch)
 
-    def _multiply(self, left: Value, stride: Operand, right: list[Value]) -> None:
-        """One step: 32 rows from `left` on times one or two right tiles."""
-        b = self.b
+    def _load_left(self, left: Value, stride: Operand) -> None:
+        """The 32 rows from `left` on to multiply next."""
         for i, register in enumerate(_LEFT):
-            amx.load(b, register, b.at(left, b.mul(stride, amx.TILE_ROWS * i)), stride)
+            amx.load(self.b, register, self.b.at(left, self.b.mul(stride, amx.TILE_ROWS * i)), stride)
+
+    def _multiply(self, right: list[Value]) -> None:
+        """One step: the rows loaded times one or two right tiles."""
+        b = self.b
         for j, tile in enumerate(right):
             amx.load(b, _RIGHT[j], tile, amx.TILE_BYTES)
             for i, register in enumerate(_LEFT):
@@ -159,7 +175,7 @@ class AmxTileEmitter:
     # -- softmax
 
     def _softmax(self, rows: list[Value]) -> None:
-        """Rows of scores become weights; their factors are 1 / the sum of them, or 0 if there are no keys."""
+        """Rows of scores become weights; where their factors will stand, the sums of them."""
         b, causal = self.b, self.spec.causal
         for row in rows:
             self._ask_ahead(row)
@@ -175,21 +191,22 @@ class AmxTileEmitter:
 
         least = b.splat(NEGATIVE_INFINITY)
         found = b.loop(0, pairs, 1, [least] * (2 * len(rows)), larger)
-        greatest = [b.splat(b.reduce(b.fmax(*found[n:n + 2]), b.fmax)) for n in range(0, len(found), 2)]
+        most = b.fold([b.fmax(*found[n:n + 2]) for n in range(0, len(found), 2)], b.fmax, LANES)
+        greatest = [b.splat(b.lane(most, n)) for n in range(len(rows))]
 
         def step(pair: Value, totals: list[Value]) -> list[Value]:
             added = []
             for n, row in enumerate(scores):
                 at = b.at(row, b.mul(pair, 4 * STEP))
-                weights = [exp_for_bf16(b, b.sub(b.load(V16F, b.at(at, half, F32)), greatest[n]))
+                weights = [exp2_for_bf16(b, b.sub(b.load(V16F, b.at(at, half, F32)), greatest[n]))
                            for half in (0, LANES)]
                 b.store(bf16.pack(b, *weights), b.at(row, b.mul(pair, amx.TILE_BYTES)))
                 added += [b.add(total, w) for total, w in zip(totals[2 * n:2 * n + 2], weights, strict=True)]
             return added
 
         totals = b.loop(0, pairs, 1, [b.splat(0.0)] * (2 * len(rows)), step)
-        for n, row in enumerate(rows):
-            self._finish_row(row, b.reduce(b.add(*totals[2 * n:2 * n + 2]), b.add))
+        total = b.fold([b.add(*totals[n:n + 2]) for n in range(0, len(totals), 2)], b.add, LANES)
+        b.store(total, b.at(self.factors, rows[0], F32))
         if causal:
             with b.range(pairs, self.steps) as unseen:
                 for row in scores:
@@ -210,14 +227,18 @@ class AmxTileEmitter:
         for line in lines:
             b.prefetch_to_write(b.at(result, line))
 
-    def _finish_row(self, row: Value, total: Value) -> None:
+    def _finish_rows(self) -> None:
+        """Factors of rows are 1 / the sums of their weights, or 0 if there are no keys."""
         b = self.b
-        factor = b.div(1.0, total)
-        if self.spec.nan_to_zero:
-            factor = b.select(b.fcmp(">", total, 0.0), factor, 0.0)
-        else:
-            factor = b.select(b.fcmp("==", total, 0.0), 0.0, factor)
-        b.store(factor, b.at(self.factors, row, F32))
+        for row in range(0, STEP, LANES):
+            place = b.at(self.factors, row, F32)
+            total = b.load(V16F, place)
+            factor = b.div(1.0, total)
+            if self.spec.nan_to_zero:
+                factor = b.select(b.fcmp(">", total, 0.0), factor, 0.0)
+            else:
+                factor = b.select(b.fcmp("==", total, 0.0), 0.0, factor)
+            b.store(factor, place)
 
     def _hide(self, rows: list[Value], scores: list[Value]) -> Value:
         """Steps of keys with one that some row sees, or 1 if there are keys at all: a row that sees none is NaN by its
@@ -246,7 +267,8 @@ class AmxTileEmitter:
             amx.zero(b, tile)
         with b.range(0, self.steps) as step:
             tiles = [b.at(values, b.add(b.mul(step, value_step_bytes(spec)), j * _TILE)) for j in range(panels)]
-            self._multiply(b.at(self.scores, b.mul(step, amx.TILE_BYTES)), self.pitch, tiles)
+            self._load_left(b.at(self.scores, b.mul(step, amx.TILE_BYTES)), self.pitch)
+            self._multiply(tiles)
         for tile in _SUMS:
             if tile % 2 < panels:
                 place = amx.TILE_ROWS * 4 * STEP * (tile // 2) + amx.TILE_BYTES * (tile % 2)

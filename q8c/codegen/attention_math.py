@@ -3,39 +3,47 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from q8c.codegen.builder import LANES, Builder, Value
+import llvmlite.ir as ir
+
+from q8c.codegen.builder import I32, LANES, V16F, Builder, Value
 
 LEAST_EXPONENT = -88.0
 """Weights below e**-87.68 come out as exactly 0."""
-_LOG2_E = 1.4426950408889634
+LOG2_E = 1.4426950408889634
 _ROUNDER = 1.5 * 2**23 + 127  # adding it rounds to an integer n and leaves n + 127 in the low bits
 # 2**f on [-0.5, 0.5] with the least relative error for a constant term of 1: 9.1e-8, evaluated in float32 1.7e-7.
 _EXP2 = (0.0013264726, 0.009671513, 0.055507337, 0.24022242, 0.693147, 1.0)
-
-
-_EXP2_BF16 = (0.05500893, 0.24221096, 0.69328293, 1.0)  # likewise, to 1.02e-4
+# 2**f on [0, 1] likewise, to 8.6e-5.
+_EXP2_BF16 = (0.0770670985, 0.22764493, 0.6951168, 1.0)
+_DOWNWARDS, _THIS_ROUNDING = 9, 4  # of `vreduceps` (floor, silently) and of the unit
 
 
 def exp_nonpositive(b: Builder, x: Value) -> Value:
     """exp(x) for x <= 0 to 2e-7 + 2e-8 |x|, relative; 0 below LEAST_EXPONENT, -inf included; NaN stays NaN."""
-    return _exp(b, x, _EXP2)
-
-
-def exp_for_bf16(b: Builder, x: Value) -> Value:
-    """The same to 1.1e-4, a twentieth of a step of bfloat16."""
-    return _exp(b, x, _EXP2_BF16)
-
-
-def _exp(b: Builder, x: Value, polynomial: Sequence[float]) -> Value:
-    """e**x = 2**n * 2**f with n the integer nearest to x * log2(e) (Cody and Waite, 1980)."""
+    # 2**n * 2**f with n the integer nearest to x * log2(e) (Cody and Waite, 1980)
     x = b.fmax(LEAST_EXPONENT, x)
-    rounded = b.fma(x, _LOG2_E, _ROUNDER)
-    fraction = b.fma(x, _LOG2_E, b.sub(_ROUNDER, rounded))
-    y = b.fma(fraction, polynomial[0], polynomial[1])
-    for coefficient in polynomial[2:]:
-        y = b.fma(y, fraction, coefficient)
+    rounded = b.fma(x, LOG2_E, _ROUNDER)
+    fraction = b.fma(x, LOG2_E, b.sub(_ROUNDER, rounded))
+    y = _polynomial(b, fraction, _EXP2)
     # A product instead of a sum of exponent bits: the payload of a NaN could carry into its sign and make it finite.
     return b.mul(y, b.from_bits(b.shl(b.bits(rounded), 23)))
+
+
+def exp2_for_bf16(b: Builder, x: Value) -> Value:
+    """2**x to 9e-5, relative, a twentieth of a step of bfloat16; 0 for -inf; NaN stays NaN. AVX-512 only."""
+    every = ir.Constant(ir.IntType(LANES), -1)
+    rounding = ir.Constant(I32, _THIS_ROUNDING)
+    how = ir.Constant(I32, _DOWNWARDS)
+    fraction = b.intrinsic("llvm.x86.avx512.mask.reduce.ps.512", [x, how, x, every, rounding], V16F)
+    y = _polynomial(b, fraction, _EXP2_BF16)
+    return b.intrinsic("llvm.x86.avx512.mask.scalef.ps.512", [y, x, x, every, rounding], V16F)
+
+
+def _polynomial(b: Builder, x: Value, coefficients: Sequence[float]) -> Value:
+    y = b.fma(x, coefficients[0], coefficients[1])
+    for coefficient in coefficients[2:]:
+        y = b.fma(y, x, coefficient)
+    return y
 
 
 def transpose(b: Builder, rows: Sequence[Value]) -> list[Value]:

@@ -5,7 +5,7 @@ with a lane per block, and scales come out for all of them. Then every 64 column
 """
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import llvmlite.ir as ir
 
@@ -44,26 +44,6 @@ def emit_blocks(columns: ColumnPass, blocks: Blocks) -> None:
         emitter.unit(whole, b.sub(cols, whole))
 
 
-def fold(b: Builder, vectors: Sequence[Value], combine: Callable[[Value, Value], Value], width: int) -> Value:
-    """Each `width` lanes of the vectors (a power of two of them) combined to one, in order."""
-    while len(vectors) > 1:
-        low, high = _halves_of_groups(2 * LANES, width)
-        vectors = [combine(b.shuffle(x, y, low), b.shuffle(x, y, high))
-                   for x, y in zip(vectors[::2], vectors[1::2], strict=True)]
-        width //= 2
-    value, = vectors
-    while width > 1:
-        low, high = _halves_of_groups(value.type.count, width)
-        value = combine(b.shuffle(value, value, low), b.shuffle(value, value, high))
-        width //= 2
-    return value
-
-
-def _halves_of_groups(lanes: int, width: int) -> tuple[list[int], list[int]]:
-    low = [n for n in range(lanes) if n % width < width // 2]
-    return low, [n + width // 2 for n in low]
-
-
 class _Blocks:
     """Emits units; `Step`s hold values with a lane per block here."""
 
@@ -81,7 +61,7 @@ class _Blocks:
         lanes = 1 << (present - 1).bit_length()
         stats = [self._extremes(block) for block in range(present)]
         stats += [[neutral(stat, DType.i32) for stat in self.stats]] * (lanes - present)
-        folded = [fold(b, parts, combiner(b, stat, DType.i32), LANES)
+        folded = [b.fold(parts, combiner(b, stat, DType.i32), LANES)
                   for stat, parts in zip(self.stats, zip(*stats, strict=True), strict=True)]
         scale, inverse, zero, finite = self._step(folded, lanes)
         total = self._bytes(inverse, zero, finite, present, lanes)
@@ -138,7 +118,7 @@ class _Blocks:
         while size > PACK:
             sums = [b.add(x, y) for x, y in zip(sums[::2], sums[1::2], strict=True)]
             size //= 2
-        return fold(b, sums, b.add, LANES if self.blocks.block >= PACK else LANES // 2)
+        return b.fold(sums, b.add, LANES if self.blocks.block >= PACK else LANES // 2)
 
     def _pack(self, offset: int, inverse: Value, zero: Value, finite: Value, lanes: int) -> Value:
         """Store 64 bytes; returns their sums by fours."""

@@ -18,6 +18,11 @@ V16B = ir.VectorType(I8, LANES)
 V16M = ir.VectorType(I1, LANES)
 
 
+def _halves_of_groups(lanes: int, width: int) -> tuple[list[int], list[int]]:
+    low = [n for n in range(lanes) if n % width < width // 2]
+    return low, [n + width // 2 for n in low]
+
+
 class Simd(Core):
     """`Core` with vectors."""
 
@@ -109,6 +114,20 @@ class Simd(Core):
         while x.type.count > 2:
             x = combine(*self.halves(x))
         return combine(self.lane(x, 0), self.lane(x, 1))
+
+    def fold(self, vectors: Sequence[Value], combine: Callable[[Value, Value], Value], width: int) -> Value:
+        """Each `width` lanes of the vectors (a power of two of them) combined to one, in order."""
+        while len(vectors) > 1:
+            low, high = _halves_of_groups(2 * LANES, width)
+            vectors = [combine(self.shuffle(x, y, low), self.shuffle(x, y, high))
+                       for x, y in zip(vectors[::2], vectors[1::2], strict=True)]
+            width //= 2
+        value, = vectors
+        while width > 1:
+            low, high = _halves_of_groups(value.type.count, width)
+            value = combine(self.shuffle(value, value, low), self.shuffle(value, value, high))
+            width //= 2
+        return value
 
     # -- memory at the end of a row
 

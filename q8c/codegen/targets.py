@@ -96,6 +96,8 @@ _INTRINSIC_FEATURES: dict[str, tuple[str, ...]] = {
     "llvm.x86.avx2.pmadd.wd": ("avx2",),
     "llvm.x86.avx512.packssdw.512": ("avx512bw",),
     "llvm.x86.avx512.packsswb.512": ("avx512bw",),
+    "llvm.x86.avx512.mask.reduce.ps.512": ("avx512dq",),
+    "llvm.x86.avx512.mask.scalef.ps.512": ("avx512f",),
     "llvm.x86.avx512.permvar.sf.512": ("avx512f",),
     "llvm.x86.avx512.vpdpbusd.256": ("avxvnni", "avx512vnni"),
     "llvm.x86.avx512.vpdpbusd.512": ("avx512vnni",),
