@@ -67,9 +67,18 @@ def quantize_weight(w: Array, block: int = 0) -> tuple[NDArray[np.uint8], NDArra
     return u, scale if block else scale[0]
 
 
-def has_own_steps(w: Array, block: int = 0) -> bool:
-    """Whether a float weight [depth, cols] is made of steps already, each column or block of its own."""
-    return own_steps(_blocks(w.astype(np.float32, copy=False), block, axis=0)) is not None
+def has_own_steps(w: Array) -> bool:
+    """Whether the columns of a float weight [depth, cols] are multiples of a step already, each of its own."""
+    return own_steps(w.astype(np.float32, copy=False)[None]) is not None
+
+
+def has_own_blocks(w: Array, block: int) -> bool:
+    """Whether a float weight [depth, cols] is made of steps block by block, and of more of them than 4 bits count."""
+    parts = _blocks(w.astype(np.float32, copy=False), block, axis=0)
+    steps = own_steps(parts)
+    if steps is None or has_own_steps(w):
+        return False
+    return bool((np.abs(parts).max(axis=1)[steps > 0] > 15.5 * steps[steps > 0]).any())
 
 
 def _nearer(parts: Array, scale: Array, steps: Array) -> Array:

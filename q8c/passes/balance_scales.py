@@ -48,7 +48,7 @@ class BalanceScales(Pass):
         block = q8.block_size(format_for(graph, self.format))
         for x, products in groups.items() if rows else ():
             weights = [weight_array(p) for p in products]
-            if any(q8.has_own_steps(w, block) for w in weights):
+            if any(map(q8.has_own_steps, weights)):
                 report.decline(products[0], "its weights are 8-bit numbers already, which factors would round again")
                 continue
             f = best_factors(rows[x], weights, block)

@@ -1,8 +1,8 @@
 """Quantize constant weights of matmuls offline."""
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Set
+from dataclasses import dataclass, field
 from typing import ClassVar
 
 import numpy as np
@@ -19,6 +19,8 @@ from q8c.passes.rewrite import sources
 # a row pays back from 10 columns; a depth below one register of 16 floats is bound by the epilogue either way.
 MIN_COLS = 16
 MIN_DEPTH = 16
+BLOCK_FORMAT = "q8-block32"
+"""The format of weights that a file keeps as 8-bit numbers in blocks: wider blocks would lose some of their precision."""
 
 
 class Names(tuple[str, ...]):
@@ -37,13 +39,15 @@ class Names(tuple[str, ...]):
 class FoldWeights(Pass):
     """Replaces matmul(x, w) by matmul(x, dequantize_weight(u8, scale)), w a constant of two dimensions.
 
-    `format` is how weights are kept; `keep` names nodes of the model that stay float.
+    `format` is how weights are kept; `keep` names nodes of the model that stay float. Where `format` is not
+    asked for, the nodes named in `blocked` get a scale per block of 32 steps: the file has them so.
     """
 
     name: ClassVar[str] = "fold-weights"
     lossy: ClassVar[bool] = True
     format: str = DEFAULT
     keep: Names = Names()
+    blocked: Set[str] = field(default_factory=frozenset, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         check_format(self.format)
@@ -64,7 +68,8 @@ class FoldWeights(Pass):
         for node in matmuls:
             reason = self.reason_to_keep(node)
             if reason is None:
-                found[node] = format
+                in_blocks = self.format == DEFAULT and not self.blocked.isdisjoint(node.source)
+                found[node] = BLOCK_FORMAT if in_blocks else format
             elif reason:
                 report.decline(node, reason)
         return found

@@ -27,6 +27,7 @@ from q8c.passes.lower_integer_products import LowerIntegerProducts
 from q8c.passes.lower_quantized import LowerQuantized
 from q8c.passes.manager import Pass
 from q8c.passes.merge_matmuls import MergeMatmuls
+from q8c.passes.note_blocks import NoteBlocks
 from q8c.passes.own_outputs import OwnOutputs
 from q8c.passes.pack_rows import PackRows
 from q8c.passes.plan_memory import PlanMemory
@@ -68,6 +69,7 @@ class Options:
 def pipeline(options: Options) -> tuple[Pass, ...]:
     """The passes of one compilation, in order."""
     calibration = Calibration(options.feeds)
+    blocked: set[str] = set()
     return (
         *_lifted(options),
         LowerQuantized(),         # what is left of a file's own 8-bit arithmetic, as the file prescribes it
@@ -84,11 +86,11 @@ def pipeline(options: Options) -> tuple[Pass, ...]:
         FuseRotary(),             # before attention, which reads what is rotated where it lies
         FuseAttention(),          # while heads still show as reshape, transpose and matmul
         KeepCache(),              # before products merge: what is appended may be a part of a wider tensor too
-        *_balanced(options, calibration),
+        *_balanced(options, calibration, blocked),
         MergeMatmuls(),           # q, k and v as one product, now that attention reads parts of a wider tensor
         ReduceRows(),             # what no pattern took; loops want rows
         EliminateDeadCode(),      # so that the passes that ask who reads a value see only what is needed
-        *_linear(options, calibration),
+        *_linear(options, calibration, blocked),
         LowerIntegerProducts(),   # behind all that quantizes: these are exact
         *_packed(options),
         FuseLoops(),              # whatever elementwise and row work is left, one pass over rows each
@@ -109,19 +111,21 @@ def _packed(options: Options) -> tuple[Pass, ...]:
     return (PackRows("" if options.pack is True else options.pack),)
 
 
-def _balanced(options: Options, calibration: Calibration) -> tuple[Pass, ...]:
-    if not (options.quantize and options.balance):
+def _balanced(options: Options, calibration: Calibration, blocked: set[str]) -> tuple[Pass, ...]:
+    if not options.quantize:
         return ()
+    if not options.balance:
+        return (NoteBlocks(blocked),)
     # before products merge: the columns of v can take the factor of what follows attention
     weights = "q8-channel" if options.weights == AUTO else options.weights  # the format that needs balance most
-    return (BalanceScales(weights, calibration),)
+    return (NoteBlocks(blocked), BalanceScales(weights, calibration))
 
 
-def _linear(options: Options, calibration: Calibration) -> tuple[Pass, ...]:
+def _linear(options: Options, calibration: Calibration, blocked: set[str]) -> tuple[Pass, ...]:
     if not options.quantize:
         return (FuseLinear(),)
     keep = Names(options.keep)
-    fold: Pass = FoldWeights(options.weights, keep) if options.weights != AUTO else ChooseFormats(
+    fold: Pass = FoldWeights(options.weights, keep, blocked) if options.weights != AUTO else ChooseFormats(
         ChooseFormats.max_error if options.max_error is None else options.max_error, keep, calibration)
     return (
         fold,                     # weights become Q8 offline
@@ -133,5 +137,5 @@ def _linear(options: Options, calibration: Calibration) -> tuple[Pass, ...]:
 PASSES: dict[str, type[Pass]] = {kind.name: kind for kind in (
     BalanceScales, Canonicalize, ChooseFormats, EliminateDeadCode, FoldConstants, FoldWeights, FuseAttention, FuseGelu,
     FuseLayerNorm, FuseLinear, FuseLoops, FuseRmsNorm, FuseRotary, FuseSoftmax, InsertDynamicQuantize, KeepCache,
-    LiftQuantized, LowerIntegerProducts, LowerQuantized, MergeMatmuls, OwnOutputs, PackRows, PlanMemory, ReduceRows,
-    SettleSizes, ShareCommon, SinkReshapes)}
+    LiftQuantized, LowerIntegerProducts, LowerQuantized, MergeMatmuls, NoteBlocks, OwnOutputs, PackRows, PlanMemory,
+    ReduceRows, SettleSizes, ShareCommon, SinkReshapes)}

@@ -139,6 +139,44 @@ def test_matmul_nbits(bits: int, block: int, zero: bool) -> None:
             bits=bits, block_size=block)
 
 
+STEPS: dict[str, Array] = {"sa": np.array(0.02, F32), "za": np.array(120, U8), "sb": np.array(0.03, F32),
+                           "zb": np.array(130, U8), "sy": np.array(0.05, F32), "zy": np.array(100, U8)}
+
+
+@pytest.mark.parametrize(("op", "names", "attrs"), [
+    ("QLinearAdd", "a sa za b sb zb sy zy", {}), ("QLinearMul", "a sa za b sb zb sy zy", {}),
+    ("QLinearSigmoid", "a sa za sy zy", {}), ("QLinearSoftmax", "a sa za sy zy", {"axis": -1, "opset": 13}),
+    ("QLinearConcat", "sy zy a sa za b sb zb", {"axis": 1}), ("QGemm", "a sa za w sb zb bias sy zy", {"transB": 1})])
+def test_ops_between_quantized_values(op: str, names: str, attrs: Mapping[str, Any]) -> None:
+    """ONNX Runtime's own kernels round in other places: one step apart at most."""
+    feeds = {n: integers(6, 40, low=0, high=256, dtype=U8, seed=i) for i, n in enumerate("ab") if n in names.split()}
+    constants = STEPS | {"w": integers(8, 40, low=0, high=256, dtype=U8, seed=5), "bias": integers(8, dtype=I32)}
+    if op == "QLinearSoftmax":
+        constants |= {"sy": np.array(1 / 256, F32), "zy": np.array(0, U8)}
+    if op == "QGemm":
+        constants["sy"] = np.array(0.5, F32)
+    proto = model([node(op, names, domain=DOMAIN, **attrs)], {n: (U8, ["n", 40]) for n in feeds}, {"y": U8},
+                  {n: a for n, a in constants.items() if n in names.split()}, opset_imports=MICROSOFT)
+    got = interpret(import_onnx(proto), feeds)[0]
+    wanted = np.asarray(onnxruntime.InferenceSession(proto.SerializeToString()).run(None, dict(feeds))[0])
+    assert got.dtype == wanted.dtype and len(np.unique(wanted)) > 2
+    assert np.abs(got.astype(int) - wanted.astype(int)).max() <= 1
+
+
+@pytest.mark.parametrize(("bits", "block"), [(4, 0), (8, 32)])
+def test_blocks_of_eight_bits_stay_blocks(bits: int, block: int, tmp_path: Path) -> None:
+    """A scale per column would be coarser than the file's 8 bits, but is much finer than its 4."""
+    depth, cols = 128, 48
+    constants = {"w": integers(cols, 4, 4 * bits, low=0, high=256, dtype=U8),
+                 "s": np.abs(normal(cols * 4, seed=1)) * F32(0.01) + F32(1e-4)}
+    proto = model([node("MatMulNBits", "x w s", domain=DOMAIN, K=depth, N=cols, bits=bits, block_size=32)],
+                  {"x": (F32, ["n", depth])}, {"y": F32}, constants, opset_imports=MICROSOFT)
+    result = compile_model(proto, tmp_path / "m.q8c")
+    assert [n.attrs.get("block", 0) for n in result.graph.nodes if n.op == "q8_linear"] == [block]
+    x = normal(5, depth)
+    assert relative(q8c.load(result.path).run(None, {"x": x})[0], interpret(import_onnx(proto), {"x": x})[0]) < 0.02
+
+
 @pytest.mark.parametrize("raw", [False, True])
 @pytest.mark.parametrize("type", [TensorProto.INT4, TensorProto.UINT4])
 def test_four_bit_weights_are_read(raw: bool, type: int) -> None:

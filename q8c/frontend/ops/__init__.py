@@ -17,6 +17,7 @@ from q8c.frontend.ops import (
     norm,
     pad,
     pool,
+    qlinear,
     quantized,
     reduce,
     resize,
@@ -26,5 +27,5 @@ from q8c.frontend.ops import (
 )
 
 __all__ = ["attention", "constants", "contrib", "contrib_attention", "contrib_rotary", "conv", "einsum", "elementwise",
-           "known", "movement", "nbits", "nn", "norm", "pad", "pool", "quantized", "reduce", "resize", "scatter",
-           "select", "shape"]
+           "known", "movement", "nbits", "nn", "norm", "pad", "pool", "qlinear", "quantized", "reduce", "resize",
+           "scatter", "select", "shape"]

@@ -115,6 +115,24 @@ def qlinear_matmul(c: Call) -> Tensor:
     return c.emit("quantize_linear", y, scale, zero, to=zero.dtype)
 
 
+@importer("QGemm", domain=MICROSOFT)
+def q_gemm(c: Call) -> Tensor:
+    """A B + C for quantized A and B, C in int32 steps of the product; quantized if there is a scale for that."""
+    if c.attr_int("transA", 0) or c.attr_float("alpha", 1.0) != 1:
+        c.unsupported("transA, or alpha other than 1")
+    b, bias = c.input(3), c.optional(6)
+    if c.attr_int("transB", 0):
+        b = constant(np.ascontiguousarray(b.known.T), b.name) if b.known is not None else c.builder.transpose(b, (1, 0))
+    y = scaled_product(c, c.inputs[0:3], (b, *c.inputs[4:6]))
+    if bias is not None:
+        steps = c.emit("mul", *(t if t.shape != (1,) else c.builder.reshape(t, ()) for t in (c.input(1), c.input(4))))
+        y = c.emit("add", y, c.emit("mul", c.builder.cast(bias, DType.f32), steps))
+    if not c.has(7):
+        return y
+    scale, zero = (c.builder.reshape(t, ()) for t in (c.input(7), c.input(8)))
+    return c.emit("quantize_linear", y, scale, zero, to=zero.dtype)
+
+
 @importer("MatMulIntegerToFloat", domain=MICROSOFT)
 def matmul_integer_to_float(c: Call) -> Tensor:
     """The product of two quantized operands as float, plus a bias."""

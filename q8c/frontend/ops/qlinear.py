@@ -1,0 +1,51 @@
+"""ONNX Runtime's QLinear ops: operands dequantized, an ordinary op, the result quantized."""
+from __future__ import annotations
+
+from q8c.frontend.registry import MICROSOFT, Call, importer
+from q8c.frontend.tensor import Tensor
+from q8c.ir.types import DType
+
+
+def _float(c: Call, index: int) -> Tensor:
+    """What operands `index` (integers), the next (their scale) and the one after (their zero point) stand for."""
+    zero = c.optional(index + 2)
+    scale, zero = (t if t is None else c.builder.reshape(t, ()) for t in (c.input(index + 1), zero))
+    return c.emit("dequantize_linear", c.input(index), scale, zero)
+
+
+def _quantized(c: Call, y: Tensor, index: int, to: DType) -> Tensor:
+    """y as integers of the scale and zero point in operand `index` and the next."""
+    zero = c.optional(index + 1)
+    scale, zero = (t if t is None else c.builder.reshape(t, ()) for t in (c.input(index), zero))
+    return c.emit("quantize_linear", y, scale, zero, to=to)
+
+
+@importer("QLinearAdd", "QLinearMul", domain=MICROSOFT)
+def qlinear_binary(c: Call) -> Tensor:
+    """a + b or a * b."""
+    y = c.emit("add" if c.op == "QLinearAdd" else "mul", _float(c, 0), _float(c, 3))
+    return _quantized(c, y, 6, c.input(0).dtype)
+
+
+@importer("QLinearSigmoid", domain=MICROSOFT)
+def qlinear_sigmoid(c: Call) -> Tensor:
+    """sigmoid(x)."""
+    return _quantized(c, c.emit("sigmoid", _float(c, 0)), 3, c.input(0).dtype)
+
+
+@importer("QLinearSoftmax", domain=MICROSOFT)
+def qlinear_softmax(c: Call) -> Tensor:
+    """The softmax of x along an axis; before opset 13 over all axes from there on, which must be the last."""
+    x = _float(c, 0)
+    axis = c.axis(c.attr_int("axis", -1), x.rank)
+    if c.attr_int("opset", 13) < 13 and axis != x.rank - 1:
+        c.unsupported("a softmax over several axes")
+    return _quantized(c, c.emit("softmax", x, axis=axis), 3, c.input(0).dtype)
+
+
+@importer("QLinearConcat", domain=MICROSOFT)
+def qlinear_concat(c: Call) -> Tensor:
+    """Operands one after the other; the first two are the result's scale and zero point."""
+    parts = [_float(c, i) for i in range(2, len(c.inputs), 3)]
+    y = c.emit("concat", *parts, axis=c.axis(c.attr_int("axis"), parts[0].rank))
+    return _quantized(c, y, 0, c.input(2).dtype)

@@ -1,0 +1,26 @@
+"""Remember which weights a file keeps in blocks, before they are balanced and merged."""
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+from q8c.ir import q8
+from q8c.ir.graph import Graph
+from q8c.passes.fold_weights import BLOCK_FORMAT, weight_array
+from q8c.passes.manager import Pass, Report
+from q8c.passes.rewrite import is_product
+
+
+@dataclass(frozen=True)
+class NoteBlocks(Pass):
+    """Changes nothing; puts the products whose weights are 8-bit numbers with a scale for each block into `found`."""
+
+    name: ClassVar[str] = "note-blocks"
+    found: set[str] = field(default_factory=set, repr=False, compare=False)
+
+    def run(self, graph: Graph, report: Report) -> bool:
+        """False."""
+        for node in graph.nodes:
+            if is_product(node) and q8.has_own_blocks(weight_array(node), q8.block_size(BLOCK_FORMAT)):
+                self.found.update(node.source)
+        return False
