@@ -21,7 +21,7 @@ def configure(verb: argparse.ArgumentParser) -> None:
     """The verb's arguments."""
     verb.add_argument("model", type=Path, help="an ONNX file, or a compiled model")
     verb.add_argument("node", nargs="?", help="only nodes of the model with this in their names")
-    verb.add_argument("--weights", default="q8-channel", metavar="FORMAT", help="of an ONNX file: as for compile")
+    verb.add_argument("--weights", default="default", metavar="FORMAT", help="of an ONNX file: as for compile")
     verb.add_argument("--no-quantize", action="store_true", help="of an ONNX file: as for compile")
     add_json_argument(verb)
 

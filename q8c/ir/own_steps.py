@@ -25,13 +25,13 @@ def own_steps(parts: Array) -> NDArray[np.float32] | None:
 
 
 def _steps(parts: Array) -> NDArray[np.float32]:
-    sizes = np.sort(np.abs(parts), axis=1)
-    top = sizes[:, -1]
-    gaps = np.diff(sizes, axis=1, prepend=np.float32(0))
-    gaps[gaps <= top[:, None] / (2 * MOST)] = np.inf  # equal but for rounding
     with np.errstate(all="ignore"):
+        sizes = np.sort(np.abs(parts), axis=1)
+        top = sizes[:, -1]
+        gaps = np.diff(sizes, axis=1, prepend=np.float32(0))
+        gaps[gaps <= top[:, None] / (2 * MOST)] = np.inf  # equal but for rounding
         count = np.rint(top / gaps.min(axis=1))
         step = top / count  # as exact as the largest weight tells
         off = np.abs(parts - np.rint(parts / step[:, None]) * step[:, None])
-    fits = (count >= 1) & (count <= MOST) & (off <= ROUNDING * np.abs(parts)).all(axis=1)
-    return np.where(fits, step, 0).astype(np.float32)
+        fits = (count >= 1) & (count <= MOST) & (off <= ROUNDING * np.abs(parts)).all(axis=1)
+        return np.where(fits, step, 0).astype(np.float32)
