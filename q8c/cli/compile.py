@@ -15,8 +15,10 @@ from q8c.cli.common import Progress, add_json_argument, add_watch_arguments, pri
 
 if TYPE_CHECKING:
     from q8c.compiler import Result
-    from q8c.passes.manager import Note
+    from q8c.passes.manager import Note, Report
     from q8c.products import Product
+
+_SHOWN = 3  # reasons of one kind
 
 
 def configure(verb: argparse.ArgumentParser) -> None:
@@ -109,6 +111,7 @@ def text(result: Result, verbose: bool) -> str:
         lines.append(f"  error {result.measured}")
     lines += [f"  packed: {n.text}" for n in result.report.rewrites if n.pass_name == "pack-rows"]
     lines += [f"  not packed: {n.node}: {n.text}" for n in result.report.declines if n.pass_name == "pack-rows"]
+    lines += cache_lines(result.report)
     lines.append(f"  nodes {len(result.graph.nodes)}: " + ", ".join(f"{n} {op}" for op, n in counts.most_common()))
     lines.append("  code " + ", ".join(f"{g.tier.name} {size_text(len(g.image.code))}" for g in result.generated))
     if verbose:
@@ -116,6 +119,15 @@ def text(result: Result, verbose: bool) -> str:
     total = sum(result.seconds.values())
     lines.append(f"  {total:.1f} s: " + ", ".join(f"{n} {s:.1f}" for n, s in result.seconds.items()))
     return "\n".join(lines)
+
+
+def cache_lines(report: Report) -> list[str]:
+    """How many caches of keys and values grow in place, and why others do not."""
+    grown = sum(n.pass_name == "keep-cache" for n in report.rewrites)
+    left = [n.text for n in report.declines if n.pass_name == "keep-cache"]
+    lines = [f"  {grown} caches of keys and values grow in place (session.new_state)"] if grown else []
+    lines += [f"  not in place: {reason}" for reason in left[:_SHOWN]]
+    return lines + ([f"  not in place: {len(left) - _SHOWN} more (q8c explain)"] if len(left) > _SHOWN else [])
 
 
 def product_lines(products: tuple[Product, ...], kernels: int, verbose: bool) -> list[str]:

@@ -105,7 +105,7 @@ class Session:
         """
         layout = self._open().layout
         if layout is None:
-            raise Error(f"the model of {self.path} keeps no keys and values in place (q8c compile -v says why); "
+            raise Error(f"the model of {self.path} keeps no keys and values in place (q8c explain says why); "
                         "run it without a state")
         return State(layout, max_tokens, batch)
 

@@ -4,11 +4,17 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import llama
 import pytest
 
+from q8c.cli.compile import cache_lines
+from q8c.ir import parse_graph
+from q8c.passes.keep_cache import KeepCache
+from q8c.passes.manager import run_passes
 from q8c.passes.pipeline import Options
 from tests.cli.support import Cli
 from tests.decoder import compile_graph, decoder_graph
+from tests.examples.tiny_llama import TinyGguf
 
 
 @pytest.fixture(scope="module")
@@ -26,6 +32,20 @@ def test_inspect_tells_of_the_state(cli: Cli, decoder: Path, compiled: Path) -> 
     assert "attention_mask may be left out; all sequences of one length" in text
     found = json.loads(cli.good("inspect", decoder, "--json"))["model"]["cache"]
     assert found["pairs"] == [[3, 1], [4, 2], [5, 3], [6, 4]]
+
+
+def test_compile_tells_what_grows_in_place(cli: Cli, tmp_path: Path) -> None:
+    llama.save(llama.build(TinyGguf()), tmp_path / "decoder.onnx")
+    text = cli.good("compile", tmp_path / "decoder.onnx", "--no-quantize")
+    assert "\n  4 caches of keys and values grow in place (session.new_state)\n" in text and "not in place" not in text
+    text = cli.good("explain", tmp_path / "decoder.q8c")
+    assert "append" in text
+    caches = "\n".join(f"%k{n}: f32[b, 2, 5, 8] = concat(%p{n}, %x) {{axis = 2}}" for n in range(5))
+    pasts = ", ".join(f"%p{n}: f32[b, 2, 4, 8]" for n in range(5))
+    fixed = parse_graph(f"graph @g({pasts}, %x: f32[b, 2, 1, 8]) {{ {caches} return %k0, %k1, %k2, %k3, %k4 }}")
+    lines = cache_lines(run_passes(fixed, [KeepCache()]))
+    assert len(lines) == 4 and "not in place: its past is f32[b, 2, 4, 8]; heads and their size must be" in lines[0]
+    assert lines[3] == "  not in place: 2 more (q8c explain)"
 
 
 def test_runs_with_and_without_a_state(cli: Cli, decoder: Path) -> None:
