@@ -11,7 +11,7 @@ from q8c.codegen import amx, bf16
 from q8c.codegen.attention_driver import PARAMS
 from q8c.codegen.attention_math import LOG2_E, exp2_for_bf16
 from q8c.codegen.attention_spec import AttentionSpec
-from q8c.codegen.builder import F32, LANES, PTR, V16F, V16I, Builder, Operand, Value, constant
+from q8c.codegen.builder import F32, LANES, PTR, V16F, Builder, Operand, Value
 from q8c.codegen.targets import Tier
 from q8c.ir.dims import Dim
 from q8c.ir.memory import CACHE_LINE
@@ -19,7 +19,7 @@ from q8c.ir.memory import CACHE_LINE
 STEP = 32
 """Queries of a tile; keys or channels a product sums over at a time; keys of a block of scores."""
 SOFTMAX_ROWS = 4
-"""Rows that softmax works on at the same time: each waits for its greatest score and for its sum."""
+"""Rows whose greatest scores are sought at the same time, and whose exponentials follow each other."""
 NEGATIVE_INFINITY = float("-inf")
 LOWEST = -3.4028234663852886e38
 _TILE = amx.TILE_ROWS * amx.TILE_BYTES
@@ -72,7 +72,8 @@ class AmxTileEmitter:
         self.scores = b.at(self.q, STEP * self.q_pitch)
         self.pitch = b.add(b.mul(self.steps, 4 * STEP), _ROW_PADDING)
         self.starts = b.at(self.scores, b.mul(self.pitch, STEP))
-        self.factors = b.scratch(4 * STEP)
+        self.greatest, self.factors = b.scratch(4 * STEP), b.scratch(4 * STEP)
+        self.totals = b.scratch(4 * STEP * LANES)
         self.sums = b.scratch(4 * STEP * STEP)
 
     def emit(self) -> ir.Function:
@@ -81,9 +82,9 @@ class AmxTileEmitter:
         self._pack_queries()
         self._place_mask()
         self._score()
+        self.seen = self._seen_steps() if self.spec.causal else self.steps
         with b.range(0, self.queries, SOFTMAX_ROWS) as row:
-            self._softmax([b.add(row, n) for n in range(SOFTMAX_ROWS)])
-        self._finish_rows()
+            self._greatest([b.add(row, n) for n in range(SOFTMAX_ROWS)])
         for channel in range(0, self.spec.head_size, 2 * LANES):
             self._weigh(channel, min(2 * LANES, self.spec.head_size - channel))
         b.ret()
@@ -174,43 +175,36 @@ class AmxTileEmitter:
 
     # -- softmax
 
-    def _softmax(self, rows: list[Value]) -> None:
-        """Rows of scores become weights; where their factors will stand, the sums of them."""
-        b, causal = self.b, self.spec.causal
+    def _greatest(self, rows: list[Value]) -> None:
+        """Note the greatest score of each row."""
+        b = self.b
         for row in rows:
             self._ask_ahead(row)
+            b.store(b.splat(0.0), b.at(self.totals, b.mul(row, 4 * LANES)))
         scores = [b.at(self.scores, b.mul(row, self.pitch)) for row in rows]
-        pairs = self.steps
-        if causal:
-            pairs = self._hide(rows, scores)
+        if self.spec.causal:
+            self._hide(rows, scores)
 
-        def larger(pair: Value, greatest: list[Value]) -> list[Value]:
-            at = b.mul(pair, 4 * STEP)
+        def larger(step: Value, greatest: list[Value]) -> list[Value]:
+            at = b.mul(step, 4 * STEP)
             return [b.fmax(b.load(V16F, b.at(b.at(row, at), (n % 2) * LANES, F32)), greatest[n])
                     for n, row in enumerate(r for row in scores for r in (row, row))]
 
         least = b.splat(NEGATIVE_INFINITY)
-        found = b.loop(0, pairs, 1, [least] * (2 * len(rows)), larger)
+        found = b.loop(0, self.seen, 1, [least] * (2 * len(rows)), larger)
         most = b.fold([b.fmax(*found[n:n + 2]) for n in range(0, len(found), 2)], b.fmax, LANES)
-        greatest = [b.splat(b.lane(most, n)) for n in range(len(rows))]
+        b.store(most, b.at(self.greatest, rows[0], F32))
 
-        def step(pair: Value, totals: list[Value]) -> list[Value]:
-            added = []
-            for n, row in enumerate(scores):
-                at = b.at(row, b.mul(pair, 4 * STEP))
-                weights = [exp2_for_bf16(b, b.sub(b.load(V16F, b.at(at, half, F32)), greatest[n]))
-                           for half in (0, LANES)]
-                b.store(bf16.pack(b, *weights), b.at(row, b.mul(pair, amx.TILE_BYTES)))
-                added += [b.add(total, w) for total, w in zip(totals[2 * n:2 * n + 2], weights, strict=True)]
-            return added
-
-        totals = b.loop(0, pairs, 1, [b.splat(0.0)] * (2 * len(rows)), step)
-        total = b.fold([b.add(*totals[n:n + 2]) for n in range(0, len(totals), 2)], b.add, LANES)
-        b.store(total, b.at(self.factors, rows[0], F32))
-        if causal:
-            with b.range(pairs, self.steps) as unseen:
-                for row in scores:
-                    b.store(constant(V16I, 0), b.at(row, b.mul(unseen, amx.TILE_BYTES)))
+    def _exponentials(self, step: Value, row: Value) -> None:
+        """One step of a row's scores become weights."""
+        b = self.b
+        scores = b.at(self.scores, b.mul(row, self.pitch))
+        at = b.at(scores, b.mul(step, 4 * STEP))
+        greatest = b.splat(b.load(F32, b.at(self.greatest, row, F32)))
+        weights = [exp2_for_bf16(b, b.sub(b.load(V16F, b.at(at, half, F32)), greatest)) for half in (0, LANES)]
+        b.store(bf16.pack(b, *weights), b.at(scores, b.mul(step, amx.TILE_BYTES)))
+        total = b.at(self.totals, b.mul(row, 4 * LANES))
+        b.store(b.add(b.load(V16F, total), b.add(*weights)), total)
 
     def _ask_ahead(self, row: Value) -> None:
         """Hints: the lines that query `row` has its result in, and those that have its token for the next head.
@@ -230,42 +224,55 @@ class AmxTileEmitter:
     def _finish_rows(self) -> None:
         """Factors of rows are 1 / the sums of their weights, or 0 if there are no keys."""
         b = self.b
-        for row in range(0, STEP, LANES):
-            place = b.at(self.factors, row, F32)
-            total = b.load(V16F, place)
+        with b.range(0, STEP, LANES) as row:
+            sums = [b.load(V16F, b.at(self.totals, b.mul(b.add(row, n), 4 * LANES))) for n in range(LANES)]
+            total = b.fold(sums, b.add, LANES)
             factor = b.div(1.0, total)
             if self.spec.nan_to_zero:
                 factor = b.select(b.fcmp(">", total, 0.0), factor, 0.0)
             else:
                 factor = b.select(b.fcmp("==", total, 0.0), 0.0, factor)
-            b.store(factor, place)
+            b.store(factor, b.at(self.factors, row, F32))
 
-    def _hide(self, rows: list[Value], scores: list[Value]) -> Value:
-        """Steps of keys with one that some row sees, or 1 if there are keys at all: a row that sees none is NaN by its
-        -inf scores. In them, the scores that a row does not see become -inf."""
+    def _visible(self, row: Operand) -> Value:
+        """How many keys a row sees."""
         b = self.b
-        visible = [b.imax(b.imin(b.add(b.add(b.arg("visible"), row), 1), self.keys), 0) for row in rows]
-        steps = b.imin(b.imax(b.ceildiv(visible[-1], STEP), 1), self.steps)
+        return b.imax(b.imin(b.add(b.add(b.arg("visible"), row), 1), self.keys), 0)
+
+    def _seen_steps(self) -> Value:
+        """Steps of keys with one that some row sees, or 1 if there are keys at all: a row that sees none is NaN by its
+        -inf scores."""
+        b = self.b
+        return b.imin(b.imax(b.ceildiv(self._visible(STEP - 1), STEP), 1), self.steps)
+
+    def _hide(self, rows: list[Value], scores: list[Value]) -> None:
+        """Scores that a row does not see become -inf."""
+        b = self.b
+        visible = [self._visible(row) for row in rows]
         # Rows see one key more each, so where a row's keys end is in the last two steps.
-        with b.range(b.imax(b.sub(steps, 2), 0), steps) as step:
+        with b.range(b.imax(b.sub(self.seen, 2), 0), self.seen) as step:
             for seen, row in zip(visible, scores, strict=True):
                 for half in (0, LANES):
                     key = b.add(b.mul(step, STEP), half)
                     place = b.at(row, key, F32)
                     mask = b.tail_mask(b.imax(b.sub(seen, key), 0))
                     b.store(b.select(mask, b.load(V16F, place), NEGATIVE_INFINITY), place)
-        return steps
 
     # -- weighted values
 
     def _weigh(self, channel: int, count: int) -> None:
-        """Results of up to 32 channels."""
+        """Results of up to 32 channels. With the first ones, a step of scores becomes weights just before its products,
+        which AMX makes while the vector unit is at the next step's exponentials."""
         b, spec = self.b, self.spec
         panels = -(-count // LANES)
         values = b.at(b.arg("v"), channel // LANES * _TILE)
         for tile in _SUMS:
             amx.zero(b, tile)
-        with b.range(0, self.steps) as step:
+        with b.range(0, self.seen) as step:
+            if channel == 0:
+                with b.range(0, self.queries, SOFTMAX_ROWS) as row:
+                    for n in range(SOFTMAX_ROWS):
+                        self._exponentials(step, b.add(row, n))
             tiles = [b.at(values, b.add(b.mul(step, value_step_bytes(spec)), j * _TILE)) for j in range(panels)]
             self._load_left(b.at(self.scores, b.mul(step, amx.TILE_BYTES)), self.pitch)
             self._multiply(tiles)
@@ -273,6 +280,8 @@ class AmxTileEmitter:
             if tile % 2 < panels:
                 place = amx.TILE_ROWS * 4 * STEP * (tile // 2) + amx.TILE_BYTES * (tile % 2)
                 amx.store(b, tile, b.at(self.sums, place), 4 * STEP)
+        if channel == 0:
+            self._finish_rows()
         with b.range(0, self.queries) as row:
             factor = b.splat(b.load(F32, b.at(self.factors, row, F32)))
             for j in range(panels):
