@@ -19,7 +19,10 @@ _DOWNWARDS, _THIS_ROUNDING = 9, 4  # of `vreduceps` (floor, silently) and of the
 
 
 def exp_nonpositive(b: Builder, x: Value) -> Value:
-    """exp(x) for x <= 0 to 2e-7 + 2e-8 |x|, relative; 0 below LEAST_EXPONENT, -inf included; NaN stays NaN."""
+    """exp(x) for x <= 0 to 2e-7 + 2e-8 |x|, relative, or 9e-5 + 6e-8 |x| where an AVX-512 tier may approximate; 0 below
+    LEAST_EXPONENT (denormal first in the latter), -inf included; NaN stays NaN."""
+    if b.tier.approximate and b.tier.has("avx512dq"):
+        return exp2_for_bf16(b, b.mul(x, LOG2_E))
     # 2**n * 2**f with n the integer nearest to x * log2(e) (Cody and Waite, 1980)
     x = b.fmax(LEAST_EXPONENT, x)
     rounded = b.fma(x, LOG2_E, _ROUNDER)
