@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from q8c.ir.dims import Dim, Expr, as_symbol, symbols
 from q8c.ir.graph import Graph, Node, Value
+from q8c.ir.types import DType
 
 
 @dataclass(frozen=True)
@@ -42,7 +43,8 @@ def find_cache(graph: Graph) -> Cache | None:
     assert tokens is not None, "keep-cache declines without"
     batch, others = past.shape[0], [v for v in graph.inputs if v not in pasts and not v.dtype.is_float]
     mask = _one(v for v in others if "mask" in v.name.lower() and _fits(graph, v, (batch, present.shape[2])))
-    positions = _one(v for v in others if "position" in v.name.lower() and _fits(graph, v, (batch, new)))
+    positions = _one(v for v in others if "position" in v.name.lower() and v.dtype in (DType.i32, DType.i64)
+                     and _fits(graph, v, (batch, new)))
     pairs = tuple((graph.inputs.index(n.input(0)), graph.outputs.index(n.output)) for n in appends)
     numbers = [None if v is None else graph.inputs.index(v) for v in (mask, positions)]
     return Cache(pairs, tokens, numbers[0], numbers[1], _is_uniform(graph, past, mask))

@@ -6,6 +6,9 @@
     artifact      reads a file: checks every byte, maps weights
     code          puts an image of machine code into executable memory
     dims          expression programs: sizes as functions of the input shapes
+    cache         what a file says of keys and values that are kept from run to run
+    state         their memory; copies and rewinding
+    keeper        runs on a state, or on past and present arrays
     signature     checks a feed, solves for the symbolic sizes, plans memory
     memory        frames and arenas, what memory is left
     threads       worker threads parked inside the compiled code

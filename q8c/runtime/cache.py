@@ -11,7 +11,8 @@ if TYPE_CHECKING:
     from q8c.runtime.manifest import Tensor
 
 NONE = -1
-_INTEGERS = ("bool", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64")
+_POSITIONS = ("int32", "int64")
+_MASKS = ("bool", "int8", "int16", "uint8", "uint16", "uint32", "uint64", *_POSITIONS)
 
 
 @dataclass(frozen=True)
@@ -86,6 +87,6 @@ def _check_roles(cache: Cache, where: str, inputs: Sequence[Tensor]) -> None:
     given = [n for n in (number, cache.mask, cache.positions) if n != NONE]
     if len(set(given)) != len(given) or set(given) & {i for i, _ in cache.pairs}:
         raise bad(where, "with an input of its own for each of tokens, mask and positions", None)
-    for role, n in (("mask", cache.mask), ("positions", cache.positions)):
-        if n != NONE and (len(inputs[n].shape) != 2 or inputs[n].dtype not in _INTEGERS):
-            raise bad(f"{where}.{role}", "an input of integers with two axes", inputs[n].name)
+    for role, n, dtypes in (("mask", cache.mask, _MASKS), ("positions", cache.positions, _POSITIONS)):
+        if n != NONE and (len(inputs[n].shape) != 2 or inputs[n].dtype not in dtypes):
+            raise bad(f"{where}.{role}", f"an input of {', '.join(dtypes)} with two axes", inputs[n].name)
