@@ -5,15 +5,15 @@ import llvmlite.ir as ir
 
 from q8c.codegen import amx
 from q8c.codegen.amx_shape import FLAT, WIDE, Depth, Shape, row_bytes, tile_rows
-from q8c.codegen.amx_strip import Strip
+from q8c.codegen.amx_strip import Strip, strip_rows
 from q8c.codegen.builder import I64, Builder, Value, constant
 from q8c.codegen.layout import PANEL
-from q8c.codegen.linear import CACHED_ROWS_BYTES, LinearKernel, Schedule
+from q8c.codegen.linear import LinearKernel, Schedule
 from q8c.codegen.linear_spec import STEP_BYTES
 from q8c.codegen.q8_spec import Q8LinearSpec
 from q8c.codegen.q8_tile import Q8TileEmitter
 from q8c.codegen.targets import Tier
-from q8c.codegen.tasks import Grid, Task, for_tasks, for_tiles
+from q8c.codegen.tasks import Grid, Task, for_tasks
 
 GRAIN = 1 << 21
 """Multiply-adds below which another task is not worth its dispatch and its first and last group (some 2 us)."""
@@ -42,39 +42,44 @@ class AmxLinear(LinearKernel):
         return b.function
 
     def _tiles(self, b: Builder) -> None:
-        """All tasks of a thread."""
+        """All tasks of a thread: whole tiles of rows, and one of what is left."""
         spec = self.spec
-        strips = {shape: self._emit_amx(shape) for shape in (WIDE, FLAT)}
-        shapes = {shape: amx.TileShapes(b, row_bytes(spec, shape)) for shape in strips}
+        strips = {(shape, whole): self._emit_amx(shape, whole)
+                  for shape, whole in ((WIDE, True), (WIDE, False), (FLAT, False))}
+        shapes = {shape: amx.TileShapes(b, row_bytes(spec, shape)) for shape in (WIDE, FLAT)}
         grid = Grid(groups=-(-spec.panels // WIDE.panels), work=spec.depth * spec.cols, tile_rows=WIDE.rows,
-                    block_rows=max(CACHED_ROWS_BYTES // spec.lda // WIDE.rows, 1) * WIDE.rows, grain=GRAIN)
+                    block_rows=strip_rows(spec), grain=GRAIN)
 
-        def tiles(task: Task, first: Value, size: Value, count: Value) -> None:
-            def run(shape: Shape) -> list[Value]:
-                shapes[shape].configure(tile_rows(b, spec, shape, size))
-                self._run(b, strips[shape], task, [b.add(task.first_row, first), size, count])
-                return []
-            b.if_else(b.icmp(">", size, FLAT.rows), lambda: run(WIDE), lambda: run(FLAT))
+        def run(task: Task) -> None:
+            tiles, rest = b.div(task.rows, WIDE.rows), b.rem(task.rows, WIDE.rows)
+            begin, end = (b.imin(b.mul(g, WIDE.panels), spec.panels) for g in (task.first_group, task.last_group))
+            after = b.imin(b.mul(task.next_group, WIDE.panels), spec.panels)
+            together = b.ceildiv(task.rows, WIDE.rows)
 
-        for_tasks(b, grid, b.arg("rows"), b.arg("threads"), b.arg("queue"), lambda task: for_tiles(
-            b, task.rows, WIDE.rows, lambda *tile: tiles(task, *tile)))
+            def strip(shape: Shape, whole: bool, first: Value, rows: Value, count: Value, *panels: Value) -> None:
+                with b.if_(b.and_(b.icmp(">", b.mul(rows, count), 0), b.icmp("<", *panels))):
+                    shapes[shape].configure(tile_rows(b, spec, shape, rows))
+                    operands = self._from_row(b, b.add(task.first_row, first)).values()
+                    b.ir.call(strips[shape, whole], [*operands, rows, count, *panels, after, self._lines(b, together)])
+
+            all_rows, middle = constant(I64, WIDE.rows), b.imax(begin, b.imin(end, spec.cols // PANEL // 2 * 2))
+            strip(WIDE, True, constant(I64, 0), all_rows, tiles, begin, middle)
+            strip(WIDE, False, constant(I64, 0), all_rows, tiles, middle, end)
+            first, flat = b.mul(tiles, WIDE.rows), b.icmp("<=", rest, FLAT.rows)
+            strip(WIDE, False, first, b.select(flat, 0, rest), constant(I64, 1), begin, end)
+            strip(FLAT, False, first, b.select(flat, rest, 0), constant(I64, 1), begin, end)
+
+        for_tasks(b, grid, b.arg("rows"), b.arg("threads"), b.arg("queue"), run)
         amx.release(b)
 
-    def _run(self, b: Builder, strip: ir.Function, task: Task, tiles: list[Value]) -> None:
-        """Call a strip for all columns of a task and some tiles: their first row, their rows, and how many they are.
-
-        A task's tiles ask for weights ahead, each for an equal part; a single one is as fast as weights arrive.
-        """
-        first, rows, count = tiles
-        begin, end, after = (b.imin(b.mul(group, WIDE.panels), self.spec.panels)
-                             for group in (task.first_group, task.last_group, task.next_group))
-        together = b.ceildiv(task.rows, WIDE.rows)
+    def _lines(self, b: Builder, tiles: Value) -> Value:
+        """Lines of weights that each of a task's tiles asks for ahead in a step, an equal part; a single tile is as
+        fast as weights arrive."""
         lines = WIDE.panels * Depth(self.spec).right_bytes // STEP_BYTES
-        share = b.select(b.icmp(">", together, 1), b.ceildiv(constant(I64, lines), together), 0)
-        b.ir.call(strip, [*self._from_row(b, first).values(), rows, count, begin, end, after, share])
+        return b.select(b.icmp(">", tiles, 1), b.ceildiv(constant(I64, lines), tiles), 0)
 
-    def _emit_amx(self, shape: Shape) -> ir.Function:
-        name = f"{self.name}.{shape.rows}x{PANEL * shape.panels}"
+    def _emit_amx(self, shape: Shape, whole: bool) -> ir.Function:
+        name = f"{self.name}.{shape.rows}x{PANEL * shape.panels}{'.whole' if whole else ''}"
         b = Builder(self.module, self.tier, name, Strip.params(self.spec), internal=True)
-        Strip(b, self.spec, shape).emit()
+        Strip(b, self.spec, shape, whole).emit()
         return b.function

@@ -10,9 +10,6 @@ from q8c.codegen.layout import GROUP, PANEL
 from q8c.codegen.linear_spec import STEP_BYTES
 from q8c.codegen.q8_spec import Q8LinearSpec
 
-CHUNK_BLOCKS = 2
-"""Blocks of depth whose sums are scaled and added up in registers; more of them crowd the first-level cache."""
-
 
 @dataclass(frozen=True)
 class Shape:
@@ -98,16 +95,10 @@ class Depth:
         """Steps of a block."""
         return -(-self.spec.block_steps[block] // self.groups)
 
-    @cached_property
-    def chunks(self) -> list[range]:
-        """The blocks, some at a time; in the last chunk they may be fewer, or the last one shorter."""
-        return [range(n, min(n + CHUNK_BLOCKS, self.spec.blocks)) for n in range(0, self.spec.blocks, CHUNK_BLOCKS)]
-
     @property
     def alike(self) -> int:
-        """Chunks like the first one."""
-        shapes = [[self.spec.block_steps[n] for n in chunk] for chunk in self.chunks]
-        return shapes.count(shapes[0])
+        """Blocks like the first one: all but perhaps the last."""
+        return self.spec.block_steps.count(self.spec.block_steps[0])
 
 
 def row_bytes(spec: Q8LinearSpec, shape: Shape) -> list[int]:

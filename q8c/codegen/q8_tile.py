@@ -10,9 +10,13 @@ from q8c.codegen.layout import PANEL
 from q8c.codegen.linear_spec import STEP_BYTES, LinearSpec
 from q8c.codegen.linear_tile import TileEmitter
 from q8c.codegen.q8_spec import Q8LinearSpec
-from q8c.ir.q8 import ZERO_POINT
+from q8c.ir.q8 import SUM_LIMIT, ZERO_POINT
 
 V8I = ir.VectorType(I32, 8)
+FLOAT_OFFSET = 3.0 * SUM_LIMIT
+FLOAT_BITS = 0x4B400000
+"""The bits of FLOAT_OFFSET. It lies in the middle of the floats that are 1 apart: an integer below SUM_LIMIT added to
+its bits is added to its value."""
 
 
 class Columns(NamedTuple):
@@ -30,19 +34,12 @@ class Q8TileEmitter(TileEmitter):
 
     @staticmethod
     def prepare(b: Builder, spec: LinearSpec, rows: int, values: dict[str, Value]) -> dict[str, Value]:
-        """What the sums of each row and block start at, and zero points as pairs for `layout.pack_sums`, both i32."""
+        """What the sums of each row and block start at, and zero points as pairs for `layout.pack_sums`, both i32.
+
+        Sums of blocks start at FLOAT_BITS, and so need no conversion to float.
+        """
         assert isinstance(spec, Q8LinearSpec)
-        count = rows * spec.blocks
-        made = {name: b.scratch(4 * (count + LANES)) for name in ("starts", *(["zeros"] if spec.zero_point else []))}
-        with b.range(0, count, LANES) as at:
-            left = b.sub(count, at)
-            sums = b.load_tail(V16I, b.at(values["row_sum"], at, I32), left)
-            b.store(b.mul(sums, -ZERO_POINT), b.at(made["starts"], at, I32))
-            if spec.zero_point:
-                minus = b.sub(0, b.load_tail(V16I, b.at(values["row_zero"], at, I32), left))
-                pair = b.or_(b.and_(minus, 0xFFFF), b.shl(minus, 24))
-                b.store(pair, b.at(made["zeros"], at, I32))
-        return made
+        return prepare_rows(b, spec, constant(I64, rows), rows, values)
 
     def scaled(self, total: Value, row: int, panel: int) -> Value:
         """With one scale per row and column, float(total) * (row scale * column scale) + bias, the last two in one
@@ -72,7 +69,11 @@ class Q8TileEmitter(TileEmitter):
         return self.block(columns, constant(I64, 0), pointers, self.spec.steps)[0]
 
     def block_sums(self, columns: list[Columns]) -> list[Value]:
-        """Blocks scaled and added in order, row by row."""
+        """Blocks scaled and added in order, row by row: fma(float(sum) * column scale, row scale, total).
+
+        A sum comes as the bits of FLOAT_OFFSET + sum; the product with FLOAT_OFFSET is exact (`q8.block_scale`), so one
+        fma gives float(sum) * column scale with the one rounding that has.
+        """
         b, spec = self.b, self.spec
         *same, last = spec.block_steps
         if last == spec.block_steps[0]:
@@ -83,11 +84,12 @@ class Q8TileEmitter(TileEmitter):
             totals, pointers = carried[:len(carried) - moving], carried[len(carried) - moving:]
             sums, pointers = self.block(columns, number, pointers, steps)
             scales = [b.load(ir.VectorType(F32, c.lanes), self.block_address("w_scale", c, number)) for c in columns]
+            offsets = [b.mul(scale, -FLOAT_OFFSET) for scale in scales]
             for r in range(self.tile.rows):
                 for n, c in enumerate(columns):
                     at = r * len(columns) + n
-                    factor = b.mul(self.row_value("row_scale", r, number, c.lanes), scales[n])
-                    totals[at] = b.fma(b.to_f32(sums[at]), factor, totals[at])
+                    scaled = b.fma(b.from_bits(sums[at]), scales[n], offsets[n])
+                    totals[at] = b.fma(scaled, self.row_value("row_scale", r, number, c.lanes), totals[at])
             return [*totals, *pointers]
 
         pointers = self.start([self.values["a"], self.weights(columns)])
@@ -170,6 +172,23 @@ class WidenedTileEmitter(Q8TileEmitter):
                 dword = b.load(I32, b.at(a, r * stride + odd * stride // 2))
                 accs[r] = b.dot_s16(accs[r], weights, b.bitcast(b.splat(dword, V8I), weights.type))
         return accs
+
+
+def prepare_rows(b: Builder, spec: Q8LinearSpec, rows: Value, most: int, values: dict[str, Value]) -> dict[str, Value]:
+    """For each block of `rows` rows, at most `most`: `starts`, what its sum starts at, and `zeros`, its zero point as a
+    pair for `layout.pack_sums`; both i32 in memory of the function."""
+    count = b.mul(rows, spec.blocks)
+    names = ["starts", *(["zeros"] if spec.zero_point else [])]
+    made = {name: b.scratch(4 * (most * spec.blocks + LANES)) for name in names}
+    with b.range(0, count, LANES) as at:
+        left = b.sub(count, at)
+        starts = b.mul(b.load_tail(V16I, b.at(values["row_sum"], at, I32), left), -ZERO_POINT)
+        b.store(b.add(starts, FLOAT_BITS) if spec.block else starts, b.at(made["starts"], at, I32))
+        if spec.zero_point:
+            minus = b.sub(0, b.load_tail(V16I, b.at(values["row_zero"], at, I32), left))
+            pair = b.or_(b.and_(minus, 0xFFFF), b.shl(minus, 24))
+            b.store(pair, b.at(made["zeros"], at, I32))
+    return made
 
 
 def widened_stride(spec: LinearSpec) -> int:

@@ -5,6 +5,7 @@ per column and block of 32, 64 or 128 steps of depth (`q8-block32` ...), the las
     scale = max(absmax / 127, SCALE_FLOOR),  u = clip(round_half_even(w / scale), -127, 127) + 127,
     w ~ scale * (u - 127).
 Where weights are multiples of a step already, as those of a quantized file, the scale is that step if it is nearer.
+Scales of blocks have 22 bits of mantissa (`block_scale`), so that kernels may do without an instruction.
 R8 (activations, on the fly): int8 in [-127, 127], blocks of a row as in the weight it meets, symmetric
     scale = max(absmax / 127, SCALE_FLOOR),  q = clip(round_half_even(x * (1 / scale)), -127, 127),
     x ~ scale * q,
@@ -29,6 +30,7 @@ from q8c.ir.own_steps import own_steps
 QMAX = 127
 ZERO_POINT = 127
 SCALE_FLOOR = 2.0**-100  # keeps 1 / scale finite for rows of zeros and denormals, and scale products normal
+SUM_LIMIT = 2**22        # no block's sum reaches it: 254 * 127 * 128 < 2**22
 MAX_DEPTH = 66_000       # 254 * 127 * depth < 2**31: the int32 accumulator cannot overflow below it
 
 FORMATS = {"q8-channel": 0, "q8-block32": 32, "q8-block64": 64, "q8-block128": 128}
@@ -62,6 +64,8 @@ def quantize_weight(w: Array, block: int = 0) -> tuple[NDArray[np.uint8], NDArra
     steps = own_steps(parts)
     if steps is not None:
         scale = _nearer(parts, scale, steps)
+    if block:
+        scale = block_scale(scale)
     q = np.clip(np.rint(parts / scale[:, None]), -QMAX, QMAX)
     u = (q + ZERO_POINT).astype(np.uint8).reshape(-1, w.shape[1])[:w.shape[0]]
     return u, scale if block else scale[0]
@@ -88,6 +92,12 @@ def _nearer(parts: Array, scale: Array, steps: Array) -> Array:
 
     own = np.where(steps >= SCALE_FLOOR, steps, scale)
     return np.asarray(np.where(error(own) <= error(scale), own, scale), dtype=np.float32)
+
+
+def block_scale(scale: Array) -> NDArray[np.float32]:
+    """Positive scales rounded to 22 bits of mantissa: their products with 3 * SUM_LIMIT are exact in float32."""
+    bits = np.ascontiguousarray(scale, np.float32).view(np.uint32)
+    return np.asarray(((bits + 2) & ~np.uint32(3)).view(np.float32))
 
 
 def dequantize_weight(u: Array, scale: Array, block: int = 0) -> NDArray[np.float32]:
@@ -157,12 +167,12 @@ def matmul_ref(q: Array, u: Array, zero: Array | None = None, block: int = 0) ->
 
 
 def dequantize(acc: Array, row_scale: Array, col_scale: Array, block: int = 0) -> NDArray[np.float32]:
-    """float(acc) * (row_scale * col_scale), scales multiplied first; blocks are added in order."""
+    """float(acc) * (row_scale * col_scale), or for blocks (float(acc) * col_scale) * row_scale, added in order."""
     if not block:
         return np.asarray(acc.astype(np.float32) * (row_scale * col_scale), dtype=np.float32)
     total = np.zeros((*acc.shape[:-2], acc.shape[-1]), np.float32)
     for b in range(acc.shape[-2]):
-        total += acc[..., b, :].astype(np.float32) * (row_scale[..., b:b + 1] * col_scale[b])
+        total += acc[..., b, :].astype(np.float32) * col_scale[b] * row_scale[..., b:b + 1]
     return total
 
 

@@ -67,6 +67,8 @@ def problem(spec: Q8LinearSpec, rows: int, seed: int = 0, plain: bool = False) -
     w_scale = np.exp(rng.normal(-6, 1, (spec.blocks, spec.cols))).astype(np.float32)
     row_zero = rng.integers(-127, 128, (rows, spec.blocks)).astype(np.int32)
     bias, residual = rng.normal(size=spec.cols), rng.normal(size=(rows, spec.cols))
+    if spec.block:
+        w_scale = q8.block_scale(w_scale)
     if plain:
         row_scale, w_scale = np.ones_like(row_scale), np.ones_like(w_scale)
     return Problem(spec, a, row_scale, row_zero, w, w_scale if spec.block else w_scale[0], bias.astype(np.float32),
@@ -121,4 +123,5 @@ def sum_of_blocks(p: Problem, acc: NDArray[np.float64]) -> NDArray[np.float64]:
     """Sums times their scales, blocks added up."""
     if not p.spec.block:
         return np.asarray(acc * (p.row_scale * p.w_scale).astype(np.float64))
-    return np.asarray((acc * (p.row_scale[:, :, None] * p.w_scale).astype(np.float64)).sum(axis=1))
+    scaled = (acc.astype(np.float32) * p.w_scale).astype(np.float64)
+    return np.asarray((scaled * p.row_scale[:, :, None].astype(np.float64)).sum(axis=1))

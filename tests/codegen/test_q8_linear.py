@@ -23,16 +23,16 @@ ROUNDINGS = 2
 @pytest.mark.parametrize(("depth", "cols"), [(1, 1), (33, 17), (67, 100), (64, 64)])
 def test_integers_are_exact(tier: Tier, depth: int, cols: int) -> None:
     spec = Q8LinearSpec(depth, cols, zero_point=cols == 17)
-    for rows in (*range(15), 25, 31):
+    for rows in (*range(15), 25, 31, 67):
         p = problem(spec, rows, seed=rows, plain=True)
         np.testing.assert_array_equal(run(tier, p), products(p))
 
 
 @all_tiers
-@pytest.mark.parametrize(("depth", "block"), [(33, 32), (200, 64), (128, 128)])
+@pytest.mark.parametrize(("depth", "block"), [(33, 32), (130, 32), (200, 64), (260, 64), (128, 128), (260, 128)])
 def test_blocks_are_exact(tier: Tier, depth: int, block: int) -> None:
     spec = Q8LinearSpec(depth, 49, block=block, zero_point=block != 64)
-    for rows in (1, 3, 7, 13, 26):
+    for rows in (1, 3, 7, 13, 26, 70):
         p = problem(spec, rows, seed=rows, plain=True)
         np.testing.assert_array_equal(run(tier, p), products(p).sum(axis=1))
 
@@ -58,17 +58,29 @@ def test_fused_steps_are_within_their_roundings(tier: Tier, spec: Q8LinearSpec) 
 
 
 @all_tiers
+@pytest.mark.parametrize("block", [32, 64, 128])
+def test_sums_of_blocks_are_rounded_as_told(tier: Tier, block: int) -> None:
+    p = problem(Q8LinearSpec(2 * block, 16, block=block, zero_point=True), 40, seed=8)
+    p.row_scale[:] = 1
+    p.a[:20], p.row_zero[:20], p.w[:, :8], p.w[:, 8:] = 127, -127, 0, 254
+    p.a[20:], p.row_zero[20:] = -127, 127
+    p.__post_init__()
+    scaled = products(p).astype(np.float32) * p.w_scale
+    np.testing.assert_array_equal(run(tier, p), scaled[:, 0] + scaled[:, 1])
+
+
+@all_tiers
 @pytest.mark.parametrize("spec", [FUSED, BLOCKS])
 def test_a_row_does_not_know_its_mates(tier: Tier, spec: Q8LinearSpec) -> None:
-    p = problem(spec, 30, seed=2)
+    p = problem(spec, 70, seed=2)
     whole = run(tier, p)
-    for first, last in [(0, n) for n in range(1, 15)] + [(3, 4), (7, 12), (5, 30), (13, 26)]:
+    for first, last in [(0, n) for n in range(1, 15)] + [(3, 4), (7, 12), (5, 30), (13, 26), (1, 34), (2, 67)]:
         assert run(tier, p.rows(first, last)).tobytes() == whole[first:last].tobytes(), (first, last)
 
 
 @pytest.mark.parametrize("spec", [FUSED, BLOCKS])
 def test_every_tier_gives_the_same_bits(spec: Q8LinearSpec) -> None:
-    p = problem(spec, 30, seed=3)
+    p = problem(spec, 70, seed=3)
     assert len({run(tier, p).tobytes() for tier in runnable_tiers()}) == 1
 
 

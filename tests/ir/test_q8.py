@@ -39,6 +39,15 @@ def allowed_rows(x: Array, scale: Array, block: int) -> Array:
     return HALF_STEP * spread(scale.astype(np.float64), block, x.shape[-1])
 
 
+def test_scales_of_blocks_times_an_offset_are_exact() -> None:
+    scale = np.exp(RNG.uniform(-60, 60, 1000)).astype(np.float32)
+    rounded = q8.block_scale(scale)
+    assert (np.abs(rounded - scale.astype(np.float64)) <= 2.0**-22 * scale).all()
+    np.testing.assert_array_equal(rounded * np.float32(3 * q8.SUM_LIMIT), rounded.astype(np.float64) * 3 * q8.SUM_LIMIT)
+    _, scales = q8.quantize_weight(RNG.standard_normal((70, 5)).astype(np.float32), 32)
+    np.testing.assert_array_equal(scales, q8.block_scale(scales))
+
+
 @pytest.mark.parametrize("block", BLOCKS)
 @pytest.mark.parametrize("depth", [1, 31, 33, 64, 300])
 @pytest.mark.parametrize("zero_point", [False, True])
