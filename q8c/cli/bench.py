@@ -45,7 +45,8 @@ def run(args: argparse.Namespace) -> int:
         raise UsageError("--state is q8c's own: ONNX Runtime cannot be timed beside it")
     session = q8c.load(args.model, threads=args.threads)
     feeds = feeds_for(session, args)
-    engines: dict[str, Callable[[], object]] = {f"q8c {session.tier}": runner(session, feeds, args.state)}
+    call, passed = runner(session, feeds, args.state)
+    engines: dict[str, Callable[[], object]] = {f"q8c {session.tier}": call}
     onnx = args.onnx or (args.model if is_onnx(args.model) and not args.state else None)
     peer = onnxruntime_session(onnx, session.threads) if onnx is not None else None
     if peer is not None:
@@ -59,7 +60,7 @@ def run(args: argparse.Namespace) -> int:
     if args.json:
         print_json({"threads": session.threads, "tier": session.tier, "runs": args.runs, "seconds": figures})
         return 0
-    shapes = ", ".join(f"{n}[{', '.join(map(str, a.shape))}]" for n, a in feeds.items())
+    shapes = ", ".join(f"{n}[{', '.join(map(str, a.shape))}]" for n, a in passed.items())
     where = f" on a state of {args.state} tokens" if args.state else ""
     print(f"{args.runs} runs in turn{where}, {session.threads} thread{'s' * (session.threads > 1)}, {shapes}")
     best = next(iter(figures.values()))["median"]

@@ -45,17 +45,18 @@ def feeds_for(session: Session, args: argparse.Namespace) -> dict[str, Array]:
     return typical_feeds(graph, sizes=chosen)
 
 
-def runner(session: Session, feeds: dict[str, Array], held: int | None) -> Callable[[], object]:
-    """A call of the model that can be repeated: on the feeds, or on a state that holds `held` tokens."""
+def runner(session: Session, feeds: dict[str, Array],
+           held: int | None) -> tuple[Callable[[], object], dict[str, Array]]:
+    """A call of the model that can be repeated, on the feeds or on a state that holds `held` tokens; what it passes."""
     if held is None:
-        return lambda: session.run(None, feeds)
+        return lambda: session.run(None, feeds), feeds
     left, state = state_for(session, feeds, held)
 
     def call() -> None:
         session.run(None, left, state=state)
         state.truncate(held)
 
-    return call
+    return call, left
 
 
 def state_for(session: Session, feeds: dict[str, Array], held: int) -> tuple[dict[str, Array], State]:

@@ -64,7 +64,7 @@ def run(args: argparse.Namespace) -> int:
     from q8c.ir import parse_graph
     from q8c.profile import chrome_trace, profile
     session = q8c.load(args.model, threads=args.threads, tier=args.tier)
-    call = runner(session, feeds_for(session, args), args.state)
+    call, _ = runner(session, feeds_for(session, args), args.state)
     progress = Progress()
     try:
         least = None if args.no_ceiling else ceiling(session, progress)

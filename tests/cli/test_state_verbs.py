@@ -51,7 +51,8 @@ def test_compile_tells_what_grows_in_place(cli: Cli, tmp_path: Path) -> None:
 def test_runs_with_and_without_a_state(cli: Cli, decoder: Path) -> None:
     sizes = ("-s", "b=2", "-s", "s=1")
     assert cli.good("run", decoder, *sizes, "-s", "past=3").startswith("logits: float32[2, 1, 50]")
-    assert "3 runs in turn on a state of 30 tokens" in cli.good("bench", decoder, *sizes, "-n", "3", "--state", "30")
+    text = cli.good("bench", decoder, *sizes, "-n", "3", "--state", "30")
+    assert "3 runs in turn on a state of 30 tokens" in text and ", input_ids[2, 1]\n" in text
     found = json.loads(cli.good("profile", decoder, *sizes, "-n", "3", "--state", "30", "--no-ceiling", "--json"))
     assert (found["sizes"]["b"], found["sizes"]["s"]) == (2, 1) and found["sizes"]["past"] >= 30
     assert cli.good("verify", decoder)
