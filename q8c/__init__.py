@@ -30,7 +30,7 @@ __path__.append(os.path.join(os.path.dirname(__file__), "compiler.zip"))
 def compile(model: str | os.PathLike[str] | bytes | onnx.ModelProto, output: str | os.PathLike[str] | None = None, *,
             target: str = "native", weights: str = "default", quantize: bool = True, numerics: str = "fast",
             keep: Sequence[str] = (), calibrate: Iterable[Mapping[str, Any]] | None = None, balance: bool = True,
-            max_error: float | None = None, pack: bool | str = False) -> Path:
+            max_error: float | None = None, pack: bool | str = False, embeddings: str = "q8") -> Path:
     """Compile an ONNX model into one file and return its path.
 
     Args:
@@ -51,6 +51,8 @@ def compile(model: str | os.PathLike[str] | bytes | onnx.ModelProto, output: str
         pack: leave padding out: only rows where the padding mask is not 0 are computed, results there are the same
             bits as those of each sequence alone, and padded positions of outputs read zero. True finds the input that
             is the mask, a text names it; a model this cannot be done for is compiled as it is.
+        embeddings: `q8` keeps large tables of embeddings in 8 bits, one for embeddings and head where those are tied;
+            `float` leaves them as they are.
 
     Raises CompileError, InputError for feeds that do not fit the model, and UnsupportedError that lists every node q8c
     has no kernel for; nothing is left under the output's name then.
@@ -64,7 +66,7 @@ def compile(model: str | os.PathLike[str] | bytes | onnx.ModelProto, output: str
         raise CompileError(f"keep must be a list of names, got {keep!r}")
     options = Options(quantize=quantize, weights=weights, numerics=numerics, keep=tuple(keep), balance=balance,
                       feeds=() if calibrate is None else as_feeds(calibrate), max_error=max_error,
-                      pack=pack)
+                      pack=pack, embeddings=embeddings)
     return compile_model(model, output, target=target, options=options).path
 
 

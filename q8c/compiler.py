@@ -311,7 +311,7 @@ def _described(options: Options) -> dict[str, Any]:
 def _failure(op: str) -> str:
     if op == "packing":
         return "the padding mask changed while the model ran: {detail} of its elements are not 0"
-    return "index {detail} is out of range" if op.startswith(("gather", "scatter")) else "failed on {detail}"
+    return "index {detail} is out of range" if op.startswith(("gather", "scatter", "lookup")) else "failed on {detail}"
 
 
 def _tools() -> dict[str, str]:

@@ -33,6 +33,7 @@ _COLS = Layout("cols", lambda s: (layout.panels(s[0]) * layout.PANEL,), layout.p
 _OPERAND_LAYOUTS: dict[str, dict[int, Layout]] = {
     "q8_linear": {3: _Q8, 4: _SCALES, 5: _COLS, 8: _SUMS},
     "linear": {1: _F32, 2: _COLS},
+    "lookup": {0: _Q8, 1: _SCALES},
 }
 
 

@@ -37,7 +37,7 @@ def gather(module: ir.Module, tier: Tier, node: Node) -> Kernel:
         extent, length = m.sizes.value(b, size), m.sizes.value(b, row)
 
         def item(offsets: list[Value]) -> None:
-            index = checked(b, _index(b, indices.dtype, b.arg("p1"), offsets[1]), extent)
+            index = checked(b, loadload_index(b, indices.dtype, b.arg("p1"), offsets[1]), extent)
             start = b.add(offsets[0], b.mul(index, length))
             with b.if_(b.icmp(">", extent, 0)):
                 copy_row(b, itemsize, b.at(b.arg("p0"), b.mul(start, itemsize)),
@@ -68,7 +68,7 @@ def gather_nd(module: ir.Module, tier: Tier, node: Node) -> Kernel:
             start, some = offsets[0], ir.Constant(ir.IntType(1), 1)
             for n, (extent, stride) in enumerate(zip(extents, strides, strict=True)):
                 limit = m.sizes.value(b, extent)
-                index = checked(b, _index(b, DType.i64, b.arg("p1"), b.add(offsets[1], n)), limit)
+                index = checked(b, load_index(b, DType.i64, b.arg("p1"), b.add(offsets[1], n)), limit)
                 start = b.add(start, b.mul(index, m.sizes.value(b, stride)))
                 some = b.and_(some, b.icmp(">", limit, 0))
             with b.if_(some):
@@ -100,7 +100,7 @@ def gather_elements(module: ir.Module, tier: Tier, node: Node) -> Kernel:
         extent, stride = m.sizes.value(b, size), m.sizes.value(b, strides[axis])
 
         def item(offsets: list[Value]) -> None:
-            index = checked(b, _index(b, indices.dtype, b.arg("p1"), offsets[1]), extent)
+            index = checked(b, load_index(b, indices.dtype, b.arg("p1"), offsets[1]), extent)
             start = b.add(offsets[0], b.mul(index, stride))
             with b.if_(b.icmp(">", extent, 0)):
                 found = b.load(element, b.at(b.arg("p0"), b.mul(start, itemsize)))
@@ -113,7 +113,8 @@ def gather_elements(module: ir.Module, tier: Tier, node: Node) -> Kernel:
     return m.kernel(module, tier, key, emit, reports=True)
 
 
-def _index(b: Builder, dtype: DType, base: Value, offset: Value) -> Value:
+def load_index(b: Builder, dtype: DType, base: Value, offset: Value) -> Value:
+    """Element `offset` of indices, as an i64."""
     index = load_scalar(b, dtype, b.at(base, b.mul(offset, dtype.itemsize)))
     return index if dtype is DType.i64 else b.sext(index, I64)
 

@@ -59,6 +59,8 @@ def table_size(value: Value) -> int | None:
             if node.op == "gather" and node.inputs[1] is current:
                 size = node.input(0).shape[int(str(node.attrs.get("axis", 0)))]
                 found += [size] if isinstance(size, int) else []
+            elif node.op == "lookup" and node.inputs[2] is current:
+                found.append(int(str(node.input(0).shape[1])))
             elif node.op in _INDEX_KEEPING or node.op in ("loop", "gather"):
                 waiting += [v for v in node.outputs if v not in seen and not v.dtype.is_float]
                 seen.update(node.outputs)

@@ -34,7 +34,7 @@ def work_of(node: Node) -> Work:
     read = list(dict.fromkeys(node.operands))
     if node.op == "append" and node.attrs.get("in_place"):
         return Work(bytes=2 * node.input(0).dtype.itemsize * (node.output.type.size - node.input(0).type.size))
-    gathered = read[:1] if node.op.startswith("gather") or node.op == "slice" else []
+    gathered = read[:{"gather": 1, "gather_nd": 1, "gather_elements": 1, "slice": 1, "lookup": 2}.get(node.op, 0)]
     written = _sum([v.type.nbytes for v in node.outputs])
     data = [v for v in read if v not in gathered]
     moved = _sum([v.type.nbytes for v in data]) + written + (written if gathered else 0)

@@ -12,6 +12,7 @@ from q8c.passes.calibration import Calibration
 from q8c.passes.default_format import DEFAULT, format_for
 from q8c.passes.fold_weights import weight_array
 from q8c.passes.manager import Pass, Report
+from q8c.passes.quantize_embeddings import is_tied
 from q8c.passes.quantized_product import rounded_rows, rounded_weight, wants_zero_point
 from q8c.passes.rewrite import is_product, other_operand, sole_reader, sources, vector
 
@@ -50,6 +51,9 @@ class BalanceScales(Pass):
             weights = [weight_array(p) for p in products]
             if any(map(q8.has_own_steps, weights)):
                 report.decline(products[0], "its weights are 8-bit numbers already, which factors would round again")
+                continue
+            if any(is_tied(graph, w) for w in weights):
+                report.decline(products[0], "its weight is the table of embeddings too, which is kept once")
                 continue
             f = best_factors(rows[x], weights, block)
             if len(rows[x]) < MIN_ROWS:

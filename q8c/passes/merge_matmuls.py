@@ -46,7 +46,8 @@ class MergeMatmuls(Pass):
     """Replaces matmul(x, w1) + b1, matmul(x, w2) + b2, … by one matmul with the columns of all, side by side.
 
     Only where what reads the results can read a part of a wider tensor: one attention, and rotary and append before it,
-    at an offset, or a gate (silu(a) * b and the like), which becomes one loop that reads its columns where they lie. Anywhere else they would have to be copied apart again, which costs more than a wider product gains.
+    at an offset, or a gate (silu(a) * b and the like), which becomes one loop that reads its columns where they lie.
+    Anywhere else they would have to be copied apart again, which costs more than a wider product gains.
     """
 
     name: ClassVar[str] = "merge-matmuls"

@@ -14,7 +14,7 @@ from q8c.passes.row_layout import ROWS, Layout, Layouts, aligned
 
 # Behind these, what a mask did to a row (a fill, a factor) shows no more as such.
 FORGET = frozenset({"matmul", "linear", "q8_matmul", "q8_linear", "layer_norm", "rms_norm", "softmax", "gather",
-                    "dynamic_quantize", "dequantize", "attention"})
+                    "lookup", "dynamic_quantize", "dequantize", "attention"})
 
 
 @dataclass(frozen=True)
@@ -191,7 +191,7 @@ class Packed:
             return self.packed[value]
         if value in self.layouts.found:
             return self._pack(value, self.layouts.found[value], node)
-        if value.is_constant or node.op in ("gather", "attention"):
+        if value.is_constant or node.op in ("gather", "lookup", "attention"):
             return value
         layout, rank = self.layouts.found[node.output], node.output.type.rank
         batch, seq = (aligned(value, axis, rank) for axis in layout)

@@ -31,12 +31,14 @@ from q8c.passes.note_blocks import NoteBlocks
 from q8c.passes.own_outputs import OwnOutputs
 from q8c.passes.pack_rows import PackRows
 from q8c.passes.plan_memory import PlanMemory
+from q8c.passes.quantize_embeddings import QuantizeEmbeddings
 from q8c.passes.reduce_rows import ReduceRows
 from q8c.passes.settle_sizes import SettleSizes
 from q8c.passes.share_common import ShareCommon
 from q8c.passes.sink_reshapes import SinkReshapes
 
 AUTO = "auto"
+EMBEDDINGS = ("q8", "float")
 
 
 @dataclass(frozen=True)
@@ -47,7 +49,8 @@ class Options:
     product that keeps the model's relative L2 under `max_error`; `numerics`: `fast` or `reproducible`, for code
     generation; `keep`: names of the model's nodes whose products stay float; `balance`: scales balanced between
     activations and weights; `feeds`: inputs to calibrate on, made up from the signature if empty;
-    `pack`: padding left out, True or the name of the padding mask.
+    `pack`: padding left out, True or the name of the padding mask; `embeddings`: tables of embeddings as `q8` or
+    `float`.
     """
 
     quantize: bool = True
@@ -58,10 +61,13 @@ class Options:
     feeds: Feeds = ()
     max_error: float | None = None
     pack: bool | str = False
+    embeddings: str = "q8"
 
     def __post_init__(self) -> None:
         if not isinstance(self.pack, (bool, str)):
             raise CompileError(f"pack must be True, False or the name of an input, got {self.pack!r}")
+        if self.embeddings not in EMBEDDINGS:
+            raise CompileError(f"embeddings {self.embeddings!r} are unknown; expected {' or '.join(EMBEDDINGS)}")
         if self.max_error is not None and self.weights != AUTO:
             raise CompileError(f"a largest error goes with weights {AUTO!r}, not {self.weights!r}")
 
@@ -129,6 +135,7 @@ def _linear(options: Options, calibration: Calibration, blocked: set[str]) -> tu
         ChooseFormats.max_error if options.max_error is None else options.max_error, keep, calibration)
     return (
         fold,                     # weights become Q8 offline
+        *((QuantizeEmbeddings(),) if options.embeddings == "q8" else ()),  # once it shows which weights they may share
         InsertDynamicQuantize(calibration=calibration),  # products with Q8 weights become exact integer products
         FuseLinear(),             # product, dequantize, bias, activation and residual in registers
     )
@@ -138,4 +145,4 @@ PASSES: dict[str, type[Pass]] = {kind.name: kind for kind in (
     BalanceScales, Canonicalize, ChooseFormats, EliminateDeadCode, FoldConstants, FoldWeights, FuseAttention, FuseGelu,
     FuseLayerNorm, FuseLinear, FuseLoops, FuseRmsNorm, FuseRotary, FuseSoftmax, InsertDynamicQuantize, KeepCache,
     LiftQuantized, LowerIntegerProducts, LowerQuantized, MergeMatmuls, NoteBlocks, OwnOutputs, PackRows, PlanMemory,
-    ReduceRows, SettleSizes, ShareCommon, SinkReshapes)}
+    QuantizeEmbeddings, ReduceRows, SettleSizes, ShareCommon, SinkReshapes)}

@@ -87,7 +87,14 @@ def reduce(layouts: Layouts, node: Node) -> Layout | None:
 def gather(layouts: Layouts, node: Node) -> Layout | None:
     """Rows of a table, picked by what has rows."""
     table = node.input(0)
-    return layouts.found.get(node.input(1)) if attr(node, "axis") % table.type.rank == 0 and table not in layouts.found else None
+    if attr(node, "axis") % table.type.rank or table in layouts.found:
+        return None
+    return layouts.found.get(node.input(1))
+
+
+def lookup(layouts: Layouts, node: Node) -> Layout | None:
+    """Columns of a weight, picked by what has rows."""
+    return layouts.found.get(node.input(2))
 
 
 def transpose(layouts: Layouts, node: Node) -> Layout | None:
@@ -136,5 +143,5 @@ _RULES: dict[str, Callable[[Layouts, Node], Layout | None]] = {
     **dict.fromkeys(("layer_norm", "rms_norm", "dynamic_quantize", "matmul", "linear", "q8_matmul", "dequantize",
                      "q8_linear"), along_last),
     **dict.fromkeys(("reduce_sum", "reduce_mean", "reduce_max", "reduce_min", "reduce_prod"), reduce),
-    "softmax": softmax, "gather": gather, "transpose": transpose, "reshape": reshape, "slice": cut, "concat": concat,
-    "broadcast_to": elementwise, "copy": elementwise}
+    "softmax": softmax, "gather": gather, "lookup": lookup, "transpose": transpose, "reshape": reshape, "slice": cut,
+    "concat": concat, "broadcast_to": elementwise, "copy": elementwise}

@@ -2,7 +2,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import llvmlite.ir as ir
@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from q8c.codegen.builder import Builder
 from q8c.codegen.kernel import Kernel
+from q8c.codegen.lookup import lookup_kernel
 from q8c.codegen.loop import loop_kernel
 from q8c.codegen.movement import MOVEMENT_OPS, movement_kernel
 from q8c.codegen.plain_matmul import plain_matmul
@@ -28,11 +29,15 @@ NODE = 5
 
 @dataclass
 class Compiled:
-    """A graph of one node, its kernel and the loaded code."""
+    """A graph of one node, its kernel and the loaded code.
+
+    `packed` are operands as they lie in memory, where that is not how the graph sees them.
+    """
 
     graph: Graph
     kernel: Kernel
     loaded: Loaded
+    packed: dict[str, NDArray[Any]] = field(default_factory=dict)
 
     def __call__(self, threads: int = 1, frame: NDArray[np.int64] | None = None, **feeds: NDArray[Any]) -> Arrays:
         """The node's outputs for the graph's inputs, all threads one after the other. Every buffer ends at a page that
@@ -40,7 +45,8 @@ class Compiled:
         """
         node = self.graph.nodes[0]
         sizes = bind_sizes(self.graph, feeds)
-        operands = [guarded(feeds[v.name] if v.name in feeds else v.array()) for v in node.operands]
+        memory = {**feeds, **self.packed}
+        operands = [guarded(memory[v.name] if v.name in memory else v.array()) for v in node.operands]
         outputs = []
         for value in node.outputs:
             shape = tuple(evaluate(d, sizes) for d in value.shape)
@@ -104,7 +110,7 @@ def compiled(tier: Tier, text: str) -> Compiled:
         graph = parse_graph(text)
         node, = graph.nodes
         kernels: list[Kernel] = []
-        make: Callable[..., Kernel] = {"rotary": rotary_kernel, "matmul": plain_matmul}.get(
+        make: Callable[..., Kernel] = {"lookup": lookup_kernel, "matmul": plain_matmul, "rotary": rotary_kernel}.get(
             node.op, movement_kernel if node.op in MOVEMENT_OPS else loop_kernel)
 
         def emit(module: ir.Module, tier: Tier) -> None:

@@ -4,9 +4,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
+
 from q8c.ir import q8
 from q8c.ir.dims import Dim, floordiv
 from q8c.ir.graph import Array
+from q8c.ir.ops.movement import gather
 from q8c.ir.ops.registry import AttrSpec, Level, OpDef, Operands, register
 from q8c.ir.types import DType, TensorType
 
@@ -34,6 +37,22 @@ def _dequantize_weight(o: Operands) -> Sequence[TensorType]:
     w, scale = o.type(0), o.type(1)
     expect_weight(o, w, scale)
     return [TensorType(DType.f32, w.shape)]
+
+
+def _lookup(o: Operands) -> Sequence[TensorType]:
+    w, indices = o.type(0), o.type(2)
+    expect_weight(o, w, o.type(1))
+    o.expect(indices.dtype in (DType.i32, DType.i64), "expected i32 or i64 indices")
+    return [TensorType(DType.f32, (*indices.shape, w.shape[0]))]
+
+
+def lookup(args: Sequence[Any], attrs: Mapping[str, Any]) -> Sequence[Array]:
+    """Columns of a Q8 weight, dequantized: [..., depth]. Negative indices count from the end; raises InputError for one
+    out of range."""
+    w, scale, indices = args
+    found = [gather([x, indices], {"axis": x.ndim - 1})[0].reshape(*x.shape[:-1], -1) for x in (w, scale)]
+    columns = q8.dequantize_weight(found[0], found[1], attrs["block"])
+    return [np.ascontiguousarray(columns.T).reshape(*indices.shape, w.shape[0])]
 
 
 def _dynamic_quantize(o: Operands) -> Sequence[TensorType]:
@@ -80,6 +99,8 @@ def _dequantize(o: Operands) -> Sequence[TensorType]:
 
 register(OpDef("dequantize_weight", "w scale", _dequantize_weight,
                lambda a, k: [q8.dequantize_weight(a[0], a[1], k["block"])], BLOCK, Level.quantized))
+register(OpDef("lookup", "w scale indices", _lookup, lookup, BLOCK, Level.quantized,
+               doc="Columns of a Q8 weight picked by index: the embeddings of a model whose head they are as well."))
 register(OpDef("dynamic_quantize", "x", _dynamic_quantize, quantize,
                {**BLOCK, "zero_point": AttrSpec("bool", False)}, Level.quantized,
                doc="R8 rows: i8 rows, and per row or block an f32 scale, an i32 sum and, if asked for, a zero point."))
