@@ -37,7 +37,7 @@ def gather(module: ir.Module, tier: Tier, node: Node) -> Kernel:
         extent, length = m.sizes.value(b, size), m.sizes.value(b, row)
 
         def item(offsets: list[Value]) -> None:
-            index = checked(b, loadload_index(b, indices.dtype, b.arg("p1"), offsets[1]), extent)
+            index = checked(b, load_index(b, indices.dtype, b.arg("p1"), offsets[1]), extent)
             start = b.add(offsets[0], b.mul(index, length))
             with b.if_(b.icmp(">", extent, 0)):
                 copy_row(b, itemsize, b.at(b.arg("p0"), b.mul(start, itemsize)),
