@@ -30,7 +30,8 @@ __path__.append(os.path.join(os.path.dirname(__file__), "compiler.zip"))
 def compile(model: str | os.PathLike[str] | bytes | onnx.ModelProto, output: str | os.PathLike[str] | None = None, *,
             target: str = "native", weights: str = "default", quantize: bool = True, numerics: str = "fast",
             keep: Sequence[str] = (), calibrate: Iterable[Mapping[str, Any]] | None = None, balance: bool = True,
-            max_error: float | None = None, pack: bool | str = False, embeddings: str = "q8") -> Path:
+            max_error: float | None = None, pack: bool | str = False, embeddings: str = "q8",
+            last_logits: bool = False) -> Path:
     """Compile an ONNX model into one file and return its path.
 
     Args:
@@ -53,6 +54,8 @@ def compile(model: str | os.PathLike[str] | bytes | onnx.ModelProto, output: str
             is the mask, a text names it; a model this cannot be done for is compiled as it is.
         embeddings: `q8` keeps large tables of embeddings in 8 bits, one for embeddings and head where those are tied;
             `float` leaves them as they are.
+        last_logits: compute logits [batch, 1, vocabulary] of each sequence's last token only, where a padding mask is
+            not 0; for generating, which needs no others.
 
     Raises CompileError, InputError for feeds that do not fit the model, and UnsupportedError that lists every node q8c
     has no kernel for; nothing is left under the output's name then.
@@ -66,7 +69,7 @@ def compile(model: str | os.PathLike[str] | bytes | onnx.ModelProto, output: str
         raise CompileError(f"keep must be a list of names, got {keep!r}")
     options = Options(quantize=quantize, weights=weights, numerics=numerics, keep=tuple(keep), balance=balance,
                       feeds=() if calibrate is None else as_feeds(calibrate), max_error=max_error,
-                      pack=pack, embeddings=embeddings)
+                      pack=pack, embeddings=embeddings, last_logits=last_logits)
     return compile_model(model, output, target=target, options=options).path
 
 

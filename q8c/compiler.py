@@ -23,6 +23,7 @@ from q8c.ir.dims import Dim, Expr, dim_max, to_program
 from q8c.ir.graph import Value
 from q8c.measure import Measured, quantization_error
 from q8c.passes.calibration import checked_feeds
+from q8c.passes.last_logits import LastLogits, last_mask
 from q8c.passes.lift_quantized import LiftQuantized
 from q8c.passes.manager import Observer, Report, run_passes
 from q8c.passes.pipeline import Options, pipeline
@@ -116,6 +117,8 @@ def compile_model(model: Source, output: str | os.PathLike[str] | None = None, *
         offsets = offsets_of(packed)
         generators.begin(graph, tiers, offsets)
         with stages.stage("error"):
+            if options.last_logits:
+                LastLogits(last_mask(graph)).run(imported, Report())
             measured = quantization_error(imported, graph, options.feeds)
             del imported
         made = generators.finish(graph, tiers, offsets, stages.code)
@@ -130,7 +133,7 @@ def compile_model(model: Source, output: str | os.PathLike[str] | None = None, *
 
 def _check_options(options: Options) -> None:
     """Raise CompileError for options of a wrong type, or numerics that do not exist; passes check their own."""
-    for name in ("quantize", "balance"):
+    for name in ("quantize", "balance", "last_logits"):
         if not isinstance(getattr(options, name), bool):
             raise CompileError(f"{name} must be True or False, got {getattr(options, name)!r}")
     if not isinstance(options.weights, str):
@@ -311,6 +314,8 @@ def _described(options: Options) -> dict[str, Any]:
 def _failure(op: str) -> str:
     if op == "packing":
         return "the padding mask changed while the model ran: {detail} of its elements are not 0"
+    if op == "last_token":
+        return "there are no tokens, of which the last was to be taken"
     return "index {detail} is out of range" if op.startswith(("gather", "scatter", "lookup")) else "failed on {detail}"
 
 

@@ -45,6 +45,8 @@ def configure(verb: argparse.ArgumentParser) -> None:
     verb.add_argument("--pack", nargs="?", const=True, default=False, metavar="MASK",
                       help="compute only rows where the padding mask is not 0; the input that is the mask is found, or "
                            "named (--pack=attention_mask)")
+    verb.add_argument("--last-logits", action="store_true",
+                      help="compute logits of the last token of each sequence only, as generating needs")
     verb.add_argument("--embeddings", default="q8", metavar="q8|float",
                       help="large tables of embeddings in 8 bits, shared with a head that is tied to them (default), "
                            "or as they are")
@@ -63,7 +65,8 @@ def run(args: argparse.Namespace) -> int:
 
     options = Options(quantize=not args.no_quantize, weights=args.weights, numerics=args.numerics,
                       keep=tuple(args.keep), balance=not args.no_balance, max_error=args.max_error, pack=args.pack,
-                      embeddings=args.embeddings, feeds=read_calibration(args.calibrate))
+                      embeddings=args.embeddings, last_logits=args.last_logits,
+                      feeds=read_calibration(args.calibrate))
     progress = Progress()
     try:
         result = compile_model(args.model, args.output, target=args.target, options=options, progress=progress,

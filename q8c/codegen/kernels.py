@@ -10,6 +10,7 @@ from q8c.codegen.attention import attention_kernel
 from q8c.codegen.builder import I64, PTR, Builder, Value
 from q8c.codegen.f32_linear import F32LinearSpec, emit_f32_linear
 from q8c.codegen.kernel import Kernel
+from q8c.codegen.last_token import last_token_kernel
 from q8c.codegen.lookup import lookup_kernel
 from q8c.codegen.loop import loop_kernel
 from q8c.codegen.matmul import matmul_kernel
@@ -91,6 +92,7 @@ _KERNELS: dict[str, EmitKernel] = {
     "append": append_kernel,
     "rotary": rotary_kernel,
     "lookup": lookup_kernel,
+    "last_token": last_token_kernel,
     **dict.fromkeys(("attention", "packed_attention"), attention_kernel),
     "loop": loop_kernel,
     "matmul": matmul_kernel,

@@ -84,7 +84,8 @@ def _is_uniform(graph: Graph, past: Value, mask: Value | None) -> bool:
     for node in graph.nodes:
         if in_place(node) or node.op == "past_lengths":
             continue
-        if node.op == "attention" and len(node.inputs) > 5 and node.inputs[3] is None:
+        if (node.op == "attention" and len(node.inputs) > 5 and node.inputs[3] is None
+                or node.op == "last_token" and len(node.inputs) > 2):
             seen = kept | masks
         else:
             seen = masks if node.output in masks else set()

@@ -8,6 +8,8 @@ from q8c.ir.dims import Dim, dim_max, floordiv, product
 from q8c.ir.graph import Graph, Node, Value
 from q8c.ir.ops.registry import attributes
 
+_GATHERED = {"gather": 1, "gather_nd": 1, "gather_elements": 1, "slice": 1, "lookup": 2, "last_token": 1}
+"""How many operands a node reads only a part of."""
 NO_CODE = frozenset({"reshape", "past_lengths"})
 """Ops that compute nothing: their results lie where an operand does, or come with the run."""
 
@@ -34,7 +36,7 @@ def work_of(node: Node) -> Work:
     read = list(dict.fromkeys(node.operands))
     if node.op == "append" and node.attrs.get("in_place"):
         return Work(bytes=2 * node.input(0).dtype.itemsize * (node.output.type.size - node.input(0).type.size))
-    gathered = read[:{"gather": 1, "gather_nd": 1, "gather_elements": 1, "slice": 1, "lookup": 2}.get(node.op, 0)]
+    gathered = read[:_GATHERED.get(node.op, 0)]
     written = _sum([v.type.nbytes for v in node.outputs])
     data = [v for v in read if v not in gathered]
     moved = _sum([v.type.nbytes for v in data]) + written + (written if gathered else 0)

@@ -22,6 +22,7 @@ from q8c.passes.fuse_rotary import FuseRotary
 from q8c.passes.fuse_softmax import FuseSoftmax
 from q8c.passes.insert_dynamic_quantize import InsertDynamicQuantize
 from q8c.passes.keep_cache import KeepCache
+from q8c.passes.last_logits import LastLogits
 from q8c.passes.lift_quantized import LiftQuantized
 from q8c.passes.lower_integer_products import LowerIntegerProducts
 from q8c.passes.lower_quantized import LowerQuantized
@@ -50,7 +51,7 @@ class Options:
     generation; `keep`: names of the model's nodes whose products stay float; `balance`: scales balanced between
     activations and weights; `feeds`: inputs to calibrate on, made up from the signature if empty;
     `pack`: padding left out, True or the name of the padding mask; `embeddings`: tables of embeddings as `q8` or
-    `float`.
+    `float`; `last_logits`: logits of each sequence's last token only.
     """
 
     quantize: bool = True
@@ -62,6 +63,7 @@ class Options:
     max_error: float | None = None
     pack: bool | str = False
     embeddings: str = "q8"
+    last_logits: bool = False
 
     def __post_init__(self) -> None:
         if not isinstance(self.pack, (bool, str)):
@@ -98,6 +100,7 @@ def pipeline(options: Options) -> tuple[Pass, ...]:
         EliminateDeadCode(),      # so that the passes that ask who reads a value see only what is needed
         *_linear(options, calibration, blocked),
         LowerIntegerProducts(),   # behind all that quantizes: these are exact
+        *((LastLogits(),) if options.last_logits else ()),  # behind all that looks at numbers, as packing
         *_packed(options),
         FuseLoops(),              # whatever elementwise and row work is left, one pass over rows each
         OwnOutputs(),             # kernels write outputs into the caller's arrays
@@ -144,5 +147,5 @@ def _linear(options: Options, calibration: Calibration, blocked: set[str]) -> tu
 PASSES: dict[str, type[Pass]] = {kind.name: kind for kind in (
     BalanceScales, Canonicalize, ChooseFormats, EliminateDeadCode, FoldConstants, FoldWeights, FuseAttention, FuseGelu,
     FuseLayerNorm, FuseLinear, FuseLoops, FuseRmsNorm, FuseRotary, FuseSoftmax, InsertDynamicQuantize, KeepCache,
-    LiftQuantized, LowerIntegerProducts, LowerQuantized, MergeMatmuls, NoteBlocks, OwnOutputs, PackRows, PlanMemory,
-    QuantizeEmbeddings, ReduceRows, SettleSizes, ShareCommon, SinkReshapes)}
+    LastLogits, LiftQuantized, LowerIntegerProducts, LowerQuantized, MergeMatmuls, NoteBlocks, OwnOutputs, PackRows,
+    PlanMemory, QuantizeEmbeddings, ReduceRows, SettleSizes, ShareCommon, SinkReshapes)}

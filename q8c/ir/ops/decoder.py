@@ -87,6 +87,34 @@ def past_lengths(args: Sequence[Any], attrs: Mapping[str, Any]) -> Sequence[Arra
     return [np.full(args[0].shape[0], args[0].shape[2])]
 
 
+def _last_token(o: Operands) -> Sequence[TensorType]:
+    x, mask = o.type(0), o.types[1]
+    o.expect(x.dtype is DType.f32 and x.rank == 3, "expected f32[batch, seq, channels]")
+    if mask is not None:
+        o.expect(mask.rank == 2, "expected a mask [batch, past + seq]")
+        o.same(mask.shape[0], x.shape[0])
+    expect_lengths(o, 2, x.shape[0])
+    return [x.with_shape((x.shape[0], 1, x.shape[2]))]
+
+
+def last_token(args: Sequence[Any], attrs: Mapping[str, Any]) -> Sequence[Array]:
+    """The row of each sequence's last token that is no padding [batch, 1, channels].
+
+    Token i is padding where the mask is 0 at lengths[batch] + i, without lengths at i of its last columns; where all
+    are, the last is taken. Raises InputError where there are no tokens.
+    """
+    x, mask, lengths = (*args, None, None)[:3]
+    batch, tokens = x.shape[:2]
+    if not tokens:
+        raise InputError("last_token: there are no tokens")
+    there = np.ones((batch, tokens), bool)
+    if mask is not None:
+        first = np.full(batch, mask.shape[1] - tokens) if lengths is None else lengths
+        there = np.take_along_axis(mask, first[:, None] + np.arange(tokens), axis=1) != 0
+    last = np.where(there.any(1), tokens - 1 - np.argmax(there[:, ::-1], axis=1), tokens - 1)
+    return [x[np.arange(batch), last][:, None]]
+
+
 _INT = AttrSpec("int")
 
 register(OpDef("rotary", "x cos sin", _rotary, rotary, {
@@ -99,5 +127,7 @@ register(OpDef("append", "past new lengths?", _append, append, {
     Level.fused,
     doc="New keys or values behind those of earlier tokens, heads split off. With in_place the earlier are not moved: "
         "operand and result are one buffer of the caller's, with room for more tokens."))
+register(OpDef("last_token", "x mask? lengths?", _last_token, last_token, level=Level.fused,
+               doc="The row of the last token of each sequence that is no padding."))
 register(OpDef("past_lengths", "past", _past_lengths, past_lengths, level=Level.fused,
                doc="How many tokens of each sequence are kept: all, unless a state that the model runs on says less."))
