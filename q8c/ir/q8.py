@@ -77,12 +77,9 @@ def has_own_steps(w: Array) -> bool:
 
 
 def has_own_blocks(w: Array, block: int) -> bool:
-    """Whether a float weight [depth, cols] is made of steps block by block, and of more of them than 4 bits count."""
+    """Whether a float weight [depth, cols] is made of steps block by block, and its columns are not."""
     parts = _blocks(w.astype(np.float32, copy=False), block, axis=0)
-    steps = own_steps(parts)
-    if steps is None or has_own_steps(w):
-        return False
-    return bool((np.abs(parts).max(axis=1)[steps > 0] > 15.5 * steps[steps > 0]).any())
+    return own_steps(parts) is not None and not has_own_steps(w)
 
 
 def _nearer(parts: Array, scale: Array, steps: Array) -> Array:

@@ -20,7 +20,7 @@ from q8c.passes.rewrite import sources
 MIN_COLS = 16
 MIN_DEPTH = 16
 BLOCK_FORMAT = "q8-block32"
-"""The format of weights that a file keeps as 8-bit numbers in blocks: wider blocks would lose some of their precision."""
+"""The format of weights that a file keeps as integers in blocks: wider blocks would lose some of their precision."""
 
 
 class Names(tuple[str, ...]):

@@ -10,7 +10,7 @@ from q8c.ir.types import DType
 from q8c.passes.manager import Pass, Report
 from q8c.passes.rules import Rewriter, rewrite
 
-EXACT_DEPTH = 256  # 255 * 255 * 256 < 2**24: float32 holds every partial sum of so many products of differences of bytes
+EXACT_DEPTH = 256  # 255 * 255 * 256 < 2**24: float32 holds every partial sum of so many products
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from q8c.passes.rewrite import is_product
 
 @dataclass(frozen=True)
 class NoteBlocks(Pass):
-    """Changes nothing; puts the products whose weights are 8-bit numbers with a scale for each block into `found`."""
+    """Changes nothing; puts the products whose weights are integers with a scale for each block into `found`."""
 
     name: ClassVar[str] = "note-blocks"
     found: set[str] = field(default_factory=set, repr=False, compare=False)

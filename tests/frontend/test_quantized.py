@@ -17,6 +17,7 @@ from q8c.compiler import compile_model
 from q8c.errors import UnsupportedError
 from q8c.frontend import import_onnx
 from q8c.ir import interpret
+from q8c.passes.pipeline import Options
 from tests.frontend.support import F32, Array, Shape, compare, integers, model, node, normal
 from tests.models import mlp
 
@@ -163,15 +164,15 @@ def test_ops_between_quantized_values(op: str, names: str, attrs: Mapping[str, A
     assert np.abs(got.astype(int) - wanted.astype(int)).max() <= 1
 
 
-@pytest.mark.parametrize(("bits", "block"), [(4, 0), (8, 32)])
-def test_blocks_of_eight_bits_stay_blocks(bits: int, block: int, tmp_path: Path) -> None:
-    """A scale per column would be coarser than the file's 8 bits, but is much finer than its 4."""
+@pytest.mark.parametrize("bits", [4, 8])
+@pytest.mark.parametrize(("weights", "block"), [("default", 32), ("q8-channel", 0)])
+def test_weights_in_blocks_stay_in_blocks(bits: int, weights: str, block: int, tmp_path: Path) -> None:
     depth, cols = 128, 48
     constants = {"w": integers(cols, 4, 4 * bits, low=0, high=256, dtype=U8),
                  "s": np.abs(normal(cols * 4, seed=1)) * F32(0.01) + F32(1e-4)}
     proto = model([node("MatMulNBits", "x w s", domain=DOMAIN, K=depth, N=cols, bits=bits, block_size=32)],
                   {"x": (F32, ["n", depth])}, {"y": F32}, constants, opset_imports=MICROSOFT)
-    result = compile_model(proto, tmp_path / "m.q8c")
+    result = compile_model(proto, tmp_path / "m.q8c", options=Options(weights=weights))
     assert [n.attrs.get("block", 0) for n in result.graph.nodes if n.op == "q8_linear"] == [block]
     x = normal(5, depth)
     assert relative(q8c.load(result.path).run(None, {"x": x})[0], interpret(import_onnx(proto), {"x": x})[0]) < 0.02
