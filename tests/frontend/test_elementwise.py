@@ -33,6 +33,12 @@ def test_unary(op: str, opset: int, attrs: dict[str, Any]) -> None:
         compare(proto, *feeds)
 
 
+@pytest.mark.parametrize(("op", "opset", "attrs"), UNARY, ids=lambda x: str(x))
+def test_unary_keeps_the_rank_of_a_scalar(op: str, opset: int, attrs: dict[str, Any]) -> None:
+    graph = load(model([node(op, "x", **attrs)], {"x": (F32, [])}, {"y": F32}, opset=opset))
+    assert graph.outputs[0].shape == ()
+
+
 @pytest.mark.parametrize("op", ["Abs", "Neg", "Sign", "Relu"])
 def test_unary_on_integers(op: str) -> None:
     proto = model([node(op, "x")], {"x": (I64, ["n"])}, {"y": I64}, opset=14)

@@ -165,6 +165,15 @@ def leaky_relu(c: Call) -> Tensor:
     return c.emit("where", _negative(c, x), c.emit("mul", x, c.scalar(c.attr_float("alpha", 0.01), x)), x)
 
 
+@importer("Celu", since=12)
+def celu(c: Call) -> Tensor:
+    """max(x, 0) + min(alpha * (exp(x / alpha) - 1), 0); the standard's own function makes a vector of a scalar."""
+    x = c.input(0)
+    alpha, zero = c.scalar(c.attr_float("alpha", 1.0), x), c.scalar(0, x)
+    below = c.emit("sub", c.emit("exp", c.emit("div", x, alpha)), c.scalar(1, x))
+    return c.emit("add", c.emit("max", x, zero), c.emit("min", c.emit("mul", alpha, below), zero))
+
+
 @importer("PRelu")
 def prelu(c: Call) -> Tensor:
     """x, times a slope where it is negative."""
