@@ -87,6 +87,8 @@ WHOLE: dict[str, tuple[onnx.ModelProto, dict[str, Array]]] = {
     "constant beside the input": (build([], {"x": ROWS}, ["w", "x"], {"w": W}), {"x": X}),
     "number": (build([("Exp", "x", "y")], {"x": []}, ["y"]), {"x": np.array(0.5, np.float32)}),
     "nothing quantizable": (build([("MatMul", "x|w", "y")], {"x": ["n", 5]}, ["y"], {"w": W[:5, :3]}), {"x": X[:, :5]}),
+    "depth of none": (build([("Relu", "x", "r"), ("MatMul", "r|w", "y")], {"x": ["n", 0]}, ["y"], {"w": W[:0]}),
+                      {"x": X[:, :0]}),
     "depth of one": (build([("MatMul", "x|w", "y")], {"x": ["n", 1]}, ["y"], {"w": W[:1]}), {"x": X[:, :1]}),
     "one column": (build([("MatMul", "x|w", "y")], {"x": ROWS}, ["y"], {"w": W[:, :1]}), {"x": X}),
     "vector times matrix": (build([("MatMul", "x|w", "y")], {"x": [32]}, ["y"], {"w": W}), {"x": X[0]}),

@@ -1,6 +1,7 @@
 """What the rows that meet quantized weights look like on real or made-up inputs."""
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
@@ -64,7 +65,7 @@ def run(graph: Graph, values: Iterable[Value], feeds: Feeds) -> dict[Value, Arra
 
     def observe(value: Value, array: Array) -> None:
         if value in found:
-            rows = array.reshape(-1, array.shape[-1])
+            rows = array.reshape(math.prod(array.shape[:-1]), array.shape[-1])
             rows = rows[np.isfinite(rows).all(axis=1)]
             found[value].append(rows[::max(len(rows) // share, 1)].copy())
 

@@ -18,6 +18,16 @@ CASES = {
           %y: f32[n, 4] = abs(%x)
           return %y
         }"""),
+    "product of depth zero": ("""
+        graph @g(%x: f32[n, 0], %w: f32[0, m]) {
+          %y: f32[n, m] = matmul(%x, %w)
+          return %y
+        }""", """
+        graph @g(%x: f32[n, 0], %w: f32[0, m]) {
+          const %c: f32[] = 0.0
+          %y: f32[n, m] = broadcast_to(%c) {shape = (n, m)}
+          return %y
+        }"""),
     "an input that is returned": ("""
         graph @g(%x: f32[n, 4]) {
           %a: f32[n, 4] = reshape(%x) {shape = (n, 4)}

@@ -164,6 +164,13 @@ def count_axes_from_front(r: Rewriter, node: Node) -> Value | None:
     return None if counted == given else r.add(node.op, *node.operands, **{**node.attrs, name: counted})
 
 
+def matmul_of_depth_zero(rw: Rewriter, node: Node) -> Value | None:
+    """Replaces matmul(x[n, 0], w[0, m]) with zeros: sums of nothing, and kernels want something to sum."""
+    if node.input(0).shape[-1] != 0:
+        return None
+    return rw.broadcast(rw.constant(0, node.output.dtype), node.output.shape)
+
+
 RULES: Rules = {
     "reshape": (drop_same_shape, merge_reshapes, keep_reduced_axes, transpose_through_groups),
     "transpose": (drop_identity_transpose, merge_transposes),
@@ -172,6 +179,6 @@ RULES: Rules = {
     "concat": (count_axes_from_front, merge_concats),
     **dict.fromkeys(("gather", "gather_elements", "cumsum", "softmax"), (count_axes_from_front,)),
     "pad": (drop_zero_pad,),
-    "matmul": (matmul_of_broadcast,),
+    "matmul": (matmul_of_depth_zero, matmul_of_broadcast),
     **dict.fromkeys(REDUCTIONS, (count_axes_from_front, reduce_before_broadcast)),
 }
