@@ -44,7 +44,21 @@ def _arg_reference(function: Callable[..., Any]) -> Callable[[Sequence[Any], Map
 
 _ATTRS = {"axes": AttrSpec("ints"), "keepdims": AttrSpec("bool", True)}
 
-_REDUCE: dict[str, Callable[..., Any]] = {"sum": np.sum, "mean": np.mean, "max": np.max, "min": np.min, "prod": np.prod}
+
+def _extreme(function: Callable[..., Any], sign: int) -> Callable[..., Any]:
+    """The largest (or smallest) elements; of none, the type's smallest (or largest) value, as the standard says."""
+    def reduced(x: Array, axis: Any, keepdims: bool) -> Any:
+        if x.dtype.kind == "f":
+            return function(x, axis=axis, keepdims=keepdims, initial=sign * np.inf)
+        if x.dtype.kind == "b":
+            return function(x, axis=axis, keepdims=keepdims, initial=sign > 0)
+        limits = np.iinfo(x.dtype)
+        return function(x, axis=axis, keepdims=keepdims, initial=limits.max if sign > 0 else limits.min)
+    return reduced
+
+
+_REDUCE: dict[str, Callable[..., Any]] = {"sum": np.sum, "mean": np.mean, "max": _extreme(np.max, -1),
+                                          "min": _extreme(np.min, 1), "prod": np.prod}
 for _name, _function in _REDUCE.items():
     register(OpDef(f"reduce_{_name}", "x", _reduce, _reference(_function), _ATTRS))
 for _name, _function in {"argmax": np.argmax, "argmin": np.argmin}.items():
