@@ -196,7 +196,8 @@ def reduce(g: Grower) -> None:
 
 def arg(g: Grower) -> None:
     x = g.pick("fi", low=1, exact=True)
-    g.add(g.choice(["ArgMax", "ArgMin"]), x, axis=g.axis(x), keepdims=g.integer(0, 1), select_last_index=g.integer(0, 1))
+    g.add(g.choice(["ArgMax", "ArgMin"]), x, axis=g.axis(x), keepdims=g.integer(0, 1),
+          select_last_index=g.integer(0, 1))
 
 
 def cum_sum(g: Grower) -> None:
@@ -335,7 +336,8 @@ def clip(g: Grower) -> None:
 
 def trilu(g: Grower) -> None:
     x = g.pick("fib", low=2)
-    g.add("Trilu", x, *([g.const(np.array(g.integer(-2, 2)))] if g.chance(0.6) else []), upper=g.integer(0, 1), exact=True)
+    diagonal = [g.const(np.array(g.integer(-2, 2)))] if g.chance(0.6) else []
+    g.add("Trilu", x, *diagonal, upper=g.integer(0, 1), exact=True)
 
 
 def shape_arithmetic(g: Grower) -> None:

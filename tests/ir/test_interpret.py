@@ -134,3 +134,15 @@ def test_outputs_may_be_inputs_constants_and_repeated() -> None:
     x = np.ones(3, np.float32)
     assert [a.tolist() for a in interpret(graph, {"x": x})] == [[1, 1, 1], [4], [1, 1, 1]]
     assert isinstance(graph.outputs[0], Value)
+
+
+@pytest.mark.parametrize(("dtype", "largest", "smallest"), [("f32", -np.inf, np.inf), ("i32", -2**31, 2**31 - 1),
+                                                            ("u8", 0, 255), ("bool", False, True)])
+def test_extremes_of_nothing_are_the_types_limits(dtype: str, largest: float, smallest: float) -> None:
+    graph = parse_graph(f"""graph @g(%x: {dtype}[n, 2]) {{
+      %a: {dtype}[2] = reduce_max(%x) {{axes = (0), keepdims = false}}
+      %b: {dtype}[2] = reduce_min(%x) {{axes = (0), keepdims = false}}
+      return %a, %b
+    }}""")
+    a, b = interpret(graph, {"x": np.zeros((0, 2), DType[dtype].numpy)})
+    assert a.tolist() == [largest] * 2 and b.tolist() == [smallest] * 2
