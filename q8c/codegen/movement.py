@@ -92,7 +92,7 @@ _OPS: dict[str, Callable[[ir.Module, Tier, Node], Kernel]] = {
     "copy": _copies(_copy), "reshape": _copies(_copy), "transpose": _copies(_transpose),
     "broadcast_to": _copies(_broadcast_to), "slice": _copies(_slice), "concat": _copies(_concat),
     "gather": gather, "gather_nd": gather_nd, "gather_elements": gather_elements, "pad": pad, "iota": iota,
-    "sizes": sizes, "cumsum": cumsum, "packing": packing, "unpack": unpack,
+    "sizes": sizes, "cumsum": cumsum, "cumprod": cumsum, "packing": packing, "unpack": unpack,
     "argmax": argument, "argmin": argument, "scatter_nd": scatter_nd, "top_k": top_k,
     **dict.fromkeys(REDUCE_OPS, reduce)}
 

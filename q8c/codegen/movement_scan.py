@@ -73,10 +73,10 @@ class _Axis:
 
 
 def cumsum(module: ir.Module, tier: Tier, node: Node) -> Kernel:
-    """Running sums, added up in the order of the axis."""
+    """Running sums or products, in the order of the axis."""
     m, dtype, attrs = Movement(node), node.input(0).dtype, attributes(node)
     axis = _Axis.of(node, attrs["axis"], kept=True)
-    reverse, exclusive = bool(attrs["reverse"]), bool(attrs["exclusive"])
+    reverse, exclusive, products = bool(attrs["reverse"]), bool(attrs["exclusive"]), node.op == "cumprod"
     key = f"{axis.need(m.sizes)} {dtype} {reverse} {exclusive}"
 
     def emit(b: Builder) -> None:
@@ -86,13 +86,14 @@ def cumsum(module: ir.Module, tier: Tier, node: Node) -> Kernel:
             def step(i: Value, state: list[Value]) -> list[Value]:
                 along = b.sub(b.sub(size, 1), i) if reverse else i
                 at = b.mul(b.mul(along, after), dtype.itemsize)
-                total = b.add(state[0], _load(b, dtype, b.at(x, at), count))
+                here = _load(b, dtype, b.at(x, at), count)
+                total = b.mul(state[0], here) if products else b.add(state[0], here)
                 total = round_f16(b, total) if dtype is DType.f16 else total
                 _store(b, dtype, state[0] if exclusive else total, b.at(y, at), count)
                 return [total]
 
             typ = scalar_type(dtype) if count is None else vector_type(dtype)
-            b.loop(0, size, 1, [loop_ops.number(0, dtype, typ)], step)
+            b.loop(0, size, 1, [loop_ops.number(int(products), dtype, typ)], step)
 
         axis.each(b, m.sizes, (dtype.itemsize, dtype.itemsize), band)
 

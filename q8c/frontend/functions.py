@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 
 NODE_LIMIT = 1_000_000  # nodes after inlining; functions that call functions can grow without bound
 _BODY_DOMAIN = "q8c.body"
+DEFINED = ("", "ai.onnx.preview")
+"""Domains whose ops ONNX defines by others where it can."""
 Key: TypeAlias = "tuple[str, str, str]"
 
 
@@ -102,7 +104,7 @@ def expand(node: onnx.NodeProto, opset: int, inputs: Sequence[Tensor | None],
     """The body of a call to a model's function, or of an op that ONNX defines by others; None if there is none."""
     function = functions.get(function_key(node))
     if function is None:
-        if node.domain:
+        if node.domain not in DEFINED:
             return None
         node = _with_defaults(node, opset)
         function = _schema_function(node, opset, [None if t is None else t.type for t in inputs])
@@ -111,16 +113,16 @@ def expand(node: onnx.NodeProto, opset: int, inputs: Sequence[Tensor | None],
 
 def has_body(node: onnx.NodeProto, opset: int) -> bool:
     """Whether ONNX defines this op by others."""
-    schema = None if node.domain else _schema(node.op_type, opset)
+    schema = _schema(node, opset) if node.domain in DEFINED else None
     return schema is not None and (schema.has_function or schema.has_context_dependent_function)
 
 
-def _schema(op: str, opset: int) -> Any:
+def _schema(node: onnx.NodeProto, opset: int) -> Any:
     """ONNX's schema of an op (its stubs lack what function bodies need), or None."""
     import onnx
 
     try:
-        return onnx.defs.get_schema(op, opset, "")
+        return onnx.defs.get_schema(node.op_type, opset, node.domain)
     except onnx.defs.SchemaError:
         return None
 
@@ -132,7 +134,7 @@ def _with_defaults(node: onnx.NodeProto, opset: int) -> onnx.NodeProto:
     copy = onnx.NodeProto()
     copy.CopyFrom(node)
     given = {a.name for a in node.attribute}
-    schema = _schema(node.op_type, opset)
+    schema = _schema(node, opset)
     for name, attribute in (schema.attributes if schema else {}).items():
         if name not in given and attribute.default_value.type:
             copy.attribute.append(attribute.default_value)
@@ -143,7 +145,7 @@ def _schema_function(node: onnx.NodeProto, opset: int,
                      types: Sequence[TensorType | None]) -> onnx.FunctionProto | None:
     import onnx
 
-    schema = _schema(node.op_type, opset)
+    schema = _schema(node, opset)
     if schema is None:
         return None
     if schema.has_function:
@@ -172,6 +174,8 @@ def _inlined(node: onnx.NodeProto, function: onnx.FunctionProto) -> Body:
     body = onnx.FunctionProto()
     body.CopyFrom(function)
     body.domain, body.name, body.overload = _BODY_DOMAIN, "body", ""
-    imports = [*function.opset_import, helper.make_opsetid(_BODY_DOMAIN, 1)]
+    if all(entry.domain for entry in body.opset_import):  # ONNX's bodies outside of its default domain leave it out
+        body.opset_import.append(helper.make_opsetid("", onnx.defs.onnx_opset_version()))
+    imports = [*body.opset_import, helper.make_opsetid(_BODY_DOMAIN, 1)]
     model = helper.make_model(helper.make_graph([call], "body", [], []), functions=[body], opset_imports=imports)
-    return Body(list(inliner.inline_local_functions(model).graph.node), list(function.opset_import))
+    return Body(list(inliner.inline_local_functions(model).graph.node), list(body.opset_import))

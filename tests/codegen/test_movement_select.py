@@ -105,3 +105,13 @@ def test_bitcast(source: str, to: str) -> None:
         kernel = compiled(tier, text)
         (y,), (expected,) = kernel(1, x=x), kernel.expected(x=x)
         np.testing.assert_array_equal(y.view(np.uint8), expected.view(np.uint8))
+
+
+@pytest.mark.parametrize("dtype", ["u8", "f16", "f32", "i64"])
+@pytest.mark.parametrize("attrs", ["", "exclusive = true, ", "exclusive = true, reverse = true, "])
+def test_running_products(dtype: str, attrs: str) -> None:
+    for axis, shape in ((0, "n, 17"), (1, "3, n")):
+        text = f"""graph @g(%x: {dtype}[{shape}]) {{
+          %y: {dtype}[{shape}] = cumprod(%x) {{{attrs}axis = {axis}}} return %y }}"""
+        for n in (0, 1, 5):
+            check(text, x=RANDOM.integers(1, 3, (n, 17) if axis == 0 else (3, n)).astype(DType[dtype].numpy))

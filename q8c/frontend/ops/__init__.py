@@ -24,8 +24,10 @@ from q8c.frontend.ops import (
     scatter,
     select,
     shape,
+    spectral,
+    unfold,
 )
 
 __all__ = ["attention", "constants", "contrib", "contrib_attention", "contrib_rotary", "conv", "einsum", "elementwise",
            "known", "movement", "nbits", "nn", "norm", "pad", "pool", "qlinear", "quantized", "reduce", "resize",
-           "scatter", "select", "shape"]
+           "scatter", "select", "shape", "spectral", "unfold"]

@@ -1,4 +1,4 @@
-"""Convolutions as matrix products of their windows: Conv, ConvTranspose."""
+"""Convolutions as matrix products of their windows: Conv, ConvInteger, ConvTranspose."""
 from __future__ import annotations
 
 from collections.abc import Sequence
@@ -7,6 +7,7 @@ from q8c.frontend.ops.windows import Windows, windows
 from q8c.frontend.registry import Call, importer
 from q8c.frontend.tensor import Tensor
 from q8c.ir.dims import Dim, floordiv, product
+from q8c.ir.types import DType
 
 
 @importer("Conv")
@@ -85,6 +86,21 @@ def _pieces(c: Call, x: Tensor, w: Windows) -> Tensor:
     pieces = c.builder.reshape(cut, (*lead, *apart))
     pieces = c.builder.transpose(pieces, (0, 1, *range(3, 2 * n + 2, 2), *range(2, 2 * n + 2, 2)))
     return c.builder.reshape(pieces, (*lead, w.size, product(w.counts)))
+
+
+@importer("ConvInteger", since=10)
+def conv_integer(c: Call) -> Tensor:
+    """The convolution of integers less their zero points, in int32."""
+    x, kernel = c.input(0), c.input(1)
+    wide = [c.builder.cast(t, DType.i32) for t in (x, kernel)]
+    for i in (0, 1):
+        zero = c.optional(2 + i)
+        if zero is not None:
+            spread = (zero.shape[0], *[1] * (x.rank - 1)) if zero.rank and i else ()
+            zero = c.builder.reshape(c.builder.cast(zero, DType.i32), spread)
+            wide[i] = c.emit("sub", wide[i], zero)
+    w = windows(c, x, kernel_size(c, x, kernel))
+    return convolve(c, wide[0], wide[1], w, c.attr_int("group", 1))
 
 
 @importer("ConvTranspose")

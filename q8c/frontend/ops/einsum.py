@@ -1,8 +1,9 @@
-"""Einsum of one or two operands, as transposes and one matrix product."""
+"""Einsum as transposes and matrix products, one operand after the other."""
 from __future__ import annotations
 
 from collections.abc import Sequence
 
+from q8c.frontend.ops.scatter import position
 from q8c.frontend.registry import Call, importer
 from q8c.frontend.tensor import Tensor
 from q8c.ir.dims import Dim, product
@@ -12,16 +13,30 @@ _DOTS = "0123456789"  # stand for the axes of an ellipsis, counted from the righ
 
 @importer("Einsum", since=12)
 def einsum(c: Call) -> Tensor:
-    """The sum of products the equation states; each operand names an axis once."""
+    """The sum of products the equation states, from left to right."""
     terms, result = _parse(c)
+    single = [_diagonal(c, x, term) for x, term in zip(c.every(), terms, strict=True)]
+    terms = [term for _, term in single]
     operands = [_summed(c, x, term, set(result).union(*terms[:i], *terms[i + 1:]))
-                for i, (x, term) in enumerate(zip(c.every(), terms, strict=True))]
-    if len(operands) == 1:
-        x, term = operands[0]
-        return c.builder.transpose(x, [term.index(a) for a in result])
-    if len(operands) != 2:
-        c.unsupported(f"{len(operands)} operands; expected 1 or 2")
-    return _product(c, *operands[0], *operands[1], result)
+                for i, (x, term) in enumerate(single)]
+    x, term = operands[0]
+    for i, (y, other) in enumerate(operands[1:], 2):
+        later = set(result).union(*terms[i:])
+        kept = result if i == len(operands) else "".join(a for a in dict.fromkeys(term + other) if a in later)
+        x, term = _product(c, x, term, y, other, kept), kept
+    return c.builder.transpose(x, [term.index(a) for a in result])
+
+
+def _diagonal(c: Call, x: Tensor, term: str) -> tuple[Tensor, str]:
+    """The operand with each axis named once: of those named twice, the elements where their indices are equal."""
+    for i, name in enumerate(term):
+        j = term.find(name, i + 1)
+        if j > 0:
+            c.builder.same(x.shape[i], x.shape[j])
+            equal = c.emit("equal", position(c, x.shape, i), position(c, x.shape, j))
+            x = c.emit("reduce_sum", c.emit("where", equal, x, c.scalar(0, x)), axes=(j,), keepdims=False)
+            return _diagonal(c, x, term[:j] + term[j + 1:])
+    return x, term
 
 
 def _parse(c: Call) -> tuple[list[str], str]:
@@ -44,8 +59,6 @@ def _parse(c: Call) -> tuple[list[str], str]:
     for term, rank in zip(spelled, ranks, strict=True):
         if len(term) != rank or any(not (a.isalpha() or a in dots) for a in term):
             c.fail(f"the equation {equation!r} does not fit operands of rank {ranks}")
-        if len(set(term)) < len(term):
-            c.unsupported(f"the equation {equation!r} names an axis of an operand twice")
     if len(set(result)) < len(result) or set(result) - set("".join(spelled)):
         c.fail(f"the equation {equation!r} has a wrong result")
     return spelled, result

@@ -117,12 +117,29 @@ def gather_nd(c: Call) -> Tensor:
     return c.emit("gather_nd", c.input(0), as_index(c, c.input(1)), batch_dims=c.attr_int("batch_dims", 0))
 
 
+@importer("ReverseSequence", since=10)
+def reverse_sequence(c: Call) -> Tensor:
+    """The first elements along the time axis turned around, as many of them as each batch's length says."""
+    x, lengths = c.input(0), c.builder.cast(c.input(1), DType.i64)
+    batch, time = c.axis(c.attr_int("batch_axis", 1), x.rank), c.axis(c.attr_int("time_axis", 0), x.rank)
+    if {batch, time} != {0, 1} or lengths.rank != 1:
+        c.fail(f"batch axis {batch}, time axis {time} and lengths {lengths.type}; expected the first two axes")
+    steps = c.emit("iota", size=x.shape[time], dtype=DType.i64)
+    steps = c.builder.reshape(steps, (x.shape[0], 1) if time == 0 else (1, x.shape[1]))
+    lengths = c.builder.reshape(lengths, (x.shape[0], 1) if batch == 0 else (1, x.shape[1]))
+    turned = c.emit("sub", c.emit("sub", lengths, c.scalar(1, lengths)), steps)
+    places = c.emit("where", c.emit("less", steps, lengths), turned, steps)
+    wide = c.builder.broadcast(c.builder.reshape(places, (*x.shape[:2], *[1] * (x.rank - 2))), x.shape)
+    return c.emit("gather_elements", x, wide, axis=time)
+
+
+@importer("CumProd", since=26)
 @importer("CumSum")
-def cumsum(c: Call) -> Tensor:
-    """Running sums along an axis."""
+def cumulate(c: Call) -> Tensor:
+    """Running sums or products along an axis."""
     x = c.input(0)
     axes = c.numbers(1, "the axis")
     if len(axes) != 1:
         c.fail(f"{len(axes)} axes, expected 1")
-    return c.emit("cumsum", x, axis=c.axis(axes[0], x.rank), exclusive=bool(c.attr_int("exclusive", 0)),
+    return c.emit(c.op.lower(), x, axis=c.axis(axes[0], x.rank), exclusive=bool(c.attr_int("exclusive", 0)),
                   reverse=bool(c.attr_int("reverse", 0)))

@@ -147,6 +147,16 @@ def cumsum(args: Sequence[Any], attrs: Mapping[str, Any]) -> Sequence[Array]:
     return [np.flip(total, axis) if attrs["reverse"] else total]
 
 
+def cumprod(args: Sequence[Any], attrs: Mapping[str, Any]) -> Sequence[Array]:
+    """Running products along an axis, as `cumsum` has sums."""
+    y = np.moveaxis(args[0], attrs["axis"], 0)
+    y = y[::-1] if attrs["reverse"] else y
+    with np.errstate(all="ignore"):
+        total = np.cumprod(np.concatenate([np.ones_like(y[:1]), y]), axis=0, dtype=y.dtype)
+    total = total[:-1] if attrs["exclusive"] else total[1:]
+    return [np.ascontiguousarray(np.moveaxis(total[::-1] if attrs["reverse"] else total, 0, attrs["axis"]))]
+
+
 _INTS, _DIMS, _AXIS = AttrSpec("ints"), AttrSpec("dims"), AttrSpec("int")
 
 register(OpDef("reshape", "x", _reshape, lambda a, k: [a[0].reshape(k["shape"])], {"shape": _DIMS}))
@@ -164,8 +174,9 @@ register(OpDef("gather_nd", "x indices", _gather_nd, gather_nd, {"batch_dims": A
 register(OpDef("pad", "x", _pad, lambda a, k: [
     np.pad(a[0], list(zip(k["before"], k["after"], strict=True)), constant_values=k["value"])],
     {"before": _DIMS, "after": _DIMS, "value": AttrSpec("float", 0.0)}))
-register(OpDef("cumsum", "x", _cumsum, cumsum, {
-    "axis": _AXIS, "exclusive": AttrSpec("bool", False), "reverse": AttrSpec("bool", False)}))
+for _name, _function in {"cumsum": cumsum, "cumprod": cumprod}.items():
+    register(OpDef(_name, "x", _cumsum, _function, {
+        "axis": _AXIS, "exclusive": AttrSpec("bool", False), "reverse": AttrSpec("bool", False)}))
 register(OpDef("iota", "", lambda o: [TensorType(o.attrs["dtype"], (o.attrs["size"],))],
                lambda a, k: [np.arange(k["size"], dtype=k["dtype"].numpy)],
                {"size": AttrSpec("dim"), "dtype": AttrSpec("dtype", DType.i64)},
