@@ -6,7 +6,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.frontend.support import F32, I64, compare, model, node, normal
+from q8c.passes.manager import run_passes
+from q8c.passes.pipeline import Options, pipeline
+from tests.frontend.support import F32, I64, compare, load, model, node, normal
 
 CONVOLUTIONS: dict[str, tuple[int, tuple[int, ...], dict[str, Any]]] = {
     "padding": (1, (3,), {"pads": [1, 2]}), "strides": (2, (3, 2), {"strides": [2, 1], "pads": [0, 1, 1, 0]}),
@@ -74,3 +76,13 @@ def test_scatter_elements(reduction: str) -> None:
                   {"x": (F32, ["n", 4]), "i": (I64, ["n", "m"]), "u": (F32, ["n", "m"])}, {"y": F32})
     places = np.array([[0, -1, 2], [3, 1, 0]])
     compare(proto, {"x": normal(2, 4), "i": places, "u": normal(2, 3, seed=1)}, runtime=True)
+
+
+def test_the_windows_of_a_convolution_times_its_kernel_are_an_int8_product() -> None:
+    proto = model([node("Conv", "x w b", pads=[1, 1], strides=[2])], {"x": (F32, ["n", 64, "t"])}, {"y": F32},
+                  {"w": normal(96, 64, 3), "b": normal(96)})
+    graph = load(proto)
+    run_passes(graph, pipeline(Options()))
+    linear, = (n for n in graph.nodes if n.op == "q8_linear")
+    assert linear.inputs[5] is not None and linear.output.shape[-1] == 96  # the bias is in it
+    assert [n.op for n in graph.nodes[graph.nodes.index(linear) + 1:]] == ["transpose"]

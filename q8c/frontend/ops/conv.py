@@ -15,7 +15,7 @@ def conv(c: Call) -> Tensor:
     """The windows of x as rows, times the kernel as a matrix, plus bias."""
     x, kernel, bias = c.input(0), c.input(1), c.optional(2)
     size = kernel_size(c, x, kernel)
-    return biased(c, convolve(c, x, kernel, windows(c, x, size), c.attr_int("group", 1)), bias)
+    return convolve(c, x, kernel, windows(c, x, size), c.attr_int("group", 1), bias)
 
 
 def kernel_size(c: Call, x: Tensor, kernel: Tensor) -> list[int]:
@@ -30,32 +30,33 @@ def kernel_size(c: Call, x: Tensor, kernel: Tensor) -> list[int]:
     return size
 
 
-def biased(c: Call, y: Tensor, bias: Tensor | None) -> Tensor:
+def _biased(c: Call, y: Tensor, bias: Tensor | None) -> Tensor:
     """y plus a number for each channel."""
     return y if bias is None else c.emit("add", y, c.builder.reshape(bias, (bias.shape[0], *[1] * (y.rank - 2))))
 
 
-def convolve(c: Call, x: Tensor, kernel: Tensor, w: Windows, group: int) -> Tensor:
-    """[batch, outputs, *counts] of x [batch, channels, ...] and kernel [outputs, channels / group, ...]."""
+def convolve(c: Call, x: Tensor, kernel: Tensor, w: Windows, group: int, bias: Tensor | None = None) -> Tensor:
+    """[batch, outputs, *counts] of x [batch, channels, ...], kernel [outputs, channels / group, ...] and bias."""
     outputs, channels = kernel.shape[:2]
     if not isinstance(outputs, int) or group < 1 or outputs % group:
         c.fail(f"{outputs} output channels do not split into {group} groups")
     c.builder.same(x.shape[1], channels * group)
     x = w.padded(c, x)
     if group > 1 and channels == 1 and outputs == group:
-        return _each_channel(c, x, kernel, w)
+        return _biased(c, _each_channel(c, x, kernel, w), bias)
     batch, depth = x.shape[0], channels * w.size
     rows = _pieces(c, x, w) if w.apart else _stacked(c, x, w)  # [batch, channels, size, places]
     places = product(w.counts)
     if group == 1:
         rows = c.builder.reshape(c.builder.transpose(rows, (0, 3, 1, 2)), (batch, places, depth))
         y = c.emit("matmul", rows, c.builder.transpose(c.builder.reshape(kernel, (outputs, depth)), (1, 0)))
+        y = y if bias is None else c.emit("add", y, bias)  # before the transpose, where the product takes it along
         return c.builder.reshape(c.builder.transpose(y, (0, 2, 1)), (batch, outputs, *w.counts))
     rows = c.builder.reshape(rows, (batch, group, channels, w.size, places))
     rows = c.builder.reshape(c.builder.transpose(rows, (0, 1, 4, 2, 3)), (batch, group, places, depth))
     weights = c.builder.reshape(kernel, (group, outputs // group, depth))
     y = c.emit("matmul", rows, c.builder.transpose(weights, (0, 2, 1)))
-    return c.builder.reshape(c.builder.transpose(y, (0, 1, 3, 2)), (batch, outputs, *w.counts))
+    return _biased(c, c.builder.reshape(c.builder.transpose(y, (0, 1, 3, 2)), (batch, outputs, *w.counts)), bias)
 
 
 def _each_channel(c: Call, x: Tensor, kernel: Tensor, w: Windows) -> Tensor:
@@ -124,7 +125,7 @@ def conv_transpose(c: Call) -> Tensor:
     none, one = (0,) * n, (1,) * n
     counts = tuple(d - r + 1 for d, r in zip(x.shape[2:], reach, strict=True))
     w = Windows(tuple(size), one, tuple(dilations), none, none, none, counts)
-    return biased(c, convolve(c, x, turned, w, group), bias)
+    return convolve(c, x, turned, w, group, bias)
 
 
 def _cut(c: Call, x: Tensor, reach: Sequence[int], strides: Sequence[int],
