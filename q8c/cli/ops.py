@@ -49,8 +49,8 @@ def page(found: Sequence[SupportedOp]) -> str:
     """docs/ops.md."""
     lines = ["# Supported ops", "", "Printed by `q8c ops --markdown` from the importers that are there.", "",
              "An op is imported by an importer of its own, by ONNX's definition of it by *other ops*, or, where it has",
-             "subgraphs, *written out*, which needs conditions and trip counts that follow from shapes and constants.",
-             "Shapes, axes, pads and the like must follow from them too. The standard's own tests of all ops run through",
+             "subgraphs, those *written out*: conditions and trip counts must follow from shapes and constants, and so",
+             "must shapes, axes, pads and the like. The standard's own tests of all ops run through",
              "`q8c.onnx_backend`; [tests/onnx/unsupported.txt](../tests/onnx/unsupported.txt) lists what is refused of",
              "them, and why. It compiles for the elements of inputs that shapes follow from, once for equal ones."]
     for domain in dict.fromkeys(o.domain for o in found):
