@@ -172,7 +172,7 @@ def prepared(gguf: llama.Gguf, output: Path, again: bool = False, **options: Any
     model = llama.build(gguf)
     step(f"compiling {gguf.path.name}, once, some 20 seconds ...")
     output.parent.mkdir(parents=True, exist_ok=True)
-    made = q8c.compile(model, output, weights="q8-block32", **options)
+    made = q8c.compile(model, output, **options)
     step("")
     return made
 
@@ -214,7 +214,7 @@ def run(args: argparse.Namespace) -> None:
     if START not in gguf.fact("tokenizer.chat_template", ""):
         raise ChatError(f"{gguf.path}: not a model that chats with {START}")
     tokenizer = gguf.tokenizer()
-    path = prepared(gguf, args.output or BUILD / f"{gguf.path.stem}-chat.q8c", args.recompile)
+    path = prepared(gguf, args.output or BUILD / f"{gguf.path.stem}-chat.q8c", args.recompile, last_logits=True)
     session = q8c.load(path, threads=args.threads)
     sampler = Sampler(args.temperature, args.top_k, args.top_p, args.repeat_penalty)
     chat = Chat(session, tokenizer, sampler, context=args.context, system=args.system, seed=args.seed)
