@@ -19,7 +19,7 @@ from tests.codegen import test_attention as f32
 from tests.codegen.jit import build, needs
 from tests.codegen.test_attention import CASES, LOWEST, Case, exact, reference
 
-FAST = TIERS["amx-int8"].with_extras(*TIERS["amx-int8"].fast_extras)
+FAST = TIERS["amx-int8"].fast()
 BF16 = 2.0**-8  # rounding to bfloat16, relative
 EXP_ERROR = 9e-5  # of a weight, relative; attention_math states it
 PADDED = "batch, 1, 1, seq"

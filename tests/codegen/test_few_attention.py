@@ -9,10 +9,11 @@ import pytest
 from q8c.codegen.attention_few import FEW, FEW_BEFORE_AMX
 from q8c.codegen.targets import TIERS
 from q8c.ir.graph import Array
-from tests.codegen.jit import runnable, runnable_tiers
+from tests.codegen.jit import runnable
 from tests.codegen.test_attention import Case, reference, run, run_everywhere
 
-FAST = TIERS["amx-int8"].with_extras(*TIERS["amx-int8"].fast_extras)
+FAST = TIERS["amx-int8"].fast()
+APPROXIMATE = TIERS["avx512-vnni"].fast()
 DECODE = Case(heads=6, kv_heads=2, size=20, merged=False, split="kv", causal=True)
 MASKS = {"bool": "bool[batch, keys]", "i64": "i64[1, keys]", "f32": "f32[batch, keys]", "i8": "i8[batch, keys]"}
 CASES = [
@@ -49,6 +50,10 @@ def test_a_token_alone_has_its_bits_among_many(case: Case) -> None:
     for start, stop in ((0, 1), (5, 8), (7, 7 + FEW), (queries - 1, queries)):
         some = {**feeds, "q": np.ascontiguousarray(feeds["q"].take(range(start, stop), axis)), "lengths": past + start}
         np.testing.assert_array_equal(run_everywhere(wide, some), together[:, start:stop])
+        if runnable(APPROXIMATE):
+            every = run(wide, {**feeds, "lengths": past}, APPROXIMATE)
+            np.testing.assert_array_equal(run(wide, some, APPROXIMATE), every[:, start:stop])
+            assert 0 < np.linalg.norm(every - together) < 1e-4 * np.linalg.norm(together)
 
 
 @pytest.mark.parametrize("queries", [3, FEW + 3])
@@ -111,4 +116,4 @@ def test_zero_sizes(batch: int, queries: int, keys: int) -> None:
 @pytest.mark.skipif(not runnable(FAST), reason="this CPU has no AMX with bfloat16")
 def test_few_queries_are_float32_beside_amx() -> None:
     feeds = DECODE.feeds(np.random.default_rng(7), 1, FEW_BEFORE_AMX, 50)
-    np.testing.assert_array_equal(run(DECODE, feeds, FAST), run(DECODE, feeds, runnable_tiers()[0]))
+    np.testing.assert_array_equal(run(DECODE, feeds, FAST), run(DECODE, feeds, APPROXIMATE))
