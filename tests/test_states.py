@@ -247,8 +247,9 @@ def test_outputs_that_stay(session: Session) -> None:
 
 
 def test_states_go_with_their_file(session: Session, tmp_path: Path) -> None:
-    other = load(compile_graph(decoder_graph(layers=1), tmp_path / "other.q8c", Options(quantize=False)))
-    for state, message in ((other.new_state(9), "the state belongs to another model"),
+    with load(compile_graph(decoder_graph(layers=1), tmp_path / "other.q8c", Options(quantize=False))) as other:
+        foreign = other.new_state(9)
+    for state, message in ((foreign, "the state belongs to another model"),
                            (3, "state must be what session.new_state gave, got a int")):
         with pytest.raises(InputError, match=message):
             session.run(None, {"input_ids": NEXT[:1]}, state=state)  # type: ignore[arg-type]
