@@ -6,7 +6,7 @@ from typing import NamedTuple
 import llvmlite.ir as ir
 
 from q8c.codegen.builder import F32, I16, I32, I64, LANES, V16I, Builder, Operand, Value, constant
-from q8c.codegen.layout import PANEL
+from q8c.codegen.layout import GROUP, PANEL
 from q8c.codegen.linear_spec import STEP_BYTES, LinearSpec
 from q8c.codegen.linear_tile import TileEmitter
 from q8c.codegen.q8_spec import Q8LinearSpec
@@ -17,6 +17,9 @@ FLOAT_OFFSET = 3.0 * SUM_LIMIT
 FLOAT_BITS = 0x4B400000
 """The bits of FLOAT_OFFSET. It lies in the middle of the floats that are 1 apart: an integer below SUM_LIMIT added to
 its bits is added to its value."""
+OWN_SUMS_ROWS = 2
+"""Rows up to which sums of a block's weights are computed and not read: there is time while weights arrive, and they
+are a tenth of the bytes. Of more rows the sums of products need the registers."""
 
 
 class Columns(NamedTuple):
@@ -104,17 +107,37 @@ class Q8TileEmitter(TileEmitter):
     def block(self, columns: list[Columns], number: Value, pointers: list[Value],
               steps: int) -> tuple[list[Value], list[Value]]:
         """int32 sums of one block, row by row, and the pointers after it."""
-        b = self.b
-        starts = []
-        for r in range(self.tile.rows):
-            for c in columns:
-                start = self.row_value("starts", r, number, c.lanes)
-                if self.spec.zero_point:
-                    sums = b.load(ir.VectorType(I16, 2 * c.lanes), self.block_address("w_sum", c, number))
-                    zeros = b.bitcast(self.row_value("zeros", r, number, c.lanes), sums.type)
-                    start = b.dot_s16(start, sums, zeros)
-                starts.append(start)
-        return self.along_depth(starts, pointers, steps, lambda accs, pointers: self.step(columns, accs, pointers))
+        rows = [(r, c) for r in range(self.tile.rows) for c in columns]
+        starts = [self.row_value("starts", r, number, c.lanes) for r, c in rows]
+
+        def step(accs: list[Value], pointers: list[Value]) -> list[Value]:
+            return self.step(columns, accs, pointers)
+
+        if not self.spec.zero_point:
+            return self.along_depth(starts, pointers, steps, step)
+        if self.own_sums:
+            starts += [constant(ir.VectorType(I32, c.lanes), -ZERO_POINT * GROUP * steps) for c in columns]
+            accs, pointers = self.along_depth(starts, pointers, steps, step)
+            accs, own = accs[:len(rows)], accs[len(rows):]
+            return [self.less_zeros(acc, r, number, own[n % len(columns)], 0xFFFF)
+                    for n, (acc, (r, _)) in enumerate(zip(accs, rows, strict=True))], pointers
+        for n, (r, c) in enumerate(rows):
+            sums = self.b.load(ir.VectorType(I32, c.lanes), self.block_address("w_sum", c, number))
+            starts[n] = self.less_zeros(starts[n], r, number, sums, -1)
+        return self.along_depth(starts, pointers, steps, step)
+
+    @property
+    def own_sums(self) -> bool:
+        """Whether sums of weights are computed beside those of products, after which they come."""
+        spec = self.spec
+        return spec.zero_point and spec.block != 0 and self.b.tier.has_vnni and self.tile.rows <= OWN_SUMS_ROWS
+
+    def less_zeros(self, acc: Value, row: int, number: Value, sums: Value, mask: int) -> Value:
+        """acc - zero * sums of 32-bit lanes, which are what `layout.pack_sums` makes of sums, or sums of 16 bits: the
+        mask then leaves one factor of the pair."""
+        b, pairs = self.b, ir.VectorType(I16, 2 * sums.type.count)
+        zeros = b.and_(self.row_value("zeros", row, number, sums.type.count), mask)
+        return b.dot_s16(acc, b.bitcast(sums, pairs), b.bitcast(zeros, pairs))
 
     def row_value(self, name: str, row: int, number: Value, lanes: int = PANEL) -> Value:
         """A row's value for a block, in all lanes."""
@@ -143,6 +166,10 @@ class Q8TileEmitter(TileEmitter):
             dword = b.splat(b.load(I32, b.at(a, r * self.spec.lda)), V16I)
             for n, weight in enumerate(weights):
                 accs[r * len(columns) + n] = b.dot_u8s8(accs[r * len(columns) + n], weight, dword)
+        if self.own_sums:
+            ones = constant(V16I, 0x01010101)
+            accs[tile.rows * len(columns):] = [b.dot_u8s8(acc, weight, ones) for acc, weight in zip(
+                accs[tile.rows * len(columns):], weights, strict=True)]
         return accs
 
 
