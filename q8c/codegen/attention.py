@@ -35,7 +35,7 @@ def attention_kernel(module: ir.Module, tier: Tier, node: Node) -> Kernel:
     shared = shared_bytes(spec, batch, queries, keys)
     first, then = _two_ways(module, tier, spec, function)
     return Kernel(first, sizes, dim_max(scratch, score_scratch(spec, keys)), shared,
-                  then=Kernel(then, sizes, value_scratch(spec, keys), shared))
+                  then=Kernel(then, sizes, value_scratch(spec, keys), shared, draws=True))
 
 
 def _two_ways(module: ir.Module, tier: Tier, spec: AttentionSpec,

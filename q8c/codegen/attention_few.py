@@ -15,8 +15,7 @@ import llvmlite.ir as ir
 
 from q8c.codegen.attention_operands import Operands, attention_params
 from q8c.codegen.attention_spec import AttentionSpec
-from q8c.codegen.builder import F32, I64, PTR, Builder, Value
-from q8c.codegen.loop_space import share
+from q8c.codegen.builder import F32, PTR, Builder, Value
 from q8c.codegen.targets import Tier
 from q8c.ir.dims import Dim, dim_min
 from q8c.ir.memory import round_up
@@ -47,8 +46,9 @@ class FewStep(ABC):
     """One of the two steps; its function has the parameters of a kernel with scratch and what is shared. Tiles of up to
     `tile_rows` rows have their sums in registers."""
 
-    def __init__(self, module: ir.Module, tier: Tier, spec: AttentionSpec, name: str, tile_rows: int) -> None:
-        params = [*attention_params(spec), *((n, PTR) for n in ("scratch", "shared")), ("piece", I64), ("pieces", I64)]
+    def __init__(self, module: ir.Module, tier: Tier, spec: AttentionSpec, name: str, tile_rows: int,
+                 share: list[tuple[str, ir.Type]]) -> None:
+        params = [*attention_params(spec), *((n, PTR) for n in ("scratch", "shared")), *share]
         self.module, self.tier, self.spec = module, tier, spec
         self.b = b = Builder(module, tier, spec.symbol(tier, name), params, internal=True)
         self.operands = Operands(b, spec)
@@ -58,27 +58,16 @@ class FewStep(ABC):
         self.pitch = b.mul(b.ceildiv(self.keys, BLOCK), BLOCK)
 
     @abstractmethod
-    def parts(self) -> Value:
-        """How many parts a head's work can be cut into."""
-
-    @abstractmethod
-    def head(self, low: Value, high: Value) -> None:
-        """Parts low ... high - 1 of the work of the head at hand: `item` of all, `kv_head` of `batch`, with `there`
-        keys."""
-
     def emit(self) -> ir.Function:
-        """The whole function: the head's parts that are this piece."""
-        b, parts = self.b, self.parts()
-        heads = b.mul(b.arg("batch"), self.spec.kv_heads)
-        first, last = share(b, b.mul(heads, parts), b.arg("piece"), b.arg("pieces"))
-        parts = b.imax(parts, 1)
-        with b.range(b.div(first, parts), b.ceildiv(last, parts)) as self.item:
-            low, high = (b.imin(b.imax(b.sub(n, b.mul(self.item, parts)), 0), parts) for n in (first, last))
-            self.batch, self.kv_head = b.div(self.item, self.spec.kv_heads), b.rem(self.item, self.spec.kv_heads)
-            self.there = self.operands.there(self.batch)
-            self.head(low, high)
-        b.ret()
-        return b.function
+        """The whole function."""
+
+    def turn_to(self, item: Value) -> None:
+        """Go on to a key and value head of a batch item: its number among all, `kv_head` of `batch`, with `there`
+        keys."""
+        b = self.b
+        self.item = item
+        self.batch, self.kv_head = b.div(item, self.spec.kv_heads), b.rem(item, self.spec.kv_heads)
+        self.there = self.operands.there(self.batch)
 
     def scores(self, row: Value, key: Value) -> Value:
         """The address of a row's score of a key."""

@@ -8,6 +8,7 @@ from q8c.codegen.attention_math import transpose
 from q8c.codegen.attention_operands import HIDDEN, key_mask_bytes
 from q8c.codegen.attention_spec import AttentionSpec
 from q8c.codegen.builder import F32, I64, LANES, PTR, V16F, Builder, Value, constant
+from q8c.codegen.loop_space import share
 from q8c.codegen.targets import Tier
 from q8c.ir.dims import Dim
 from q8c.ir.memory import CACHE_LINE
@@ -24,10 +25,11 @@ def score_scratch(spec: AttentionSpec, keys: Dim) -> Dim:
 
 
 class FewScores(FewStep):
-    """Parts are blocks of keys."""
+    """A piece is a run of blocks of keys."""
 
     def __init__(self, module: ir.Module, tier: Tier, spec: AttentionSpec) -> None:
-        super().__init__(module, tier, spec, "few_scores", 4 if tier.registers >= 32 else 2)
+        super().__init__(module, tier, spec, "few_scores", 4 if tier.registers >= 32 else 2,
+                         [("piece", I64), ("pieces", I64)])
         b = self.b
         self.q = b.arg("scratch")
         self.turned = b.at(self.q, row_bytes(spec))
@@ -35,12 +37,23 @@ class FewScores(FewStep):
         self.key_mask = b.at(self.copy, 4 * STEP * spec.pitch)
         self.dots = {rows: _emit_dot(module, tier, spec, rows) for rows in range(1, self.tile_rows + 1)}
 
-    def parts(self) -> Value:
-        return self.b.ceildiv(self.keys, BLOCK)
-
-    def head(self, low: Value, high: Value) -> None:
+    def emit(self) -> ir.Function:
+        """The blocks of keys of all heads that are this piece."""
         b = self.b
-        high = b.imin(high, b.ceildiv(self.there, BLOCK))
+        blocks = b.ceildiv(self.keys, BLOCK)
+        heads = b.mul(b.arg("batch"), self.spec.kv_heads)
+        first, last = share(b, b.mul(heads, blocks), b.arg("piece"), b.arg("pieces"))
+        blocks = b.imax(blocks, 1)
+        with b.range(b.div(first, blocks), b.ceildiv(last, blocks)) as item:
+            self.turn_to(item)
+            low, high = (b.imin(b.imax(b.sub(n, b.mul(item, blocks)), 0), blocks) for n in (first, last))
+            self._head(low, b.imin(high, b.ceildiv(self.there, BLOCK)))
+        b.ret()
+        return b.function
+
+    def _head(self, low: Value, high: Value) -> None:
+        """Blocks low ... high - 1 of the head at hand."""
+        b = self.b
         with b.if_(b.icmp("<", low, high)):
             self._scale_rows()
             if self.spec.key_mask is not None:

@@ -11,10 +11,13 @@ from q8c.codegen.attention_operands import HIDDEN, key_mask_bytes
 from q8c.codegen.attention_spec import AttentionSpec
 from q8c.codegen.attention_spread import BlindQueries
 from q8c.codegen.builder import F32, I64, LANES, PTR, V16F, Builder, Value, constant
+from q8c.codegen.draw import draw
 from q8c.codegen.targets import Tier
 from q8c.ir.dims import Dim
 
 _VECTOR = 4 * LANES
+MANY_TASKS = 4
+"""For each thread: enough to share them evenly whatever their number."""
 
 
 def value_scratch(spec: AttentionSpec, keys: Dim) -> Dim:
@@ -26,35 +29,57 @@ def value_scratch(spec: AttentionSpec, keys: Dim) -> Dim:
 
 
 class FewValues(FewStep):
-    """Parts are vectors of channels. What is summed of a tile of channels begins with the sum of weights."""
+    """A task is a head or some vectors of its channels, which threads draw. What is summed of a tile of channels begins
+    with the sum of weights."""
 
     def __init__(self, module: ir.Module, tier: Tier, spec: AttentionSpec) -> None:
-        super().__init__(module, tier, spec, "few_values", 4 if tier.registers >= 32 else 3)
+        super().__init__(module, tier, spec, "few_values", 4 if tier.registers >= 32 else 3,
+                         [("threads", I64), ("queue", PTR)])
         b, rows = self.b, FEW * spec.group
         self.columns = -(-spec.head_size // LANES)
         self.tail = spec.head_size % LANES
-        self.wide = 4 if tier.registers >= 32 and spec.head_size >= 4 * LANES else 1
+        self.widths = [n for n in ((4, 2, 1) if tier.registers >= 32 else (1,)) if n * LANES <= spec.head_size]
         self.greatest = b.arg("scratch")
         self.weights = b.at(self.greatest, rows * _VECTOR)
         self.sums = b.at(self.weights, rows * 4 * BLOCK)
         self.key_mask = b.at(self.sums, rows * 2 * _VECTOR * self.columns)
         self.tiles = {(rows, columns, width): _emit_weigh(module, tier, spec, rows, columns, width)
                       for rows in range(1, self.tile_rows + 1)
-                      for columns, width in {(self.wide, LANES), (1, LANES), (1, self.tail or LANES)}}
+                      for columns, width in {*((n, LANES) for n in self.widths), (1, self.tail or LANES)}}
 
-    def parts(self) -> Value:
-        return constant(I64, self.columns)
+    def emit(self) -> ir.Function:
+        """All tasks this thread draws."""
+        b, queue = self.b, self.b.arg("queue")
+        heads, threads = b.mul(b.arg("batch"), self.spec.kv_heads), b.arg("threads")
+        # Weights are computed anew for each part of a head, and short stretches of values come slower.
+        parts = constant(I64, self.columns)
+        for fewer in sorted({min(2, self.columns), 1}, reverse=True):
+            tasks = b.mul(heads, fewer)
+            even = b.icmp("==", b.rem(tasks, threads), 0)
+            many = b.icmp(">=", tasks, b.mul(threads, MANY_TASKS))
+            parts = b.select(b.or_(even, many), fewer, parts)
+        count = b.mul(heads, parts)
 
-    def head(self, low: Value, high: Value) -> None:
+        def task(drawn: list[Value]) -> list[Value]:
+            part = b.rem(drawn[0], parts)
+            self.turn_to(b.div(drawn[0], parts))
+            self._head(*(b.div(b.mul(b.add(part, n), self.columns), parts) for n in (0, 1)))
+            return [draw(b, queue, count)]
+
+        b.while_([draw(b, queue, count)], lambda drawn: b.icmp(">=", drawn[0], 0), task)
+        b.ret()
+        return b.function
+
+    def _head(self, low: Value, high: Value) -> None:
+        """Columns low ... high - 1 of the head at hand."""
         b = self.b
-        with b.if_(b.icmp("<", low, high)):
-            if self.spec.key_mask is not None:
-                self.operands.place_key_mask(self.batch, self.key_mask)
-            self._find_greatest()
-            self._across(low, high, self._clear)
-            with b.range(0, self.there, BLOCK) as key:
-                self._weigh_block(key, low, high)
-            self._across(low, high, self._finish)
+        if self.spec.key_mask is not None:
+            self.operands.place_key_mask(self.batch, self.key_mask)
+        self._find_greatest()
+        self._across(low, high, self._clear)
+        with b.range(0, self.there, BLOCK) as key:
+            self._weigh_block(key, low, high)
+        self._across(low, high, self._finish)
 
     def _find_greatest(self) -> None:
         b = self.b
@@ -70,15 +95,12 @@ class FewValues(FewStep):
     def _across(self, low: Value, high: Value, body: Callable[[Value, int, int], None]) -> None:
         """`body(column, columns, width)` for the tiles of columns low ... high - 1."""
         b = self.b
-        whole = b.imin(high, self.spec.head_size // LANES)
-        start = low
-        if self.wide > 1:
-            count = b.mul(b.div(b.imax(b.sub(whole, low), 0), self.wide), self.wide)
-            start = b.add(low, count)
-            with b.range(low, start, self.wide) as column:
-                body(column, self.wide, LANES)
-        with b.range(start, whole) as column:
-            body(column, 1, LANES)
+        whole, start = b.imin(high, self.spec.head_size // LANES), low
+        for columns in self.widths:
+            stop = b.add(start, b.mul(b.div(b.imax(b.sub(whole, start), 0), columns), columns))
+            with b.range(start, stop, columns) as column:
+                body(column, columns, LANES)
+            start = stop
         if self.tail:
             with b.if_(b.icmp("==", high, self.columns)):
                 body(constant(I64, self.columns - 1), 1, self.tail)

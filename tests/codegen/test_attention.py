@@ -21,6 +21,7 @@ from q8c.ir.interpret import bind_sizes, interpret
 from q8c.ir.ops import attributes
 from q8c.ir.parse import parse_graph
 from tests.codegen.jit import Loaded, all_tiers, guarded, runnable_tiers
+from tests.codegen.queues import Queues
 
 ROUNDING = 2.0**-24  # of one float32 operation, relative
 EXP_ERROR = 2e-7     # of a weight, relative; attention_math states it
@@ -111,10 +112,12 @@ def run(case: Case, feeds: Mapping[str, Array], tier: Tier, threads: int = 1) ->
     shared = guarded(np.full(value(kernel.shared or 0) // 4, np.nan, np.float32))
     for step in kernel.steps:
         assert step.scratch is not None
+        queues = Queues(threads)
         for tid in reversed(range(threads)):
             scratch = guarded(np.full(value(step.scratch) // 4, np.nan, np.float32))
+            share = [threads, queues[tid]] if step.draws else [tid, threads]
             loaded(step.function.name, *pointers, result, *map(value, step.sizes), scratch,
-                   *([] if step.shared is None else [shared]), tid, threads)
+                   *([] if step.shared is None else [shared]), *share)
     return np.array(result)
 
 
