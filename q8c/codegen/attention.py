@@ -7,7 +7,7 @@ from q8c.codegen.amx_attention import amx_attention
 from q8c.codegen.attention_driver import Driver
 from q8c.codegen.attention_few import FEW, FEW_BEFORE_AMX, shared_bytes
 from q8c.codegen.attention_few_scores import FewScores, score_scratch
-from q8c.codegen.attention_few_values import FewValues, value_scratch
+from q8c.codegen.attention_few_values import FewFinish, FewValues, finish_scratch, value_scratch
 from q8c.codegen.attention_operands import key_mask_bytes
 from q8c.codegen.attention_spec import AttentionSpec, attention_sizes, attention_spec
 from q8c.codegen.attention_tile import STATISTICS, TileEmitter, tiles
@@ -23,7 +23,7 @@ def attention_kernel(module: ir.Module, tier: Tier, node: Node) -> Kernel:
 
     Pieces are runs of batch items, heads and tiles of queries. Products are in bfloat16 on a tier that has been given
     AMX for it, else in float32. Where there may be more keys than queries, few queries go another way: in float32, in
-    two steps.
+    three steps.
     """
     spec = attention_spec(node)
     sizes = attention_sizes(node)
@@ -33,18 +33,21 @@ def attention_kernel(module: ir.Module, tier: Tier, node: Node) -> Kernel:
     if not spec.cached:
         return Kernel(function, sizes, scratch)
     shared = shared_bytes(spec, batch, queries, keys)
-    first, then = _two_ways(module, tier, spec, function)
-    return Kernel(first, sizes, dim_max(scratch, score_scratch(spec, keys)), shared,
-                  then=Kernel(then, sizes, value_scratch(spec, keys), shared, draws=True))
+    steps = _two_ways(module, tier, spec, function)
+    scratches = (dim_max(scratch, score_scratch(spec, keys)), value_scratch(spec, keys), finish_scratch(spec, keys))
+    kernel = None
+    for step, need in zip(reversed(steps), reversed(scratches), strict=True):
+        kernel = Kernel(step, sizes, need, shared, then=kernel)
+    assert kernel is not None
+    return kernel
 
 
-def _two_ways(module: ir.Module, tier: Tier, spec: AttentionSpec,
-              tiles: ir.Function) -> tuple[ir.Function, ir.Function]:
-    """The two steps of a kernel that takes few queries one way, and many another, which is all in the first."""
-    names = [spec.symbol(tier, step) for step in ("first", "then")]
+def _two_ways(module: ir.Module, tier: Tier, spec: AttentionSpec, tiles: ir.Function) -> list[ir.Function]:
+    """The steps of a kernel that takes few queries one way, and many another, which is all in the first."""
+    names = [spec.symbol(tier, step) for step in ("first", "second", "third")]
     if names[0] not in module.globals:
-        steps = [step(module, tier, spec).emit() for step in (FewScores, FewValues)]
-        for name, few, many in zip(names, steps, (tiles, None), strict=True):
+        steps = [step(module, tier, spec).emit() for step in (FewScores, FewValues, FewFinish)]
+        for name, few, many in zip(names, steps, (tiles, None, None), strict=True):
             b = Builder(module, tier, name, [(a.name, a.type) for a in few.args], internal=True)
             args = {a.name: a for a in b.function.args}
             is_few = b.icmp("<=", b.arg("queries"), FEW_BEFORE_AMX if tier.has("amx-bf16") else FEW)
@@ -54,7 +57,7 @@ def _two_ways(module: ir.Module, tier: Tier, spec: AttentionSpec,
                 with b.if_(b.xor(is_few, constant(I1, 1))):
                     b.ir.call(many, [a for n, a in args.items() if n != "shared"])
             b.ret()
-    return module.globals[names[0]], module.globals[names[1]]
+    return [module.globals[name] for name in names]
 
 
 def _f32_attention(module: ir.Module, tier: Tier, spec: AttentionSpec, keys: Dim) -> tuple[ir.Function, Dim]:

@@ -1,10 +1,10 @@
-"""Attention of few queries over many keys, in two steps: all scores, then softmax and weighted values.
+"""Attention of few queries over many keys, in three steps: all scores; softmax and the values it weighs, a span of keys
+at a time; the spans added up.
 
 Query heads that share keys and values are rows of one product, and keys and values stream from where they lie, once. A
-lane is a key in the first step and a channel in the second, and every sum runs as in a tile of many queries
-(`attention_tile`): over channels and over keys ascending, in one accumulator. So a query has the same bits alone, among
-few and among many, where those are computed in float32 too. Steps are cut into pieces by heads and keys, then by heads
-and channels, which takes no sum apart.
+lane is a key in the first step and a channel then, and every sum runs as in a tile of many queries (`attention_tile`):
+over channels, over the keys of a span and over spans, ascending, in one accumulator each. So a query has the same bits
+alone, among few and among many, where those are computed in float32 too, and however spans are shared by threads.
 """
 from __future__ import annotations
 
@@ -14,10 +14,11 @@ from collections.abc import Callable
 import llvmlite.ir as ir
 
 from q8c.codegen.attention_operands import Operands, attention_params
-from q8c.codegen.attention_spec import AttentionSpec
-from q8c.codegen.builder import F32, PTR, Builder, Value
+from q8c.codegen.attention_spec import SPAN, AttentionSpec
+from q8c.codegen.builder import F32, I64, LANES, PTR, Builder, Value
+from q8c.codegen.loop_space import share
 from q8c.codegen.targets import Tier
-from q8c.ir.dims import Dim, dim_min
+from q8c.ir.dims import Dim, dim_min, floordiv
 from q8c.ir.memory import round_up
 
 FEW = 16
@@ -25,7 +26,7 @@ FEW = 16
 bfloat16 on AMX take 0.7 and take over sooner."""
 FEW_BEFORE_AMX = 8
 BLOCK = 64
-"""Keys whose scores, or weights, are computed at a time."""
+"""Keys whose scores, or weights, are computed at a time; divides `SPAN`."""
 AHEAD = 64
 """Keys, or values, that memory is asked for before their turn. Between blocks nothing is read, and what the CPU fetches
 by itself then stops: 8.1 and 9.8 GB/s of 16 became 14.2 and 14.6."""
@@ -33,8 +34,16 @@ PREFETCH_LEVEL = 2
 
 
 def shared_bytes(spec: AttentionSpec, batch: Dim, queries: Dim, keys: Dim) -> Dim:
-    """Bytes of the scores [batch, kv_heads, queries * group, keys in whole blocks]."""
-    return batch * (4 * spec.heads) * dim_min(queries, FEW) * round_up(keys, BLOCK)
+    """Bytes of what steps leave to each other, of each row of each head: its scores of all keys, in whole blocks; the
+    greatest score of each block; sums of each span (`sum_vectors`)."""
+    scores = round_up(keys, BLOCK)
+    sums = floordiv(keys + (SPAN - 1), SPAN) * (LANES * sum_vectors(spec))
+    return batch * (4 * spec.heads) * dim_min(queries, FEW) * (scores + floordiv(scores, BLOCK) + sums)
+
+
+def sum_vectors(spec: AttentionSpec) -> int:
+    """Vectors that a row's sums of one span take: for each vector of channels, one beside it for a sum of weights."""
+    return 2 * -(-spec.head_size // LANES)
 
 
 def row_bytes(spec: AttentionSpec) -> int:
@@ -43,37 +52,65 @@ def row_bytes(spec: AttentionSpec) -> int:
 
 
 class FewStep(ABC):
-    """One of the two steps; its function has the parameters of a kernel with scratch and what is shared. Tiles of up to
+    """One of the steps; its function has the parameters of a kernel with scratch and what is shared. Tiles of up to
     `tile_rows` rows have their sums in registers."""
 
-    def __init__(self, module: ir.Module, tier: Tier, spec: AttentionSpec, name: str, tile_rows: int,
-                 share: list[tuple[str, ir.Type]]) -> None:
-        params = [*attention_params(spec), *((n, PTR) for n in ("scratch", "shared")), *share]
+    def __init__(self, module: ir.Module, tier: Tier, spec: AttentionSpec, name: str, tile_rows: int = 1) -> None:
+        params = [*attention_params(spec), *((n, PTR) for n in ("scratch", "shared")), ("piece", I64), ("pieces", I64)]
         self.module, self.tier, self.spec = module, tier, spec
         self.b = b = Builder(module, tier, spec.symbol(tier, name), params, internal=True)
         self.operands = Operands(b, spec)
         self.queries, self.keys = b.arg("queries"), b.arg("keys")
         self.tile_rows = tile_rows
+        self.heads = b.mul(b.arg("batch"), spec.kv_heads)
         self.rows = b.mul(self.queries, spec.group)
         self.pitch = b.mul(b.ceildiv(self.keys, BLOCK), BLOCK)
 
     @abstractmethod
-    def emit(self) -> ir.Function:
-        """The whole function."""
+    def parts(self, keys: Value) -> Value:
+        """How many parts a head's work over so many keys has."""
 
-    def turn_to(self, item: Value) -> None:
-        """Go on to a key and value head of a batch item: its number among all, `kv_head` of `batch`, with `there`
+    @abstractmethod
+    def head(self, low: Value, high: Value) -> None:
+        """Parts low ... high - 1 (one at least) of the head at hand: `item` of all, `kv_head` of `batch`, with `there`
         keys."""
+
+    def emit(self) -> ir.Function:
+        """The whole function: those parts of all heads that are this piece."""
         b = self.b
-        self.item = item
-        self.batch, self.kv_head = b.div(item, self.spec.kv_heads), b.rem(item, self.spec.kv_heads)
-        self.there = self.operands.there(self.batch)
+        parts = b.imax(self.parts(self.keys), 1)
+        first, last = share(b, b.mul(self.heads, parts), b.arg("piece"), b.arg("pieces"))
+        with b.range(b.div(first, parts), b.ceildiv(last, parts)) as self.item:
+            self.batch, self.kv_head = b.div(self.item, self.spec.kv_heads), b.rem(self.item, self.spec.kv_heads)
+            self.there = self.operands.there(self.batch)
+            low, high = (b.imin(b.imax(b.sub(n, b.mul(self.item, parts)), 0), self.parts(self.there))
+                         for n in (first, last))
+            with b.if_(b.icmp("<", low, high)):
+                self.head(low, high)
+        b.ret()
+        return b.function
 
     def scores(self, row: Value, key: Value) -> Value:
         """The address of a row's score of a key."""
         b = self.b
-        index = b.add(b.mul(self.item, self.rows), row)
-        return b.at(b.at(b.arg("shared"), b.mul(index, self.pitch), F32), key, F32)
+        return b.at(b.at(b.arg("shared"), b.mul(self._row(row), self.pitch), F32), key, F32)
+
+    def greatest(self, row: Value, block: Value) -> Value:
+        """The address of a row's greatest score of a block."""
+        b = self.b
+        first = b.at(b.arg("shared"), b.mul(b.mul(self.heads, self.rows), self.pitch), F32)
+        return b.at(b.at(first, b.mul(self._row(row), b.div(self.pitch, BLOCK)), F32), block, F32)
+
+    def sums(self, span: Value, row: Value) -> Value:
+        """The address of a row's sums of a span."""
+        b = self.b
+        rows = b.mul(self.heads, self.rows)
+        first = b.mul(rows, b.add(self.pitch, b.div(self.pitch, BLOCK)))
+        index = b.add(b.mul(b.ceildiv(self.keys, SPAN), self._row(row)), span)
+        return b.at(b.at(b.arg("shared"), first, F32), b.mul(index, LANES * sum_vectors(self.spec)), F32)
+
+    def _row(self, row: Value) -> Value:
+        return self.b.add(self.b.mul(self.item, self.rows), row)
 
     def query(self, row: Value) -> Value:
         """The query of a row."""

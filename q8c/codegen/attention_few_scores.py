@@ -8,7 +8,6 @@ from q8c.codegen.attention_math import transpose
 from q8c.codegen.attention_operands import HIDDEN, key_mask_bytes
 from q8c.codegen.attention_spec import AttentionSpec
 from q8c.codegen.builder import F32, I64, LANES, PTR, V16F, Builder, Value, constant
-from q8c.codegen.loop_space import share
 from q8c.codegen.targets import Tier
 from q8c.ir.dims import Dim
 from q8c.ir.memory import CACHE_LINE
@@ -28,8 +27,7 @@ class FewScores(FewStep):
     """A piece is a run of blocks of keys."""
 
     def __init__(self, module: ir.Module, tier: Tier, spec: AttentionSpec) -> None:
-        super().__init__(module, tier, spec, "few_scores", 4 if tier.registers >= 32 else 2,
-                         [("piece", I64), ("pieces", I64)])
+        super().__init__(module, tier, spec, "few_scores", 4 if tier.registers >= 32 else 2)
         b = self.b
         self.q = b.arg("scratch")
         self.turned = b.at(self.q, row_bytes(spec))
@@ -37,30 +35,26 @@ class FewScores(FewStep):
         self.key_mask = b.at(self.copy, 4 * STEP * spec.pitch)
         self.dots = {rows: _emit_dot(module, tier, spec, rows) for rows in range(1, self.tile_rows + 1)}
 
-    def emit(self) -> ir.Function:
-        """The blocks of keys of all heads that are this piece."""
-        b = self.b
-        blocks = b.ceildiv(self.keys, BLOCK)
-        heads = b.mul(b.arg("batch"), self.spec.kv_heads)
-        first, last = share(b, b.mul(heads, blocks), b.arg("piece"), b.arg("pieces"))
-        blocks = b.imax(blocks, 1)
-        with b.range(b.div(first, blocks), b.ceildiv(last, blocks)) as item:
-            self.turn_to(item)
-            low, high = (b.imin(b.imax(b.sub(n, b.mul(item, blocks)), 0), blocks) for n in (first, last))
-            self._head(low, b.imin(high, b.ceildiv(self.there, BLOCK)))
-        b.ret()
-        return b.function
+    def parts(self, keys: Value) -> Value:
+        return self.b.ceildiv(keys, BLOCK)
 
-    def _head(self, low: Value, high: Value) -> None:
-        """Blocks low ... high - 1 of the head at hand."""
+    def head(self, low: Value, high: Value) -> None:
         b = self.b
-        with b.if_(b.icmp("<", low, high)):
-            self._scale_rows()
-            if self.spec.key_mask is not None:
-                self.operands.place_key_mask(self.batch, self.key_mask)
-            with b.range(b.mul(low, BLOCK), b.mul(high, BLOCK), STEP) as key:
-                with b.if_(b.icmp("<", key, self.there)):
-                    self._score(key)
+        self._scale_rows()
+        if self.spec.key_mask is not None:
+            self.operands.place_key_mask(self.batch, self.key_mask)
+        with b.range(low, high) as block:
+            for n in range(0, BLOCK, STEP):
+                self._score(b.add(b.mul(block, BLOCK), n))
+            self._note_greatest(block)
+
+    def _note_greatest(self, block: Value) -> None:
+        b = self.b
+        with b.range(0, self.rows) as row:
+            parts = [b.load(V16F, self.scores(row, b.add(b.mul(block, BLOCK), n))) for n in range(0, BLOCK, LANES)]
+            while len(parts) > 1:
+                parts = [b.fmax(*parts[n:n + 2]) for n in range(0, len(parts), 2)]
+            b.store(b.reduce(parts[0], b.fmax), self.greatest(row, block))
 
     def _scale_rows(self) -> None:
         """Queries times scale, rows side by side."""
@@ -95,9 +89,10 @@ class FewScores(FewStep):
         b, spec = self.b, self.spec
         step = constant(I64, spec.key_step)
         partial = b.icmp(">", b.add(key, STEP), self.there)
+        last = b.sub(self.there, 1)
         with b.if_(partial):
             with b.range(0, STEP) as n:
-                token = b.imin(b.add(key, n), b.sub(self.there, 1))
+                token = b.imin(b.add(key, n), last)
                 source = self.operands.row(1, self.batch, token, self.kv_head)
                 target = b.at(self.copy, b.mul(n, spec.pitch), F32)
                 for channel, count in _vectors(spec.head_size):

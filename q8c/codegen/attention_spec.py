@@ -11,6 +11,8 @@ from q8c.ir.graph import Node, Value
 from q8c.ir.memory import rows_held
 from q8c.ir.ops import attributes
 
+SPAN = 256
+"""Keys whose weights, and weighted values, are added up in one go; sums of spans are then added in order."""
 MASK_SIZES = ("mask_batch", "mask_head", "mask_query")
 
 

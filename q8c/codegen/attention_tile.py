@@ -1,9 +1,9 @@
 """The innermost attention code: a tile of queries of one head against all its keys, in float32.
 
 A lane is a query. Scores stand transposed, [keys][queries], in scratch that stays in the caches: keys need no
-transposition, softmax no sums across lanes, and every sum (over a head's channels, over keys) runs in ascending order
-in one accumulator. So a query's result depends on no other query, on no tile shape, on no tier, and keys of weight 0
-behind the last real one change no bit of it.
+transposition, softmax no sums across lanes, and every sum (over a head's channels, over the keys of a span, over spans)
+runs in ascending order in one accumulator. So a query's result depends on no other query, on no tile shape, on no tier,
+and keys of weight 0 behind the last real one change no bit of it.
 """
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import llvmlite.ir as ir
 
 from q8c.codegen.attention_driver import PARAMS
 from q8c.codegen.attention_math import exp_nonpositive, transpose
-from q8c.codegen.attention_spec import AttentionSpec
+from q8c.codegen.attention_spec import SPAN, AttentionSpec
 from q8c.codegen.builder import F32, I32, LANES, V16F, V16I, Builder, Value
 from q8c.codegen.targets import Tier
 
@@ -68,6 +68,7 @@ class TileEmitter:
         self.factor = self._row(self.greatest, 1)
         self.q = self._row(self.greatest, STATISTICS)
         self.scores = self._row(self.q, spec.head_size)
+        self.totals = b.scratch(4 * LANES * tile.rows * tile.columns)
 
     def _row(self, base: Value, row: int | Value, lane: int | Value = 0) -> Value:
         """The address of a lane of a row of a scratch array."""
@@ -205,7 +206,11 @@ class TileEmitter:
             b.store(weight, address)
             return [b.add(total[0], weight)]
 
-        total, = b.loop(0, self.keys, 1, [b.splat(0.0)], step)
+        def span(start: Value, total: list[Value]) -> list[Value]:
+            part, = b.loop(start, b.imin(b.add(start, SPAN), self.keys), 1, [b.splat(0.0)], step)
+            return [b.add(total[0], part)]
+
+        total, = b.loop(0, self.keys, SPAN, [b.splat(0.0)], span)
         factor = b.div(1.0, total)
         if self.spec.nan_to_zero:
             factor = b.select(b.fcmp(">", total, 0.0), factor, 0.0)
@@ -245,14 +250,25 @@ class TileEmitter:
                     sums[at] = b.fma(w, v, sums[at])
             return [*sums, b.at(value, spec.pitch, F32), b.at(weight, self.tile.queries, F32)]
 
-        start_sums = [b.splat(0.0)] * (rows * len(widths))
-        *sums, _, _ = b.loop(0, self.keys, 1, [*start_sums, values, self._row(self.scores, 0, start)], step)
+        zeros = [b.splat(0.0)] * (rows * len(widths))
+        totals = [b.at(self.totals, 4 * LANES * n) for n in range(len(zeros))]
+        for zero, total in zip(zeros, totals, strict=True):
+            b.store(zero, total)
+
+        def span(first: Value, carried: list[Value]) -> list[Value]:
+            *sums, value, weight = b.loop(first, b.imin(b.add(first, SPAN), self.keys), 1, [*zeros, *carried], step)
+            for part, total in zip(sums, totals, strict=True):
+                b.store(b.add(b.load(V16F, total), part), total)
+            return [value, weight]
+
+        b.loop(0, self.keys, SPAN, [values, self._row(self.scores, 0, start)], span)
         for r in range(rows):
             with b.if_(b.icmp("<", start + r, self.queries)):
                 factor = b.splat(b.load(F32, self._row(self.factor, 0, start + r)))
                 row = b.at(b.at(b.arg("out"), (start + r) * spec.channels, F32), channel, F32)
                 for c, width in enumerate(widths):
-                    self._store(self._scaled(sums[r * len(widths) + c], factor), b.at(row, c * LANES, F32), width)
+                    total = b.load(V16F, totals[r * len(widths) + c])
+                    self._store(self._scaled(total, factor), b.at(row, c * LANES, F32), width)
 
     def _scaled(self, x: Value, factor: Value) -> Value:
         b = self.b

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from q8c.codegen.attention_few import FEW, FEW_BEFORE_AMX
+from q8c.codegen.attention_spec import SPAN
 from q8c.codegen.targets import TIERS
 from q8c.ir.graph import Array
 from tests.codegen.jit import runnable
@@ -41,7 +42,7 @@ def test_matches_the_reference(case: Case) -> None:
 @pytest.mark.parametrize("case", [CASES[1], CASES[2]], ids=range(2))
 def test_a_token_alone_has_its_bits_among_many(case: Case) -> None:
     """A step at a time, a few at a time, and all at once, which is the kernel of many queries."""
-    queries, keys = FEW + 8, 90
+    queries, keys = FEW + 8, SPAN + 90
     feeds = case.feeds(np.random.default_rng(1), 2, queries, keys)
     past = feeds.pop("lengths", np.full(2, keys - queries))
     wide = replace(case, lengths=True)
