@@ -1,6 +1,8 @@
 """The int8 linear kernel on AMX: tiles of rows in tile registers, and a handful of rows as without."""
 from __future__ import annotations
 
+from dataclasses import replace
+
 import llvmlite.ir as ir
 
 from q8c.codegen import amx
@@ -19,6 +21,9 @@ GRAIN = 1 << 21
 """Multiply-adds below which another task is not worth its dispatch and its first and last group (some 2 us)."""
 FEW = Schedule(rows=4, panels=4, few_rows=4, few_panels=4)
 """Up to 4 rows are as fast as weights arrive, and `vpdpbusd` takes those 7 % faster."""
+FEW_BY_BLOCKS = replace(FEW, few_rows=2, stream_rows=8)
+"""Tiles of more rows are not done with a block's scales by the time memory has brought the next weights, but from 9 rows
+on hardly slower."""
 
 
 class AmxLinear(LinearKernel):
@@ -27,15 +32,19 @@ class AmxLinear(LinearKernel):
     spec: Q8LinearSpec
 
     def __init__(self, module: ir.Module, tier: Tier, spec: Q8LinearSpec) -> None:
-        super().__init__(module, tier, spec, FEW, Q8TileEmitter)
+        super().__init__(module, tier, spec, FEW_BY_BLOCKS if spec.block else FEW, Q8TileEmitter)
         self.name = f"{spec.name}_{WIDE.rows}x{PANEL * WIDE.panels}__{tier.name.replace('-', '')}"
 
     def emit(self) -> ir.Function:
         """The kernel, with the parameters of `spec.params`."""
         b = Builder(self.module, self.tier, self.name, self.spec.params)
         rows, few = b.arg("rows"), self.schedule.few_rows
-        with b.if_(b.icmp(">", rows, few)):
+        some = max(few, self.schedule.stream_rows)
+        with b.if_(b.icmp(">", rows, some)):
             self._tiles(b)
+        if some > few:
+            with b.if_(b.and_(b.icmp(">", rows, few), b.icmp("<=", rows, some))):
+                self.stream(b)
         with b.if_(b.and_(b.icmp(">", rows, 0), b.icmp("<=", rows, few))):
             self._walk(b, self.schedule.few_panels, range(1, few + 1), False)
         b.ret()
