@@ -22,8 +22,7 @@ GRAIN = 1 << 21
 FEW = Schedule(rows=4, panels=4, few_rows=4, few_panels=4)
 """Up to 4 rows are as fast as weights arrive, and `vpdpbusd` takes those 7 % faster."""
 FEW_BY_BLOCKS = replace(FEW, few_rows=2, stream_rows=8)
-"""Tiles of more rows are not done with a block's scales by the time memory has brought the next weights, but from 9 rows
-on hardly slower."""
+"""From 9 rows on tiles are as fast."""
 
 
 class AmxLinear(LinearKernel):
