@@ -23,6 +23,7 @@ from q8c.ir.dims import Dim, Expr, dim_max, to_program
 from q8c.ir.graph import Value
 from q8c.measure import Measured, quantization_error
 from q8c.passes.calibration import checked_feeds
+from q8c.passes.fold_constants import FoldConstants
 from q8c.passes.last_logits import LastLogits, last_mask
 from q8c.passes.lift_quantized import LiftQuantized
 from q8c.passes.manager import Observer, Report, run_passes
@@ -118,7 +119,7 @@ def compile_model(model: Source, output: str | os.PathLike[str] | None = None, *
         generators.begin(graph, tiers, offsets)
         with stages.stage("error"):
             if options.last_logits:
-                LastLogits(last_mask(graph)).run(imported, Report())
+                run_passes(imported, (FoldConstants(), LastLogits(last_mask(graph))))
             measured = quantization_error(imported, graph, options.feeds)
             del imported
         made = generators.finish(graph, tiers, offsets, stages.code)

@@ -38,7 +38,8 @@ def quantization_error(before: Graph, after: Graph, feeds: Feeds) -> Measured | 
     """The distance of a quantized graph's outputs from those of the graph before, on feeds or on made-up inputs; where
     padding was left out, of rows that are none.
 
-    None if nothing in the graph is quantized, it has no float output, or it does not run on made-up inputs.
+    None if nothing in the graph is quantized, it has no float output of the shape it had before, or it does not run on
+    made-up inputs.
     """
     if not any(n.op in ("q8_linear", "q8_matmul") for n in after.nodes):
         return None
@@ -51,7 +52,7 @@ def quantization_error(before: Graph, after: Graph, feeds: Feeds) -> Measured | 
             raise
         return None
     names = {i: name for i, (v, name) in enumerate(zip(before.outputs, before.output_names, strict=True))
-             if v.dtype.is_float}
+             if v.dtype.is_float and all(r[i].shape == e[i].shape for r, e in zip(results, exact, strict=True))}
     outputs = {name: _figures([r[i] for r in results], [r[i] for r in exact]) for i, name in names.items()}
     return Measured("calibration" if feeds else "made-up", outputs) if outputs else None
 
