@@ -102,7 +102,7 @@ class Keeper:
         shapes = tuple([None if a is None else a.shape for a in found])
         plan, mask = self._plan(state.batch, past, tokens, shapes)
         if cache.mask != NONE:
-            found[cache.mask] = mask
+            found[cache.mask] = mask if mask is None or min(new) == tokens else _before(mask, after)
         return Step(found, plan, after)
 
     def _planned(self, batch: int, past: int, tokens: int,
@@ -184,3 +184,8 @@ def _listed(numbers: Sequence[int]) -> str:
     """Numbers for a message, not more than a few."""
     text = ", ".join(map(str, numbers[:6]))
     return f"{text}, ..." if len(numbers) > 6 else text
+
+
+def _before(mask: Array, ends: Sequence[int]) -> Array:
+    """The mask with 0 from each sequence's end on, which tells padding to what is no attention."""
+    return np.where(np.arange(mask.shape[1]) < np.array(ends)[:, None], mask, mask.dtype.type(0))
