@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import onnx
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx.reference import ReferenceEvaluator
@@ -110,6 +111,18 @@ def test_slices_whose_bounds_are_sums_of_sizes(start: int, end: int, step: int, 
             first, last = start + m * from_size, end + m * to_size
             want = expected_slice(x, first, last, step)
             np.testing.assert_array_equal(interpret(graph, {"x": x})[0], want)
+
+
+@pytest.mark.parametrize("end", [-2**63, -2**63 + 1, -2**62, -2**47, 2**62, 2**63 - 1])
+@pytest.mark.parametrize("step", [1, 2, -1, -2])
+def test_slices_that_end_far_outside(end: int, step: int) -> None:
+    nodes = [node("Slice", "x start end axis step")]
+    proto = model(nodes, {"x": (F32, ["n"])}, {"y": F32},
+                  {"start": np.array([3]), "end": np.array([end]), "axis": np.array([0]), "step": np.array([step])})
+    graph = load(proto)
+    for n in (1, 3, 8):
+        x = np.arange(n, dtype=F32)
+        np.testing.assert_array_equal(interpret(graph, {"x": x})[0], expected_slice(x, 3, end, step))
 
 
 def expected_slice(x: Any, start: int, end: int, step: int) -> Any:
