@@ -21,6 +21,7 @@ from q8c.ir import Graph, clone, print_graph
 from q8c.ir.cache import find_cache
 from q8c.ir.dims import Dim, Expr, dim_max, to_program
 from q8c.ir.graph import Value
+from q8c.ir.spill import release
 from q8c.measure import Measured, quantization_error
 from q8c.passes.calibration import checked_feeds
 from q8c.passes.fold_constants import FoldConstants
@@ -239,6 +240,7 @@ def _write(path: Path, graph: Graph, packed: Sequence[Packed], generated: Sequen
         with Writer(path) as writer:
             for item in packed:
                 writer.constant(item.name, item.array())
+                release(item.value.array())
             for one in generated:
                 writer.image(one.tier.name, one.tier.extras, one.image.code, one.image.symbols)
             writer.finish(describe(graph, generated, options, report, measured), print_graph(graph))

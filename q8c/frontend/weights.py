@@ -9,6 +9,7 @@ import numpy as np
 
 from q8c.errors import CompileError, UnsupportedError
 from q8c.ir.graph import Array
+from q8c.ir.spill import spilled
 from q8c.ir.types import DType, TensorType
 
 if TYPE_CHECKING:
@@ -165,8 +166,8 @@ def inside(folder: Path, location: str, what: str) -> Path:
 def _widen(array: Array, elem_type: int, dtype: DType) -> Array:
     if type_name(elem_type) == "BFLOAT16":
         bits = array.view(np.uint16) if array.dtype.itemsize == 2 else array.astype(np.float32).view(np.uint32) >> 16
-        return np.asarray(bits.astype(np.uint32) << 16).view(np.float32)
-    return np.asarray(array, dtype=dtype.numpy)
+        return spilled(np.asarray(bits.astype(np.uint32) << 16).view(np.float32))
+    return array if array.dtype == dtype.numpy else spilled(np.asarray(array, dtype=dtype.numpy))
 
 
 def _one_line(error: Exception) -> str:

@@ -11,6 +11,7 @@ from q8c.ir.dims import Dim, Expr, as_symbol, evaluate, substitute, symbols
 from q8c.ir.graph import Array, Graph, Node, Value
 from q8c.ir.ops import attributes, definition_of
 from q8c.ir.ops.registry import Reference
+from q8c.ir.spill import release
 
 Observe = Callable[[Value, Array], None]
 Instead = Callable[[Node], Reference | None]
@@ -91,6 +92,8 @@ def _run(graph: Graph, arrays: dict[str, Array], sizes: Mapping[str, int], drop:
             if observe is not None:
                 observe(value, result)
         for operand in set(node.operands):
+            if operand.is_constant:
+                release(operand.array())
             if last.get(operand) is node and not graph.is_output(operand):
                 del arrays[operand.name]
     return [arrays[v.name] for v in graph.outputs]

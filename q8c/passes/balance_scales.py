@@ -8,6 +8,7 @@ import numpy as np
 
 from q8c.ir import q8
 from q8c.ir.graph import Array, Graph, Node, Value
+from q8c.ir.spill import release, spilled
 from q8c.passes.calibration import Calibration
 from q8c.passes.default_format import DEFAULT, format_for
 from q8c.passes.fold_weights import weight_array
@@ -56,6 +57,8 @@ class BalanceScales(Pass):
                 report.decline(products[0], "its weight is the table of embeddings too, which is kept once")
                 continue
             f = best_factors(rows[x], weights, block)
+            for w in weights:
+                release(w)
             if len(rows[x]) < MIN_ROWS:
                 report.decline(products[0], f"%{x.name} took {len(rows[x])} rows, balancing wants {MIN_ROWS} to go by")
             elif (f == 1).all():
@@ -99,8 +102,7 @@ def product_error(rows: Array, w: Array, f: Array, block: int, exact: Array) -> 
 def balance(graph: Graph, x: Value, products: list[Node], f: Array, report: Report) -> Value:
     """Multiply x by f where the products read it, and divide their weights; returns what they read then."""
     for product in products:
-        w = graph.constant(weight_array(product) / f[:, None], f"{product.input(1).name}.balanced")
-        graph.set_inputs(product, [x, w])
+        graph.set_inputs(product, [x, new_weight(graph, product, weight_array(product) / f[:, None], "balanced")])
         product.attrs.pop("transpose_b", None)
     only_products = len(x.users) == len(products) and not graph.is_output(x)
     into = absorb(graph, x, f) if only_products else None
@@ -167,7 +169,13 @@ def absorb_columns(graph: Graph, value: Value, f: Array, balanced: bool = False)
         graph.set_inputs(add, [product, graph.constant(scaled, f"{bias.name}.balanced")])
     if not is_product(node):
         return None
-    w = graph.constant(weight_array(node) * f, f"{node.input(1).name}.scaled")
-    graph.set_inputs(node, [node.input(0), w])
+    graph.set_inputs(node, [node.input(0), new_weight(graph, node, weight_array(node) * f, "scaled")])
     node.attrs.pop("transpose_b", None)
     return node
+
+
+def new_weight(graph: Graph, product: Node, weight: Array, suffix: str) -> Value:
+    """The constant of what a product's weight [depth, cols] was made into; the weight as it was leaves memory."""
+    old = product.input(1)
+    release(old.array())
+    return graph.constant(spilled(weight), f"{old.name}.{suffix}")

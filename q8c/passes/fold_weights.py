@@ -10,6 +10,7 @@ import numpy as np
 from q8c.errors import CompileError
 from q8c.ir import q8
 from q8c.ir.graph import Array, Attr, Graph, Node, Value
+from q8c.ir.spill import release, spilled
 from q8c.ir.types import DType
 from q8c.passes.default_format import DEFAULT, check_format, format_for
 from q8c.passes.manager import Pass, Report
@@ -132,7 +133,8 @@ def quantize(graph: Graph, node: Node, block: int, done: dict[tuple[Value, bool,
             u, scale = q8.quantize_weight(weight_array(node), block)
         except CompileError as error:
             raise CompileError(f"{node}, %{w.name}: {error}") from error
-        done[key] = (graph.constant(np.ascontiguousarray(u), f"{w.name}.q8"), graph.constant(scale, f"{w.name}.scale"))
+        release(w.array())
+        done[key] = (graph.constant(spilled(np.ascontiguousarray(u)), f"{w.name}.q8"), graph.constant(scale, f"{w.name}.scale"))
     folded = graph.add("dequantize_weight", done[key], blocks(block), name=w.name, source=sources([node]), before=node)
     graph.set_inputs(node, [node.input(0), folded.output])
     node.attrs.pop("transpose_b", None)

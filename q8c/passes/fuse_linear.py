@@ -8,6 +8,7 @@ import numpy as np
 
 from q8c.ir import q8
 from q8c.ir.graph import Attr, Graph, Node, Value
+from q8c.ir.spill import release, spilled
 from q8c.passes.fold_weights import blocks, weight_array
 from q8c.passes.loopable import takes_rows
 from q8c.passes.manager import Pass, Report
@@ -78,7 +79,9 @@ def fuse(graph: Graph, product: Node, report: Report) -> None:
         block = int(str(matmul.attrs.get("block", 0)))
         q, row_scale, row_sum, *zero = rows.outputs
         if zero:
-            sums = graph.constant(q8.column_sums(matmul.input(1).array(), block), f"{matmul.input(1).name}.sum")
+            weight = matmul.input(1).array()
+            sums = graph.constant(q8.column_sums(weight, block), f"{matmul.input(1).name}.sum")
+            release(weight)
             tail = [found.bias, found.residual, *zero, sums]
         attrs.update(blocks(block))
         inputs = [q, row_scale, row_sum, matmul.input(1), product.input(2), *tail]
@@ -96,7 +99,7 @@ def plain_weight(graph: Graph, product: Node) -> Value:
     w = product.input(1)
     if w.type.rank == 2 and not product.attrs.get("transpose_b", False):
         return w
-    return graph.constant(np.ascontiguousarray(weight_array(product)), w.name)
+    return graph.constant(spilled(np.ascontiguousarray(weight_array(product))), w.name)
 
 
 def find_epilogue(graph: Graph, product: Node) -> Epilogue:

@@ -8,6 +8,7 @@ from typing import ClassVar
 import numpy as np
 
 from q8c.ir.graph import Array, Graph, Node, Value
+from q8c.ir.spill import spilled
 from q8c.ir.types import DType
 from q8c.passes.fold_weights import weight_array
 from q8c.passes.manager import Pass, Report
@@ -118,7 +119,7 @@ def only_gate(graph: Graph, value: Value) -> Node | None:
 def merge(graph: Graph, x: Value, branches: Sequence[Branch]) -> Node:
     """Write the wide product and let what read the results read its parts; returns the product."""
     first = branches[0].product
-    weight = graph.constant(np.concatenate([weight_array(b.product) for b in branches], axis=1),
+    weight = graph.constant(spilled(np.concatenate([weight_array(b.product) for b in branches], axis=1)),
                             f"{first.input(1).name}.merged")
     origin = sources(node for b in branches for node in (b.product, b.add) if node is not None)
     product = graph.add("matmul", [x, weight], name="merged", source=origin, before=first)

@@ -6,6 +6,7 @@ from typing import ClassVar
 
 from q8c.ir import q8
 from q8c.ir.graph import Graph
+from q8c.ir.spill import release
 from q8c.passes.fold_weights import BLOCK_FORMAT, weight_array
 from q8c.passes.manager import Pass, Report
 from q8c.passes.rewrite import is_product
@@ -21,6 +22,9 @@ class NoteBlocks(Pass):
     def run(self, graph: Graph, report: Report) -> bool:
         """False."""
         for node in graph.nodes:
-            if is_product(node) and q8.has_own_blocks(weight_array(node), q8.block_size(BLOCK_FORMAT)):
-                self.found.update(node.source)
+            if is_product(node):
+                weight = weight_array(node)
+                if q8.has_own_blocks(weight, q8.block_size(BLOCK_FORMAT)):
+                    self.found.update(node.source)
+                release(weight)
         return False

@@ -9,6 +9,7 @@ import numpy as np
 
 from q8c.ir import q8
 from q8c.ir.graph import Array, Graph, Node, Value
+from q8c.ir.spill import release, spilled
 from q8c.ir.types import DType
 from q8c.passes.fold_weights import blocks
 from q8c.passes.insert_dynamic_quantize import block_of
@@ -95,11 +96,12 @@ def by_rows(graph: Graph, node: Node) -> Value:
     """A gather from a table in 8 bits with a scale per row."""
     table = node.input(0)
     u, scale = q8.quantize_weight(table.array().T)
+    release(table.array())
 
     def add(op: str, *inputs: Value, **attrs: int | DType) -> Value:
         return graph.add(op, inputs, attrs, name=node.output.name, source=node.source, before=node).output
 
-    rows = add("gather", graph.constant(np.ascontiguousarray(u.T), f"{table.name}.q8"), node.input(1), axis=0)
+    rows = add("gather", graph.constant(spilled(np.ascontiguousarray(u.T)), f"{table.name}.q8"), node.input(1), axis=0)
     steps = add("gather", graph.constant(scale[:, None], f"{table.name}.scale"), node.input(1), axis=0)
     zero = graph.constant(np.float32(q8.ZERO_POINT), "zero")
     return add("mul", add("sub", add("cast", rows, to=DType.f32), zero), steps)

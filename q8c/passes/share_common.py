@@ -9,6 +9,7 @@ import numpy as np
 
 from q8c.ir import Array, Graph, Node, Value
 from q8c.ir.ops import attributes
+from q8c.ir.spill import release
 from q8c.passes.manager import Pass, Report
 
 COMMUTATIVE = frozenset({"add", "mul", "min", "max", "equal", "and", "or", "xor"})
@@ -34,6 +35,9 @@ def _share_constants(graph: Graph) -> bool:
         data = value.data
         group = [] if data is None else known.setdefault((value.type, _sample(data)), [])
         first = next((v for v in group if data is not None and _same_bits(v.array(), data)), None)
+        for read in (data, None if first is None else first.data):
+            if read is not None:
+                release(read)
         if first is None:
             kept[name] = value
             group.append(value)

@@ -1,0 +1,57 @@
+"""Large arrays lie in files while nobody reads them."""
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from q8c.ir.spill import LARGE, release, spilled
+
+
+def resident(what: str = "RssFile") -> int:
+    """Bytes of this process's memory that are mapped from files."""
+    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(what))
+    return int(line.split()[1]) * 1024
+
+
+def test_small_arrays_stay_as_they_are() -> None:
+    a = np.arange(10)
+    assert spilled(a) is a
+    release(a)
+    assert a.tolist() == list(range(10))
+
+
+@pytest.mark.parametrize("order", ["C", "F"])
+def test_elements_stay_and_their_memory_goes(order: Any) -> None:
+    whole = np.asarray(np.arange(LARGE, dtype=np.int32).reshape(4, -1), order=order)
+    found = spilled(whole)
+    before = resident()
+    assert not found.flags.writeable and np.array_equal(found, whole)
+    assert resident() - before > LARGE
+    for part in (found, found.T, found.reshape(-1)):
+        release(part)
+    assert resident() - before < LARGE
+    assert np.array_equal(found, whole)
+
+
+def test_a_part_in_one_piece_is_released_and_others_are_left() -> None:
+    found = spilled(np.ones((4, LARGE), np.uint8))
+    assert found.sum() == 4 * LARGE
+    before = resident()
+    release(found[:, ::2])
+    assert before - resident() < LARGE
+    release(found[1])
+    assert before - resident() > LARGE // 2
+    assert found.sum() == 4 * LARGE
+
+
+def test_without_room_for_files_arrays_stay(monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*args: object, **kwargs: object) -> None:
+        raise OSError("no space left")
+
+    monkeypatch.setattr(tempfile, "TemporaryFile", full)
+    a = np.zeros(LARGE, np.uint8)
+    assert spilled(a) is a
