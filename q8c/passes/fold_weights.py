@@ -134,7 +134,8 @@ def quantize(graph: Graph, node: Node, block: int, done: dict[tuple[Value, bool,
         except CompileError as error:
             raise CompileError(f"{node}, %{w.name}: {error}") from error
         release(w.array())
-        done[key] = (graph.constant(spilled(np.ascontiguousarray(u)), f"{w.name}.q8"), graph.constant(scale, f"{w.name}.scale"))
+        done[key] = (graph.constant(spilled(np.ascontiguousarray(u)), f"{w.name}.q8"),
+                     graph.constant(scale, f"{w.name}.scale"))
     folded = graph.add("dequantize_weight", done[key], blocks(block), name=w.name, source=sources([node]), before=node)
     graph.set_inputs(node, [node.input(0), folded.output])
     node.attrs.pop("transpose_b", None)

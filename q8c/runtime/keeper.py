@@ -155,26 +155,26 @@ class Keeper:
         name, most, there = self._model.inputs[self._cache.mask].name, max(lengths), mask != 0
         if there.shape == (len(lengths), most + tokens):
             if not np.array_equal(there[:, :most], np.arange(most) < np.array(lengths)[:, None]):
-                raise InputError(f"input {name!r} contradicts the state: it must be 1 for the tokens held, which are the "
-                                 f"first {_listed(lengths)}, and 0 from there to {most}; it may also be left out")
+                raise InputError(f"input {name!r} contradicts the state: it must be 1 for the tokens held, which are "
+                                 f"the first {_listed(lengths)}, and 0 from there to {most}; it may also be left out")
             there = there[:, most:]
         elif there.shape != (len(lengths), tokens):
             raise InputError(f"input {name!r} must have the shape {(len(lengths), tokens)}, new tokens only, or "
                              f"{(len(lengths), most + tokens)} with those held, got {there.shape}")
         new = np.count_nonzero(there, axis=1)
         if not np.array_equal(there, np.arange(tokens) < new[:, None]):
-            raise InputError(f"input {name!r} has padding before a token: with a state, padding stands behind the tokens")
+            raise InputError(f"input {name!r} has padding before a token: with a state, padding stands behind them")
         return list(map(int, new))
 
     def _check_room(self, state: State, lengths: Sequence[int], after: Sequence[int], tokens: int) -> None:
         if tokens > state.max_tokens:
-            raise InputError(f"{tokens} tokens of each sequence, padding included, are more than the state has room for: "
+            raise InputError(f"{tokens} tokens of each sequence, with padding, are more than the state has room for: "
                              f"{state.max_tokens} (max_tokens)")
         most = max(after)
         if most > state.max_tokens:
             row = after.index(most)
-            raise InputError(f"sequence {row} would be {most} tokens long, {lengths[row]} held and {most - lengths[row]} "
-                             f"new; the state has room for {state.max_tokens} (max_tokens)")
+            raise InputError(f"sequence {row} would be {most} tokens long, {lengths[row]} held and "
+                             f"{most - lengths[row]} new; the state has room for {state.max_tokens} (max_tokens)")
         if self._cache.uniform and min(after) != most:
             raise InputError(f"the sequences would be {_listed(after)} tokens long, and this model computes with one "
                              "length for all; use a state for each length")

@@ -48,8 +48,8 @@ class _Step:
 
 
 class Planner:
-    """Makes a model's plans. Called with the shapes of its inputs, in order, and what `counts` of the model say of them;
-    has no state of its own."""
+    """Makes a model's plans. Called with the shapes of its inputs, in order, and what `counts` of the model say of
+    them; has no state of its own."""
 
     def __init__(self, model: Model) -> None:
         """Raises ArtifactError if the input shapes do not determine every symbol."""

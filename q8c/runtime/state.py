@@ -129,7 +129,7 @@ class State:
                 f"{self.nbytes / 2**20:,.1f} MiB>")
 
     def __reduce__(self) -> NoReturn:
-        raise TypeError("a state cannot be pickled: it is memory of this process; keep the token ids and run them again")
+        raise TypeError("a state cannot be pickled: it is memory of this process; keep the tokens and run them again")
 
     # What a run needs: where the arrays lie and the lengths, which it may change while it has the state.
 

@@ -79,8 +79,8 @@ DECLINED = {
     "past read elsewhere": (decoder(f"""{GROWN}
       %v2: f32[b, 2, past, 8] = neg(%k)
       %y: f32[b, s, 32] = attention(%q, %k2, %k2) {ATTENTION}"""), "%k is read elsewhere too"),
-    "another axis": (decoder(f"""
-      %k2: f32[2*b, 2, past, 8] = concat(%k, %k) {{axis = 0}}
+    "another axis": (decoder("""
+      %k2: f32[2*b, 2, past, 8] = concat(%k, %k) {axis = 0}
       %v2: f32[b, s, 36] = neg(%va)
       %y: f32[b, s, 32] = neg(%q)"""), "tokens are put along axis 0, expected new ones behind"),
     "in front": (decoder(f"""
