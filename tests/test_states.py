@@ -207,7 +207,7 @@ HELD = np.concatenate([MASK, np.ones((3, 5), np.int64)], axis=1)
 REFUSED = {
     "too long": ({"input_ids": np.zeros((3, 21), np.int64)}, "sequence 0 would be 41 tokens long, 20 held and 21 new"),
     "padding too long": ({"input_ids": np.zeros((3, 41), np.int64), "attention_mask": np.zeros((3, 41), np.int64)},
-                         "41 tokens of each sequence, padding included, are more than the state has room for: 40"),
+                         "41 tokens of each sequence, with padding, are more than the state has room for: 40"),
     "an id too large": ({"input_ids": np.full((3, 1), TOKENS)}, f"index {TOKENS} is out of range"),
     "a negative id": ({"input_ids": np.full((3, 1), -TOKENS - 1)}, f"index {-TOKENS - 1} is out of range"),
     "a position too large": ({"input_ids": NEXT, "position_ids": np.full((3, 5), LONGEST)},
