@@ -113,7 +113,6 @@ class Entry:
     def __init__(self, module: ir.Module, tier: Tier, plan: Schedule, offsets: Mapping[str, int]) -> None:
         self.plan, self.offsets = plan, offsets
         self.b = Body(module, tier, len(plan.phases))
-        self.tid = self.b.arg("tid")
 
     def emit(self) -> None:
         """Write the functions."""
@@ -124,7 +123,7 @@ class Entry:
 
     def phase(self, frame: Code, calls: Sequence[Call]) -> None:
         """The calls of one phase."""
-        b, self.frame = self.b, frame
+        b, self.frame, self.tid = self.b, frame, self.b.arg("tid")
         self.threads = self.word(frames.THREADS)
         self.weights = b.load(PTR, self.address(frames.WEIGHTS))
         self.arena = b.load(PTR, self.address(frames.ARENA))

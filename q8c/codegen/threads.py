@@ -40,24 +40,31 @@ _NULL = ir.Constant(_POINTER, None)
 _LAUNCHES, _IDLE, _TAKEN, _CORES, _FRAME, _FIRST, _THREADS = 0, 1, 2, 3, 8, 9, 10
 _STATE, _WAITING, _BUSY, _QUEUED, _SLOTS = 16, 17, 24, 25, 32
 _ONE_THREAD = 1 << 32
+_BODY = [("place", PTR), ("slots", PTR), ("pool", PTR), ("first", I32), ("tid", I64)]
+PART = 128
+"""Phases in one function: LLVM's time for a function grows faster than the function (1.7th power of its phases)."""
 
 
 class Body(Builder):
     """The function `q8c.body(place, slots, pool, first, tid)` that runs all phases of a frame, under construction.
 
     `place` points to the frame's address, `slots` to those of `draw`, `first` is the number of the first phase, `tid`
-    the thread's; where there are no other threads `pool` is null.
+    the thread's; where there are no other threads `pool` is null. After `PART` phases it goes on in another function,
+    which it calls last.
     """
 
     def __init__(self, module: ir.Module, tier: Tier, phases: int) -> None:
         """The run has so many phases."""
-        super().__init__(module, tier, "q8c.body", [("place", PTR), ("slots", PTR), ("pool", PTR), ("first", I32),
-                                                    ("tid", I64)], internal=True)
-        self.phases = phases
+        super().__init__(module, tier, "q8c.body", _BODY, internal=True)
+        self.phases, self.body = phases, self.function
         self._begun = self._kernels = 0
         self._enter, self._leave = _emit_enter(module), _emit_leave(module)
+        self._begin(_I32(0))
+
+    def _begin(self, inside: ir.Value) -> None:
+        """Begin a function of phases; the thread is inside of the first of them (1) or not (0)."""
         self._inside = self.scratch(4)
-        self.store(_I32(0), self._inside)
+        self.store(inside, self._inside)
         self._queue = self.scratch(8 * QUEUE_WORDS)
         for word, value in ((SLOTS, self.arg("slots")), (THREAD, self.arg("tid"))):
             self.store(value, self.at(self._queue, word, I64))
@@ -66,6 +73,8 @@ class Body(Builder):
     def phase(self) -> Iterator[ir.Value]:
         """Code for the threads that come while the next phase is open; gives the frame. What was written in phases
         before is visible."""
+        if self._begun and self._begun % PART == 0:
+            self._go_on()
         number = self.add(self.arg("first"), self._begun)
         self._begun += 1
         inside = self.load(I32, self._inside)
@@ -75,6 +84,15 @@ class Body(Builder):
             yield frame
             stay = _I32(int(self._begun < self.phases))
             self.store(self.ir.call(self._leave, [self.arg("pool"), stay]), self._inside)
+
+    def _go_on(self) -> None:
+        """What follows is in another function."""
+        caller, args = self.ir, [*(self.arg(name) for name, _ in _BODY), self.load(I32, self._inside)]
+        super().__init__(self.module, self.tier, f"{self.body.name}.{self._begun // PART}", [*_BODY, ("inside", I32)],
+                         internal=True)
+        caller.call(self.function, args)
+        caller.ret_void()
+        self._begin(self.arg("inside"))
 
     def queue(self) -> ir.Value:
         """What the kernel called next draws its pieces with."""
@@ -92,9 +110,9 @@ class Body(Builder):
         given. With a null frame it tells the workers to return, after the run that has them.
         """
         self.ret()
-        _emit_run(self.module, self.function)
-        _emit_worker(self.module, self.function)
-        _emit_launch(self.module, self.function, self.phases)
+        _emit_run(self.module, self.body)
+        _emit_worker(self.module, self.body)
+        _emit_launch(self.module, self.body, self.phases)
 
 
 def _emit_enter(module: ir.Module) -> ir.Function:
