@@ -32,8 +32,8 @@ def rows_before(r: Rewriter, value: Value) -> Value | None:
     """x if a value is a reshape of x that merges axes before the last, else None."""
     node = producer(value, "reshape")
     x = None if node is None else node.input(0)
-    if x is None or not value.shape or x.type.rank <= value.type.rank:
-        return None
+    if x is None or not value.shape or x.type.rank <= value.type.rank or value.shape[-1] == 0:
+        return None  # of rows without elements any number fits any other
     return x if r.graph.known_equal(x.shape[-1], value.shape[-1]) else None
 
 

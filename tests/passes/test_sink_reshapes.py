@@ -3,6 +3,8 @@ from __future__ import annotations
 
 import pytest
 
+from q8c.ir import parse_graph
+from q8c.passes.manager import Report
 from q8c.passes.sink_reshapes import SinkReshapes
 from tests.passes.support import check
 
@@ -57,3 +59,12 @@ def test_two_reshapes_of_the_same_rows_become_one() -> None:
 ])
 def test_other_reshapes_stay(body: str) -> None:
     check(SinkReshapes(), graph(body), None)
+
+
+def test_rows_without_elements_stay() -> None:
+    graph = parse_graph("""graph @g(%x: f32[2, 3, 0]) {
+      %r: f32[0] = reshape(%x) {shape = (0)}
+      %y: f32[0] = softmax(%r) {axis = 0}
+      return %y
+    }""")
+    assert not SinkReshapes().run(graph, Report())
