@@ -108,7 +108,7 @@ def test_one_at_a_time() -> None:
             with pytest.raises(InputError, match="in use by another run"):
                 use()
     state.truncate(0)
-    with pytest.raises(TypeError, match="cannot be pickled: .*keep the token ids"):
+    with pytest.raises(TypeError, match="cannot be pickled: .*keep the tokens"):
         pickle.dumps(state)
 
 
