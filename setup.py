@@ -1,4 +1,4 @@
-"""One step between the tree and the wheel: what only compiling needs becomes one file, q8c/compiler.zip.
+"""One step between the tree and the wheel: all but the run time becomes one file, q8c/compiler.zip.
 
 Most who install q8c only run models, and for them a megabyte of compiler, and as much again of bytecode, is in the
 way. `q8c/__init__.py` adds the file to the package's path and Python imports from it (zipimport). In a clone and in an
@@ -12,11 +12,11 @@ from zipfile import ZIP_DEFLATED, ZipFile, ZipInfo
 from setuptools import setup
 from setuptools.command.build_py import build_py
 
-PLAIN = {"__init__.py", "errors.py", "extras.py", "cli", "runtime"}  # in q8c/; what else is there goes into the file
+PLAIN = {"__init__.py", "errors.py", "extras.py", "runtime"}  # in q8c/; what else is there goes into the file
 
 
 class BuildPy(build_py):  # type: ignore[misc]  # setuptools has no types
-    """Copies the modules, then packs those of the compiler."""
+    """Copies the modules, then packs all but the run time's."""
 
     def run(self) -> None:
         """Leaves in the build folder what the wheel is to hold."""

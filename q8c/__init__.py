@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 __all__ = ["ArtifactError", "CompileError", "Error", "InputError", "UnsupportedError", "__version__", "compile", "load"]
 
-# Where q8c is installed, this file holds what only compiling needs (see setup.py); a clone has folders instead.
+# Where q8c is installed, this file holds all but the run time (see setup.py); a clone has folders instead.
 __path__.append(os.path.join(os.path.dirname(__file__), "compiler.zip"))
 
 
