@@ -16,6 +16,7 @@ Atom: TypeAlias = "str | Call"
 Monomial: TypeAlias = "tuple[Atom, ...]"
 Program: TypeAlias = "int | list[Any]"
 TERM_LIMIT = 1000  # terms of a product and factors of a term; models stay below ten, squaring a few times does not
+TEXT_LIMIT = 20_000  # characters of an expression; models stay below a hundred
 SIZE_LIMIT = 2**47  # every size is below this (the x86-64 address space), so a larger bound bounds nothing
 
 
@@ -249,8 +250,8 @@ _BINARY: dict[type[ast.operator], Callable[[Dim, Dim], Dim]] = {
 
 def parse_dim(text: str) -> Dim:
     """The inverse of `str`: integers, symbols, + - * // %, max(...), min(...). Raises ValueError for anything else."""
-    if len(text) > 2000:
-        raise ValueError("a dimension expression is longer than 2000 characters")
+    if len(text) > TEXT_LIMIT:
+        raise ValueError(f"a dimension expression is longer than {TEXT_LIMIT} characters")
     try:
         return _from_ast(ast.parse(text.strip(), mode="eval").body)
     except (SyntaxError, RecursionError, MemoryError, ZeroDivisionError) as error:
