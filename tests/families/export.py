@@ -1,0 +1,93 @@
+"""Make the files of `graphs` from the table of families: python -m tests.families.export [NAME...]
+
+For developers; tests need none of it: pip install torch transformers onnxscript
+"""
+from __future__ import annotations
+
+import argparse
+import io
+import sys
+import warnings
+from pathlib import Path
+from typing import Any
+
+import onnx
+import torch
+import transformers
+
+from tests.families.family import Family, Form, feed
+from tests.families.stripped import path_of, write
+from tests.families.table import FAMILIES
+
+
+class Outputs(torch.nn.Module):  # type: ignore[misc]  # PyTorch is not there where types are checked
+    """A model that takes the family's inputs and gives its outputs, in their order."""
+
+    def __init__(self, model: torch.nn.Module, family: Family) -> None:
+        super().__init__()
+        self.model = model
+        self.family = family
+
+    def forward(self, *inputs: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """The outputs."""
+        found = self.model(**dict(zip(self.family.inputs, inputs, strict=True)))
+        return tuple(found[name] for name in self.family.outputs)
+
+
+HEADS: dict[str, Any] = {"outputs": Outputs}
+
+
+def build(family: Family, attention: str) -> torch.nn.Module:
+    """The model, with random weights that give every layer something to do."""
+    torch.manual_seed(0)
+    kind = getattr(transformers, family.model)
+    model = kind(kind.config_class(**family.config, attn_implementation=attention))
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.ndim > 1:
+                parameter.normal_(0, parameter[0].numel() ** -0.5)
+            else:
+                parameter.add_(0.1 * torch.randn_like(parameter))
+    wrapped: torch.nn.Module = HEADS[family.head](model, family)
+    return wrapped.eval()
+
+
+def export(family: Family, form: Form) -> onnx.ModelProto:
+    """The model as one of the exporters writes it."""
+    exporter, attention = form.split("-")
+    model = build(family, attention)
+    inputs = tuple(torch.from_numpy(a) for a in feed(family, family.sizes[0]).values())
+    axes = {name: {i: d for i, d in enumerate(one.shape) if isinstance(d, str)} for name, one in family.inputs.items()}
+    names: dict[str, Any] = {"input_names": list(family.inputs), "output_names": list(family.outputs)}
+    with torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        if exporter == "dynamo":
+            vary = tuple(dict.fromkeys(a, torch.export.Dim.DYNAMIC) for a in axes.values())
+            program = torch.onnx.export(model, inputs, dynamo=True, dynamic_shapes={"inputs": vary}, verbose=False,
+                                        **names)
+            return onnx.load_from_string(program.model_proto.SerializeToString())
+        file = io.BytesIO()
+        torch.onnx.export(model, inputs, file, dynamo=False, opset_version=int(exporter[len("script"):]),
+                          dynamic_axes=axes, **names)
+    return onnx.load_from_string(file.getvalue())
+
+
+def main() -> None:
+    """Write the files of the families named, of all if none is."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("names", nargs="*", metavar="NAME", help=", ".join(FAMILIES))
+    parser.add_argument("--form", action="append", help="only these forms, also such as the table does not keep")
+    parser.add_argument("--folder", type=Path, help="write whole ONNX files here instead")
+    args = parser.parse_args()
+    for name in args.names or FAMILIES:
+        for form in args.form or FAMILIES[name].forms:
+            proto = export(FAMILIES[name], form)
+            if args.folder:
+                onnx.save(proto, args.folder / f"{name}-{form}.onnx")
+            else:
+                write(proto, path_of(name, form))
+            print(name, form, f"{len(proto.graph.node)} nodes", file=sys.stderr)
+
+
+if __name__ == "__main__":
+    main()

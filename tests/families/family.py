@@ -1,0 +1,68 @@
+"""A family of transformers as data: what `export` builds with PyTorch, and what the tests feed."""
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+Array = NDArray[Any]
+Size = int | str
+Form = Literal["dynamo-sdpa", "dynamo-eager", "script14-sdpa", "script17-sdpa", "script17-eager"]
+"""Exporter (`dynamo`: torch.export; `script`: TorchScript), its opset, and how transformers computes attention."""
+Padding = Literal["none", "right", "left"]
+HIDDEN, HEADS, VOCABULARY = 64, 2, 99
+
+
+@dataclass(frozen=True)
+class Input:
+    """One input of a model. `kind`: `ids` of tokens, a `mask` of those that are there, `types` (0 or 1), or `normal`
+    floats; axes named by text vary."""
+
+    kind: Literal["ids", "mask", "types", "normal"]
+    shape: tuple[Size, ...]
+
+
+@dataclass(frozen=True)
+class Family:
+    """One model: the class of transformers and its config, tiny; its `inputs`, and `outputs` by transformers' names.
+
+    `head` names a function of `export` that wraps the model, `sizes` what is run one after the other in one session
+    (the first is what the exporters see: no two of its axes alike), `attentions` how many are fused into one kernel,
+    `float_products` the names, in part, of products that stay float, each with the reason q8c gives, in part.
+    """
+
+    model: str
+    config: Mapping[str, Any]
+    inputs: Mapping[str, Input]
+    outputs: tuple[str, ...] = ("last_hidden_state",)
+    head: str = "outputs"
+    forms: tuple[Form, ...] = ("dynamo-sdpa", "script17-eager")
+    sizes: tuple[Mapping[str, int], ...] = ({"batch": 2, "seq": 9}, {"batch": 1, "seq": 1}, {"batch": 3, "seq": 24})
+    attentions: int = 2
+    float_products: Mapping[str, str] = field(default_factory=dict)
+
+
+def feed(family: Family, sizes: Mapping[str, int], padding: Padding = "right", seed: int = 0) -> dict[str, Array]:
+    """Made-up inputs of the given sizes; of several sequences, the first is of full length."""
+    rng = np.random.default_rng(seed)
+    return {name: _made(rng, one.kind, tuple(sizes[d] if isinstance(d, str) else d for d in one.shape), padding)
+            for name, one in family.inputs.items()}
+
+
+def _made(rng: np.random.Generator, kind: str, shape: tuple[int, ...], padding: Padding) -> Array:
+    if kind == "ids":
+        return rng.integers(3, VOCABULARY, shape)
+    if kind == "types":
+        return rng.integers(0, 2, shape)
+    if kind == "normal":
+        return rng.standard_normal(shape).astype(np.float32)
+    batch, seq = shape
+    lengths = rng.integers((seq + 1) // 2, seq + 1, batch)
+    lengths[0] = seq
+    if padding == "none":
+        lengths[:] = seq
+    there = np.arange(seq) < lengths[:, None]
+    return (there[:, ::-1] if padding == "left" else there).astype(np.int64)

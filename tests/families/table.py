@@ -1,0 +1,12 @@
+"""All families that are tested."""
+from __future__ import annotations
+
+from tests.families.encoders import ENCODERS
+from tests.families.family import Form
+
+FAMILIES = {**ENCODERS}
+
+
+def models() -> list[tuple[str, Form]]:
+    """Every family in each of its forms."""
+    return [(name, form) for name, family in FAMILIES.items() for form in family.forms]
