@@ -7,7 +7,7 @@ import math
 import os
 import platform
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -134,6 +134,42 @@ def ms(seconds: float) -> str:
     """A time with three digits that count."""
     value = seconds * 1e3
     return f"{value:.{max(0, 2 - math.floor(math.log10(value)))}f}" if 0 < value < 1000 else f"{value:.0f}"
+
+
+def parser(name: str, description: str | None, threads: Sequence[int], seconds: float,
+           rounds: int) -> argparse.ArgumentParser:
+    """What every race of engines takes, with the defaults of the benchmark `name`."""
+    made = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = made.add_argument
+    add("-t", "--threads", type=counts, default=tuple(threads), metavar="N,...",
+        help=f"numbers of threads (default: {','.join(map(str, threads))})")
+    add("--seconds", type=float, default=seconds, help=f"time for each engine on each case (default: {seconds:g})")
+    add("--rounds", type=int, default=rounds, help=f"rounds that time is cut into (default: {rounds})")
+    add("--python", default=sys.executable, metavar="PATH", help="the interpreter that has the peers (default: this)")
+    add("-o", "--output", type=Path, default=results(f"{name}.json"), metavar="FILE",
+        help=f"where the figures go as JSON (default: benchmarks/results/{name}.json)")
+    return made
+
+
+def results(name: str) -> Path:
+    """A file among the results."""
+    return ROOT / "benchmarks" / "results" / name
+
+
+def conclude(name: str, measure: Callable[[], Mapping[str, Any]], text: Callable[[Mapping[str, Any]], str],
+             output: Path) -> Mapping[str, Any] | None:
+    """Measure, print, write: the figures, or None where a benchmark said in a line why there are none."""
+    try:
+        found = measure()
+    except BenchmarkError as error:
+        hush()
+        print(f"{name}.py: {error}", file=sys.stderr)
+        return None
+    hush()
+    print(text(found))
+    write_json(output, found)
+    print(f"\nfigures in {output}")
+    return found
 
 
 def write_json(path: Path, value: Mapping[str, Any]) -> None:

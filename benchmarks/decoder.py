@@ -66,37 +66,21 @@ class Case:
 def main(argv: Sequence[str] | None = None) -> int:
     """Measure, print, write; the exit code."""
     args = arguments().parse_args(argv)
-    try:
-        result = measure(args)
-    except BenchmarkError as error:
-        common.hush()
-        print(f"decoder.py: {error}", file=sys.stderr)
-        return 1
-    common.hush()
-    print(text_of(result))
-    common.write_json(args.output, result)
-    print(f"\nfigures in {args.output}")
-    return 0
+    return int(common.conclude("decoder", lambda: measure(args), text_of, args.output) is None)
 
 
 def arguments() -> argparse.ArgumentParser:
     """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = common.parser("decoder", __doc__, threads=(1, 2), seconds=2, rounds=5)
     add = parser.add_argument
     add("--prefill", type=numbers, default=(128, 512), metavar="N,...", help="tokens of a prompt (default: 128,512)")
     add("--decode", type=numbers, default=(112, 1024, 4096), metavar="N,...",
         help="tokens before the one that is written (default: 112,1024,4096)")
     add("--batches", type=numbers, default=(1, 8), metavar="N,...",
         help="sequences that are written at once, those after the first at the first context (default: 1,8)")
-    add("-t", "--threads", type=common.counts, default=(1, 2), metavar="N,...", help="threads (default: 1,2)")
     add("-e", "--engines", metavar="NAME,...", help="engines, options of q8c after a colon and joined by + (default: "
         f"{', '.join([*OWN.values(), *decoders.ENGINES])})")
-    add("--seconds", type=float, default=2.0, help="time for each engine on each case (default: 2)")
-    add("--rounds", type=int, default=5, help="rounds that time is cut into (default: 5)")
     add("--no-accuracy", action="store_true", help="leave out the table of accuracy")
-    add("--python", default=sys.executable, metavar="PATH", help="the interpreter that has the peers (default: this)")
-    add("-o", "--output", type=Path, default=common.ROOT / "benchmarks" / "results" / "decoder.json", metavar="FILE",
-        help="where the figures go as JSON (default: benchmarks/results/decoder.json)")
     return parser
 
 

@@ -42,18 +42,9 @@ REFERENCE = "ort-fp32"
 def main(argv: Sequence[str] | None = None) -> int:
     """Measure, print, write; the exit code."""
     args = arguments().parse_args(argv)
-    try:
-        chosen = [models.find(name) for name in args.model or ["minilm"]]
-        names = engines(args)
-        result = measure(args, chosen, names)
-    except BenchmarkError as error:
-        common.hush()
-        print(f"encoder.py: {error}", file=sys.stderr)
+    result = common.conclude("encoder", lambda: measure(args), report.text, args.output)
+    if result is None:
         return 1
-    common.hush()
-    print(report.text(result))
-    common.write_json(args.output, result)
-    print(f"\nfigures in {args.output}")
     if args.plot:
         try:
             report.plot(result, args.plot)
@@ -65,22 +56,16 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def arguments() -> argparse.ArgumentParser:
     """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = common.parser("encoder", __doc__, threads=(1, 2), seconds=1, rounds=5)
     add = parser.add_argument
     add("-m", "--model", action="append", metavar="MODEL", help="minilm, bert-base, or an ONNX file; may be repeated "
         "(default: minilm)")
     add("-s", "--shapes", type=shapes, metavar="BxS,...", help="batch x seq, such as 1x128,8x128; 32x5-128 has rows of "
         "5 to 128 tokens")
-    add("-t", "--threads", type=common.counts, default=(1, 2), metavar="N,...", help="threads (default: 1,2)")
     add("-e", "--engines", metavar="NAME,...", help="engines, options of q8c after a colon and joined by + "
         f"(default: q8c and {', '.join(peers.ENGINES)})")
     add("-a", "--also", action="append", default=[], metavar="NAME", help="one more engine, such as q8c:tier=avx2")
-    add("--seconds", type=float, default=1.0, help="time for each engine on each shape (default: 1)")
-    add("--rounds", type=int, default=5, help="rounds that time is cut into (default: 5)")
-    add("--python", default=sys.executable, metavar="PATH", help="the interpreter that has the peers (default: this)")
-    add("-o", "--output", type=Path, default=common.ROOT / "benchmarks" / "results" / "encoder.json", metavar="FILE",
-        help="where the figures go as JSON (default: benchmarks/results/encoder.json)")
-    add("--plot", type=Path, default=common.ROOT / "benchmarks" / "results" / "encoder.svg", metavar="FILE",
+    add("--plot", type=Path, default=common.results("encoder.svg"), metavar="FILE",
         help="where the plot goes (default: benchmarks/results/encoder.svg)")
     return parser
 
@@ -102,8 +87,10 @@ def engines(args: argparse.Namespace) -> list[str]:
     return names
 
 
-def measure(args: argparse.Namespace, chosen: Sequence[Model], names: Sequence[str]) -> dict[str, Any]:
+def measure(args: argparse.Namespace) -> dict[str, Any]:
     """All figures, as the JSON file has them."""
+    chosen = [models.find(name) for name in args.model or ["minilm"]]
+    names = engines(args)
     result: dict[str, Any] = {
         "schema": report.SCHEMA, "when": time.strftime("%Y-%m-%dT%H:%M:%S%z"), "command": sys.argv[1:],
         "machine": common.machine(), "ceilings": {}, "engines": [], "results": []}

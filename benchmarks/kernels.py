@@ -18,7 +18,7 @@ from __future__ import annotations
 import argparse
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -36,32 +36,16 @@ _TOLD = 3  # peers on a line; all are in the JSON file
 def main(argv: Sequence[str] | None = None) -> int:
     """Measure, print, write; the exit code."""
     args = arguments().parse_args(argv)
-    try:
-        result = measure(args)
-    except BenchmarkError as error:
-        common.hush()
-        print(f"kernels.py: {error}", file=sys.stderr)
-        return 1
-    common.hush()
-    print(text(result))
-    common.write_json(args.output, result)
-    print(f"\nfigures in {args.output}")
-    return 0
+    return int(common.conclude("kernels", lambda: measure(args), text, args.output) is None)
 
 
 def arguments() -> argparse.ArgumentParser:
     """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = common.parser("kernels", __doc__, threads=(1,), seconds=0.2, rounds=3)
     add = parser.add_argument
     add("--only", metavar="GROUP,...", help=f"some of {', '.join(cases.GROUPS)}")
-    add("-t", "--threads", type=common.counts, default=(1,), metavar="N,...", help="numbers of threads (default: 1)")
     add("--q8c", action="append", default=[], metavar="OPTION=VALUE,...", help="q8c with options; may be repeated")
     add("--no-peers", action="store_true", help="q8c alone")
-    add("--seconds", type=float, default=0.2, help="time for each engine on each case (default: 0.2)")
-    add("--rounds", type=int, default=3, help="rounds that time is cut into (default: 3)")
-    add("--python", default=sys.executable, metavar="PATH", help="the interpreter that has the peers (default: this)")
-    add("-o", "--output", type=Path, default=common.ROOT / "benchmarks" / "results" / "kernels.json", metavar="FILE",
-        help="where the figures go as JSON (default: benchmarks/results/kernels.json)")
     return parser
 
 
@@ -146,7 +130,7 @@ def kernel(node: dict[str, Any], case: Case, able: Any, features: frozenset[str]
     return {**node, "wanted": case.wants(node), "shares": shares}
 
 
-def text(result: dict[str, Any]) -> str:
+def text(result: Mapping[str, Any]) -> str:
     """Everything for people."""
     from benchmarks.report import machine_text
     parts = [machine_text(result)]
