@@ -173,7 +173,8 @@ def _built(name: str, folder: Path, shapes: tuple[Shape, ...], trained: bool) ->
     builder = ROOT / "examples" / "minilm.py"
     if not path.exists() or path.stat().st_mtime < builder.stat().st_mtime:
         import minilm
-        minilm.save(minilm.build(folder), path)
+        import onnx_graph
+        onnx_graph.save(minilm.build(folder), path)
     return Model(name, path, folder, shapes, trained)
 
 

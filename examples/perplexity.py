@@ -19,6 +19,7 @@ try:
     import llama
     import numpy as np
     import numpy.typing as npt
+    import onnx_graph
     import onnxruntime
 
     import q8c
@@ -85,7 +86,7 @@ def fp32_score(gguf: llama.Gguf, threads: int | None) -> Score:
     options.intra_op_num_threads = threads or 0
     with tempfile.TemporaryDirectory() as folder:  # from a file it needs half the memory
         path = Path(folder) / "decoder.onnx"
-        llama.save(llama.build(gguf), path)
+        onnx_graph.save(llama.build(gguf), path)
         session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
     inputs = [(i.name, i.shape) for i in session.get_inputs()]
     return lambda ids: session.run(["logits"], llama.first_feed(ids, inputs))[0]

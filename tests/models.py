@@ -9,6 +9,7 @@ import minilm
 import numpy as np
 import numpy.typing as npt
 import onnx
+import onnx_graph
 import onnxruntime
 from onnx import TensorProto, helper, numpy_helper
 
@@ -52,8 +53,8 @@ def encoder(folder: Path) -> onnx.ModelProto:
          helper.make_tensor_value_info("attention_mask", TensorProto.INT64, tokens)],
         [helper.make_tensor_value_info("y", TensorProto.FLOAT, [*tokens, HIDDEN])],
         list(builder.initializers.values()))
-    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", minilm.OPSET)],
-                             ir_version=minilm.IR_VERSION)
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", onnx_graph.OPSET)],
+                             ir_version=onnx_graph.IR_VERSION)
 
 
 def encoder_feed(batch: int, seq: int, seed: int = 0) -> dict[str, Array]:

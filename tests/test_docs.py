@@ -9,6 +9,7 @@ from pathlib import Path
 
 import llama
 import minilm
+import onnx_graph
 
 from tests.examples.bert_folder import CONFIG, random_weights, write_folder
 from tests.examples.tiny_llama import TinyGguf
@@ -64,14 +65,14 @@ for tier in runnable_tiers():
 
 
 def test_readme_works_as_printed(tmp_path: Path) -> None:
-    minilm.save(minilm.build(write_folder(tmp_path, CONFIG, random_weights(CONFIG))), tmp_path / "model.onnx")
+    onnx_graph.save(minilm.build(write_folder(tmp_path, CONFIG, random_weights(CONFIG))), tmp_path / "model.onnx")
     printed = run_blocks("README.md", tmp_path, "\nprint(sorted(outputs), outputs['last_hidden_state'].shape)")
     assert printed.splitlines() == [*(f"{name} ['batch', 'seq'] tensor(int64)" for name in minilm.INPUTS),
                                     f"['last_hidden_state'] (2, 16, {CONFIG['hidden_size']})"]
 
 
 def test_decoding_works_as_printed(tmp_path: Path) -> None:
-    llama.save(llama.build(TinyGguf()), tmp_path / "decoder.onnx")
+    onnx_graph.save(llama.build(TinyGguf()), tmp_path / "decoder.onnx")
     after = "\nprint(len(text), beams.lengths, draft.lengths, both.lengths)"
     state, lengths, last = run_blocks("docs/decoding.md", tmp_path, after).splitlines()
     assert state.startswith("[") and "<State of 1 sequence, 22 of 256 tokens, " in state

@@ -24,11 +24,12 @@ WORST = {"fp32": 1e-5, "int8": 0.1, "qattention": 0.1, "ov": 0.02, "weights": 0.
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> Model:
     import minilm
+    import onnx_graph
     folder = tmp_path_factory.mktemp("race")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("Q8C_BENCH_CACHE", str(folder))
         weights = models.random_folder("tiny", CONFIG)
-    minilm.save(minilm.build(weights), folder / "tiny.onnx")
+    onnx_graph.save(minilm.build(weights), folder / "tiny.onnx")
     return Model("tiny", folder / "tiny.onnx", weights, (Shape(1, 8),), False)
 
 

@@ -5,6 +5,7 @@ import json
 from pathlib import Path
 
 import llama
+import onnx_graph
 import pytest
 
 from q8c.cli.compile import cache_lines
@@ -35,7 +36,7 @@ def test_inspect_tells_of_the_state(cli: Cli, decoder: Path, compiled: Path) -> 
 
 
 def test_compile_tells_what_grows_in_place(cli: Cli, tmp_path: Path) -> None:
-    llama.save(llama.build(TinyGguf()), tmp_path / "decoder.onnx")
+    onnx_graph.save(llama.build(TinyGguf()), tmp_path / "decoder.onnx")
     text = cli.good("compile", tmp_path / "decoder.onnx", "--no-quantize")
     assert "\n  4 caches of keys and values grow in place (session.new_state)\n" in text and "not in place" not in text
     text = cli.good("explain", tmp_path / "decoder.q8c")
