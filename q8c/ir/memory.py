@@ -2,7 +2,7 @@
 from __future__ import annotations
 
 from q8c.ir.dims import Dim, Expr, dim_max, floordiv, product
-from q8c.ir.graph import Graph, Value
+from q8c.ir.graph import Graph, Node, Value
 from q8c.ir.types import DType, TensorType
 
 ROW_GROUP = 4   # kernels read R8 rows in dwords, so an int8 row is padded to a multiple of this
@@ -10,6 +10,13 @@ CACHE_LINE = 64
 CAPACITY = Expr({("$capacity",): 1})
 """How many tokens the caller's buffers of kept keys and values have room for: the run time says it, no shape does. Its
 name is no identifier, so that no size of a model is taken for it."""
+
+KEPT_TOKENS = 16
+"""Tokens whose keys lie by turns where they are kept in 8 bits: [capacity / 16][size][16] for each head."""
+KEPT_STEP = 64
+"""Where rows are kept in 8 bits, the capacity is a multiple of so many tokens."""
+SCALE_BYTES = 4
+"""Of a row that is kept in 8 bits. A head has its rows, then their scales in float32."""
 
 
 def stored_bytes(type: TensorType) -> Dim:
@@ -22,8 +29,19 @@ def stored_bytes(type: TensorType) -> Dim:
 def rows_held(value: Value) -> Dim:
     """Rows from one head to the next where a value [batch, heads, rows, size] lies: the capacity, if it is a cache that
     grows in place."""
+    return CAPACITY if _grows(value) else value.shape[-2]
+
+
+def kept_in_bytes(value: Value) -> bool:
+    """Whether a value [batch, heads, rows, size] lies in 8 bits, as a cache that grows in place may."""
+    node = _grows(value)
+    return node is not None and node.attrs.get("format", "f32") != "f32"
+
+
+def _grows(value: Value) -> Node | None:
+    """The append in place that a value comes from."""
     node = value.producer
-    return CAPACITY if node is not None and node.op == "append" and node.attrs.get("in_place") else value.shape[-2]
+    return node if node is not None and node.op == "append" and node.attrs.get("in_place") else None
 
 
 def round_up(size: Dim, unit: int) -> Dim:

@@ -15,6 +15,9 @@ or with a zero point, where all of [min(x, 0), max(x, 0)] is used:
 The sum of each block's q stands beside it, and the sums of a weight's columns beside the weight: the kernel multiplies
 u8 by s8, and
     sum (q - zero) * (u - 127) = sum q * u - 127 * sum q - zero * sum (u - 127).
+Keys and values that are kept from token to token may be rows of int8 too, symmetric, each with a scale of 16 bits of
+mantissa, the largest not above that of R8: then scale * q is exact in float32, and rounding what is rounded already
+changes no bit (`quantize_kept`).
 A block that holds NaN or Inf has the scale NaN, so all results of its row are NaN and no other row's change. Blocks
 and the symmetric scheme are those of ggml's Q8_0; the number 127 appears nowhere else.
 """
@@ -32,6 +35,7 @@ ZERO_POINT = 127
 SCALE_FLOOR = 2.0**-100  # keeps 1 / scale finite for rows of zeros and denormals, and scale products normal
 SUM_LIMIT = 2**22        # no block's sum reaches it: 254 * 127 * 128 < 2**22
 MAX_DEPTH = 66_000       # 254 * 127 * depth < 2**31: the int32 accumulator cannot overflow below it
+KEPT_SCALE_BITS = 0xFFFFFF00  # of a float32: 16 bits of mantissa times 7 are exact in 24
 
 FORMATS = {"q8-channel": 0, "q8-block32": 32, "q8-block64": 64, "q8-block128": 128}
 """The weight formats by name: steps of depth that share a scale, 0 for all of them."""
@@ -145,6 +149,23 @@ def dequantize_rows(q: Array, scale: Array, zero: Array | None = None, block: in
 
     steps = q.astype(np.float32) if zero is None else q.astype(np.float32) - spread(zero).astype(np.float32)
     return np.asarray(steps * spread(scale), dtype=np.float32)
+
+
+def quantize_kept(x: Array) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
+    """Rows of keys or values [..., size] as they are kept: (i8 [..., size], f32 scale [...])."""
+    absmax = np.abs(x.astype(np.float32, copy=False)).max(axis=-1, keepdims=True, initial=0.0)
+    finite = np.isfinite(absmax)
+    scale = np.maximum(np.where(finite, absmax, 0) / np.float32(QMAX), np.float32(SCALE_FLOOR))
+    scale = (np.ascontiguousarray(scale, np.float32).view(np.uint32) & np.uint32(KEPT_SCALE_BITS)).view(np.float32)
+    with np.errstate(all="ignore"):
+        q = np.clip(np.rint(x * (np.float32(1) / scale)), -QMAX, QMAX)
+    return np.where(finite, q, 0).astype(np.int8), np.where(finite, scale, np.float32("nan"))[..., 0]
+
+
+def round_kept(x: Array) -> NDArray[np.float32]:
+    """The float rows [..., size] that kept rows of them stand for; NaN for one that is not finite."""
+    q, scale = quantize_kept(x)
+    return np.asarray(q * scale[..., None], dtype=np.float32)
 
 
 def matmul_ref(q: Array, u: Array, zero: Array | None = None, block: int = 0) -> NDArray[np.int32]:

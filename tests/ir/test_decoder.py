@@ -76,6 +76,22 @@ def test_append_puts_tokens_behind_those_kept() -> None:
             run("append", past, heads, np.array([1, length]), **attrs)
 
 
+@pytest.mark.parametrize("format", ["int8-keys", "int8-values"])
+def test_appended_rows_may_be_of_8_bits(format: str) -> None:
+    past, new, lengths = normal(2, 3, 4, 5), normal(2, 3, 2, 5), np.array([1, 4])
+    attrs: dict[str, Any] = {"kv_heads": 3, "head_size": 5, "format": format}
+    y = run("append", past, new, lengths, **attrs)
+    first = run("append", past, new[:, :, :1], lengths, **attrs)  # a token at a time: what is kept stays as it is
+    second = run("append", first, new[:, :, 1:], lengths + 1, **attrs)
+    for row, end in enumerate(lengths + 2):
+        np.testing.assert_array_equal(second[row, :, :end], y[row, :, :end])
+    exact = run("append", past, new, lengths, **attrs | {"format": "f32"})
+    step = np.abs(exact).max(axis=-1, keepdims=True) / 127
+    assert (np.abs(y - exact) <= 0.51 * step).all() and (y != exact).any()
+    with pytest.raises(CompileError, match="format is none of f32, int8-keys, int8-values"):
+        run("append", past, new, **attrs | {"format": "int4"})
+
+
 def attend(q: Any, keys: Any, values: Any, seen: list[Any], **more: Any) -> Any:
     """One head of two channels, and what `seen` adds: a mask, a key mask, lengths."""
     return run("attention", q, keys, values, *seen, heads=1, kv_heads=1, head_size=2, scale=0.5, **more)

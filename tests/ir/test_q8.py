@@ -48,6 +48,30 @@ def test_scales_of_blocks_times_an_offset_are_exact() -> None:
     np.testing.assert_array_equal(scales, q8.block_scale(scales))
 
 
+@pytest.mark.parametrize("depth", [1, 31, 64, 300])
+def test_kept_rows_are_within_half_a_step_and_round_once(depth: int) -> None:
+    named = np.stack([row[:depth] for row in ROWS.values()]).astype(np.float32)
+    x = np.concatenate([named, np.exp(RNG.uniform(-60, 60, (500, 1))) * RNG.standard_normal((500, depth))])
+    x = x.astype(np.float32)
+    q, scale = q8.quantize_kept(x)
+    assert (q.shape, scale.shape) == (x.shape, x.shape[:1]) and np.abs(q.astype(int)).max() <= q8.QMAX
+    back = q8.round_kept(x)
+    np.testing.assert_array_equal(back, q * scale[:, None].astype(np.float64))  # exact
+    # rows reach 127 steps and the 2**-15 by which their scale is cut
+    assert (np.abs(back - x.astype(np.float64)) <= (HALF_STEP + q8.QMAX * 2.0**-15) * scale[:, None]).all()
+    again = q8.quantize_kept(back)
+    np.testing.assert_array_equal(again[0], q)
+    np.testing.assert_array_equal(again[1], scale)
+
+
+def test_a_kept_row_that_is_not_finite_is_nan() -> None:
+    x = np.stack([ROWS["normal"]] * 3).astype(np.float32)
+    x[0, 5], x[2, 7] = np.nan, -np.inf
+    back = q8.round_kept(x)
+    assert np.isnan(back[[0, 2]]).all()
+    np.testing.assert_array_equal(back[1], q8.round_kept(x[1]))
+
+
 @pytest.mark.parametrize("block", BLOCKS)
 @pytest.mark.parametrize("depth", [1, 31, 33, 64, 300])
 @pytest.mark.parametrize("zero_point", [False, True])

@@ -7,10 +7,15 @@ from typing import Any
 import numpy as np
 
 from q8c.errors import InputError
+from q8c.ir import q8
 from q8c.ir.graph import Array
 from q8c.ir.ops.fused import expect_lengths, heads_of, split_heads
 from q8c.ir.ops.registry import AttrSpec, Level, OpDef, Operands, register
 from q8c.ir.types import DType, TensorType
+
+KEPT_FORMATS = ("f32", "int8-keys", "int8-values")
+"""How rows of keys and values are kept: as they are, or in 8 bits (`q8.quantize_kept`), keys in another order than values
+(`q8c.ir.memory`)."""
 
 
 def _rotary(o: Operands) -> Sequence[TensorType]:
@@ -51,6 +56,7 @@ def _append(o: Operands) -> Sequence[TensorType]:
     past, heads, size = o.type(0), o.attrs["kv_heads"], o.attrs["head_size"]
     o.expect(past.dtype is DType.f32 and past.rank == 4 and past.shape[1] == heads and past.shape[3] == size,
              f"expected what is kept as f32[batch, {heads}, past, {size}]")
+    o.expect(o.attrs["format"] in KEPT_FORMATS, f"format is none of {', '.join(KEPT_FORMATS)}")
     batch, new = heads_of(o, 1, heads, size, o.attrs["offset"])
     batch = o.same(batch, past.shape[0])
     expect_lengths(o, 2, batch)
@@ -61,10 +67,12 @@ def append(args: Sequence[Any], attrs: Mapping[str, Any]) -> Sequence[Array]:
     """What is kept with the new tokens behind it [batch, kv_heads, past + new, size].
 
     With lengths, the new tokens of sequence b stand from lengths[b] on; what lies behind them is as it was, or 0.
-    Raises InputError for a length outside [0, past].
+    Rows of all tokens are rounded as their format says. Raises InputError for a length outside [0, past].
     """
     past, new, lengths = (*args, None)[:3]
     tokens = split_heads(new, attrs["kv_heads"], attrs["head_size"], attrs["offset"])
+    if attrs["format"] != "f32":
+        past, tokens = q8.round_kept(past), q8.round_kept(tokens)
     if lengths is None:
         return [np.concatenate([past, tokens], axis=2)]
     kept, seq = past.shape[2], tokens.shape[2]
@@ -123,10 +131,11 @@ register(OpDef("rotary", "x cos sin", _rotary, rotary, {
     doc="Rotary positions of heads [batch, seq, channels] from `offset` on, or [batch, heads, seq, size], as "
         "[batch, seq, heads * size]."))
 register(OpDef("append", "past new lengths?", _append, append, {
-    "kv_heads": _INT, "head_size": _INT, "offset": AttrSpec("int", 0), "in_place": AttrSpec("bool", False)},
-    Level.fused,
-    doc="New keys or values behind those of earlier tokens, heads split off. With in_place the earlier are not moved: "
-        "operand and result are one buffer of the caller's, with room for more tokens."))
+    "kv_heads": _INT, "head_size": _INT, "offset": AttrSpec("int", 0), "in_place": AttrSpec("bool", False),
+    "format": AttrSpec("str", "f32")}, Level.fused,
+    doc="New keys or values behind those of earlier tokens, heads split off, in 8 bits if their format says so. With "
+        "in_place the earlier are not moved: operand and result are one buffer of the caller's, with room for more "
+        "tokens."))
 register(OpDef("last_token", "x mask? lengths?", _last_token, last_token, level=Level.fused,
                doc="The row of the last token of each sequence that is no padding."))
 register(OpDef("past_lengths", "past", _past_lengths, past_lengths, level=Level.fused,
