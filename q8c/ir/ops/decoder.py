@@ -14,8 +14,8 @@ from q8c.ir.ops.registry import AttrSpec, Level, OpDef, Operands, register
 from q8c.ir.types import DType, TensorType
 
 KEPT_FORMATS = ("f32", "int8-keys", "int8-values")
-"""How rows of keys and values are kept: as they are, or in 8 bits (`q8.quantize_kept`), keys in another order than values
-(`q8c.ir.memory`)."""
+"""How rows of keys and values are kept: as they are, or in 8 bits (`q8.quantize_kept`), keys in another order than
+values (`q8c.ir.memory`)."""
 
 
 def _rotary(o: Operands) -> Sequence[TensorType]:
