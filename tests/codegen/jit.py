@@ -43,6 +43,11 @@ def runnable_tiers() -> list[Tier]:
     return [t for t in TIERS.values() if runnable(t)]
 
 
+def both_widths() -> list[Tier]:
+    """Of those, the ones with short and with long vectors. The others differ from them in dot products only."""
+    return runnable_tiers()[::2]
+
+
 class Loaded:
     """A compiled object, callable by symbol: `loaded("name", argument...)` takes arrays, integers and None."""
 

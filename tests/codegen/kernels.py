@@ -21,7 +21,7 @@ from q8c.codegen.targets import Tier
 from q8c.ir import Graph, interpret, parse_graph
 from q8c.ir.dims import evaluate
 from q8c.ir.interpret import bind_sizes
-from tests.codegen.jit import Loaded, build, guarded
+from tests.codegen.jit import Loaded, both_widths, build, guarded
 
 Arrays = list[NDArray[Any]]
 NODE = 5
@@ -126,3 +126,13 @@ def compiled(tier: Tier, text: str) -> Compiled:
         loaded = build(tier, emit)
         _cache[key] = Compiled(graph, kernels[0], loaded)
     return _cache[key]
+
+
+def check_kernel(text: str, **feeds: NDArray[Any]) -> None:
+    """The kernel of the one node of a graph gives what the reference gives, on one thread and on several."""
+    for tier in both_widths():
+        kernel = compiled(tier, text)
+        for threads in (1, 3):
+            for y, expected in zip(kernel(threads, **feeds), kernel.expected(**feeds), strict=True):
+                assert y.dtype == expected.dtype
+                np.testing.assert_array_equal(y, expected)

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from q8c.codegen.vmath import GELU_ERROR, POW_ULPS, ULPS
 from q8c.ir.ops import OPS
 from q8c.ir.types import DType
-from tests.codegen.jit import runnable_tiers
+from tests.codegen.jit import both_widths
 from tests.codegen.kernels import Arrays, compiled, loop_text
 
 INTS = ["i8", "u8", "i16", "u16", "i32", "u32", "i64", "u64"]
@@ -27,7 +27,7 @@ SINGLE = 3e-7  # exp, log and the like of f64 have f32's precision, and its rang
 def run(text: str, **feeds: NDArray[Any]) -> Arrays:
     """The outputs, the same bits on tiers with short and long vectors and on all thread counts."""
     first: Arrays = []
-    for tier in runnable_tiers()[::2]:  # avx-vnni differs from avx2 in dot products only
+    for tier in both_widths():
         kernel = compiled(tier, text)
         for threads in (1, 3):
             got = kernel(threads, **feeds)

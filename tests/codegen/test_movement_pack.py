@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from q8c.codegen.frame import DETAIL, STATUS
 from q8c.ir.dims import evaluate
 from q8c.ir.types import DType
-from tests.codegen.jit import guarded, runnable_tiers
+from tests.codegen.jit import both_widths, guarded
 from tests.codegen.kernels import NODE, compiled
 from tests.codegen.test_movement import graph, numbers
 
@@ -28,7 +28,7 @@ def text(dtype: str) -> str:
 
 
 def check(dtype: str, mask: NDArray[Any]) -> None:
-    for tier in runnable_tiers()[::2]:
+    for tier in both_widths():
         kernel = compiled(tier, text(dtype))
         frame = np.zeros(8, np.int64)
         for threads in (1, 3):
@@ -59,7 +59,7 @@ def test_all_sizes(batch: int, seq: int, seed: int) -> None:
 def test_a_mask_that_changed_is_reported_and_nothing_read_or_written_outside(told: int) -> None:
     """The run was planned for `told` tokens."""
     mask = np.array([[1, 0, 1, 1], [0, 0, 0, 0], [0, 1, 0, 0], [1, 1, 1, 1], [0, 0, 0, 0]])
-    for tier in runnable_tiers()[::2]:
+    for tier in both_widths():
         kernel = compiled(tier, text("i64"))
         outputs = [guarded(np.full(shape, 77, np.int64)) for shape in ((1, told), told, mask.shape, 6)]
         frame = np.zeros(8, np.int64)
@@ -85,7 +85,7 @@ def test_unpack(dtype: str, row: str) -> None:
         places[there] = np.arange(there.sum())
         shape = [n if d == "n" else int(d) for d in row.split(", ") if d]
         x = numbers(dtype, 1, int(there.sum()), *shape)
-        for tier in runnable_tiers()[::2]:
+        for tier in both_widths():
             kernel = compiled(tier, kernel_text)
             expected, = kernel.expected(x=x, places=places)
             for threads in (1, 3):

@@ -8,9 +8,9 @@ import pytest
 from numpy.typing import NDArray
 
 from q8c.ir.types import DType
-from tests.codegen.jit import runnable_tiers
-from tests.codegen.kernels import compiled
-from tests.codegen.test_movement import check, graph
+from tests.codegen.jit import both_widths, runnable_tiers
+from tests.codegen.kernels import check_kernel, compiled
+from tests.codegen.test_movement import graph
 
 EPS = 2.0**-24
 DTYPES = ["f32", "f16", "i64", "i8", "bool"]
@@ -36,9 +36,9 @@ def test_reduce(op: str, dtype: str) -> None:
         text = graph({"x": f"{dtype}[a, b, c]"}, f"{dtype}[{AXES[axes]}]", f"reduce_{op}",
                      f"{{axes = {shown(axes)}, keepdims = false}}")
         if op in ("sum", "max", "min") or dtype[0] != "f":
-            check(text, x=x)
+            check_kernel(text, x=x)
             continue
-        for tier in runnable_tiers()[::2]:
+        for tier in both_widths():
             kernel = compiled(tier, text)
             (y,), (expected,) = kernel(2, x=x), kernel.expected(x=x)
             np.testing.assert_allclose(y, expected, rtol={"f16": 1e-3, "f32": 2e-6}[dtype])
@@ -68,8 +68,8 @@ def test_extremes_keep_nan() -> None:
     x[2, :, 4] = -np.inf
     for op in ("max", "min"):
         for axes in ((1,), (2,), (0, 2)):
-            check(graph({"x": "f32[a, b, c]"}, f"f32[{AXES[axes]}]", f"reduce_{op}",
-                        f"{{axes = {shown(axes)}, keepdims = false}}"), x=x)
+            check_kernel(graph({"x": "f32[a, b, c]"}, f"f32[{AXES[axes]}]", f"reduce_{op}",
+                               f"{{axes = {shown(axes)}, keepdims = false}}"), x=x)
 
 
 @pytest.mark.parametrize("op", ["argmax", "argmin"])
@@ -84,7 +84,7 @@ def test_arguments(op: str, dtype: str) -> None:
         for axis in range(3):
             result = ", ".join(d for n, d in enumerate("abc") if n != axis)
             attrs = f"{{axes = ({axis}), keepdims = false}}"
-            check(graph({"x": f"{dtype}[a, b, c]"}, f"i64[{result}]", op, attrs), x=x)
+            check_kernel(graph({"x": f"{dtype}[a, b, c]"}, f"i64[{result}]", op, attrs), x=x)
 
 
 @pytest.mark.parametrize("axis", [0, 1, -1])
@@ -93,5 +93,5 @@ def test_cumsum(axis: int, dtype: str) -> None:
     x = values(dtype, 3, 5, 19)
     for exclusive in ("false", "true"):
         for reverse in ("false", "true"):
-            check(graph({"x": f"{dtype}[a, b, c]"}, f"{dtype}[a, b, c]", "cumsum",
+            check_kernel(graph({"x": f"{dtype}[a, b, c]"}, f"{dtype}[a, b, c]", "cumsum",
                         f"{{axis = {axis}, exclusive = {exclusive}, reverse = {reverse}}}"), x=x)

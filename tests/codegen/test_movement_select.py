@@ -9,21 +9,10 @@ from numpy.typing import NDArray
 
 from q8c.codegen.frame import DETAIL, STATUS
 from q8c.ir.types import DType
-from tests.codegen.jit import runnable_tiers
-from tests.codegen.kernels import NODE, compiled, loop_text
+from tests.codegen.jit import both_widths, runnable_tiers
+from tests.codegen.kernels import NODE, check_kernel, compiled, loop_text
 
 RANDOM = np.random.default_rng(3)
-
-
-def check(text: str, **feeds: NDArray[Any]) -> None:
-    """The kernel gives what the reference gives, on all tiers and thread counts."""
-    for tier in runnable_tiers()[::2]:  # avx-vnni differs from avx2 in dot products only
-        kernel = compiled(tier, text)
-        expected, = kernel.expected(**feeds)
-        for threads in (1, 3):
-            y, = kernel(threads, **feeds)
-            assert y.dtype == expected.dtype
-            np.testing.assert_array_equal(y, expected)
 
 
 def numbers(dtype: str, *shape: int) -> NDArray[Any]:
@@ -37,7 +26,7 @@ def test_scatter_nd(dtype: str, reduction: str) -> None:
       %y: {dtype}[a, 5, c] = scatter_nd(%x, %i, %u) {{reduction = "{reduction}"}} return %y }}"""
     for a, c, n in ((3, 1, 40), (2, 33, 9), (4, 16, 0), (1, 0, 3)):
         places = np.stack([RANDOM.integers(-a, a, n), RANDOM.integers(-5, 5, n)], axis=-1)
-        check(text, x=numbers(dtype, a, 5, c), i=places, u=numbers(dtype, n, c))
+        check_kernel(text, x=numbers(dtype, a, 5, c), i=places, u=numbers(dtype, n, c))
 
 
 def test_a_place_out_of_range_is_reported() -> None:
@@ -61,7 +50,7 @@ def test_top_k(dtype: str, largest: str) -> None:
         x = numbers(dtype, a, n, c)
         if dtype[0] == "f" and x.size:
             x[0, 1, 0] = np.nan
-        check(text, x=x)
+        check_kernel(text, x=x)
 
 
 @pytest.mark.parametrize("dtype", ["u8", "f32", "i64"])
@@ -69,7 +58,7 @@ def test_gather_elements(dtype: str) -> None:
     text = f"""graph @g(%x: {dtype}[a, b, c], %i: i64[a, m, c]) {{
       %y: {dtype}[a, m, c] = gather_elements(%x, %i) {{axis = 1}} return %y }}"""
     for a, b, c, m in ((2, 5, 3, 8), (1, 1, 17, 2), (2, 3, 4, 0)):
-        check(text, x=numbers(dtype, a, b, c), i=RANDOM.integers(-b, b, (a, m, c)))
+        check_kernel(text, x=numbers(dtype, a, b, c), i=RANDOM.integers(-b, b, (a, m, c)))
 
 
 @pytest.mark.parametrize("dtype", ["u8", "i32", "i64", "f64"])
@@ -77,7 +66,7 @@ def test_products_of_plain_types(dtype: str) -> None:
     text = f"""graph @g(%x: {dtype}[a, 1, r, k], %w: {dtype}[b, k, n]) {{
       %y: {dtype}[a, b, r, n] = matmul(%x, %w) return %y }}"""
     for a, b, r, k, n in ((2, 3, 2, 5, 4), (1, 1, 1, 1, 35), (1, 2, 3, 0, 4)):
-        check(text, x=numbers(dtype, a, 1, r, k), w=numbers(dtype, b, k, n))
+        check_kernel(text, x=numbers(dtype, a, 1, r, k), w=numbers(dtype, b, k, n))
 
 
 @pytest.mark.parametrize("dtype", ["u8", "i16", "u32", "i64"])
@@ -90,7 +79,7 @@ def test_bits(dtype: str) -> None:
     bounds = np.iinfo(DType[dtype].value)
     x = RANDOM.integers(bounds.min, bounds.max, 300, dtype=DType[dtype].numpy, endpoint=True)
     y = np.resize(np.array([0, 1, 7, 8, 31, 32, 63, 64, 100] + [-1] * (bounds.min < 0)), 300).astype(x.dtype)
-    for tier in runnable_tiers()[::2]:
+    for tier in both_widths():
         kernel = compiled(tier, text)
         for found, expected in zip(kernel(1, x=x, y=y), kernel.expected(x=x, y=y), strict=True):
             np.testing.assert_array_equal(found, expected)
@@ -101,7 +90,7 @@ def test_bits(dtype: str) -> None:
 def test_bitcast(source: str, to: str) -> None:
     text = loop_text({"x": f"{source}[n]"}, f"%y: {to}[n] = bitcast(%x) {{to = {to}}}", {"y": f"{to}[n]"})
     x = RANDOM.integers(0, 2, 37).astype(np.bool_) if source == "bool" else numbers(source, 37)
-    for tier in runnable_tiers()[::2]:
+    for tier in both_widths():
         kernel = compiled(tier, text)
         (y,), (expected,) = kernel(1, x=x), kernel.expected(x=x)
         np.testing.assert_array_equal(y.view(np.uint8), expected.view(np.uint8))
@@ -114,4 +103,4 @@ def test_running_products(dtype: str, attrs: str) -> None:
         text = f"""graph @g(%x: {dtype}[{shape}]) {{
           %y: {dtype}[{shape}] = cumprod(%x) {{{attrs}axis = {axis}}} return %y }}"""
         for n in (0, 1, 5):
-            check(text, x=RANDOM.integers(1, 3, (n, 17) if axis == 0 else (3, n)).astype(DType[dtype].numpy))
+            check_kernel(text, x=RANDOM.integers(1, 3, (n, 17) if axis == 0 else (3, n)).astype(DType[dtype].numpy))
