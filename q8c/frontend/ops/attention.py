@@ -31,7 +31,7 @@ def attention(c: Call) -> list[Tensor]:
     if not isinstance(size, int) or not all(isinstance(t.shape[1], int) for t in (q, k, v)):
         c.unsupported(f"heads of varying number or size: {q.type}, {k.type}")
     scale = c.attr_float("scale", 0.0) or 1 / math.sqrt(max(size, 1))
-    scores = c.emit("matmul", q, c.builder.transpose(_repeated(c, k, q.shape[1]), (0, 1, 3, 2)))
+    scores = c.emit("matmul", q, c.builder.transpose(repeated(c, k, q.shape[1]), (0, 1, 3, 2)))
     scores = c.emit("mul", scores, c.scalar(scale, scores))
     stages = [scores]
     softcap = c.attr_float("softcap", 0.0)
@@ -44,7 +44,7 @@ def attention(c: Call) -> list[Tensor]:
         scores = c.emit("add", scores, bias)
     stages.append(scores)
     probabilities = c.emit("softmax", scores)
-    y = c.emit("matmul", probabilities, _repeated(c, v, q.shape[1]))
+    y = c.emit("matmul", probabilities, repeated(c, v, q.shape[1]))
     stages.append(probabilities)
     if bias is not None and _may_mask_all(c):
         top = c.emit("reduce_max", bias, axes=(bias.rank - 1,), keepdims=True)
@@ -57,6 +57,18 @@ def attention(c: Call) -> list[Tensor]:
     if not 0 <= mode < len(stages):
         c.fail(f"qk_matmul_output_mode is {mode}, expected 0 to 3")
     return [y, k, v, stages[mode]]
+
+
+def repeated(c: Call, x: Tensor, heads: Dim) -> Tensor:
+    """Every head of keys or values once for each query head that reads it."""
+    batch, own, seq, size = x.shape
+    if own == heads:
+        return x
+    if not isinstance(own, int) or not isinstance(heads, int) or own == 0 or heads % own:
+        c.fail(f"{own} heads of keys and values do not divide {heads} heads of queries")
+    apart = c.builder.reshape(x, (batch, own, 1, seq, size))
+    wide = c.builder.broadcast(apart, (batch, own, heads // own, seq, size))
+    return c.builder.reshape(wide, (batch, heads, seq, size))
 
 
 def _heads(c: Call, x: Tensor, attribute: str) -> Tensor:
@@ -73,18 +85,6 @@ def _heads(c: Call, x: Tensor, attribute: str) -> Tensor:
 def _with_past(c: Call, x: Tensor, index: int) -> Tensor:
     past = c.optional(index)
     return x if past is None else c.emit("concat", past, x, axis=2)
-
-
-def _repeated(c: Call, x: Tensor, heads: Dim) -> Tensor:
-    """Every head of keys or values once for each query head that reads it."""
-    batch, own, seq, size = x.shape
-    if own == heads:
-        return x
-    if not isinstance(own, int) or not isinstance(heads, int) or own == 0 or heads % own:
-        c.fail(f"{own} heads of keys and values do not divide {heads} heads of queries")
-    apart = c.builder.reshape(x, (batch, own, 1, seq, size))
-    wide = c.builder.broadcast(apart, (batch, own, heads // own, seq, size))
-    return c.builder.reshape(wide, (batch, heads, seq, size))
 
 
 def _bias(c: Call, q: Tensor, k: Tensor) -> Tensor | None:

@@ -8,6 +8,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from q8c.frontend.ops.attention import repeated
 from q8c.frontend.ops.contrib_rotary import rotate
 from q8c.frontend.registry import MICROSOFT, Call, importer
 from q8c.frontend.tensor import Tensor, constant, from_size
@@ -186,18 +187,6 @@ def causal_mask(c: Call, q: Tensor, k: Tensor, window: int = -1) -> Tensor:
         near = c.emit("greater", column, c.emit("sub", row, c.scalar(window, DType.i64)))
         keep = c.emit("and", keep, near)
     return c.emit("where", keep, c.scalar(0, q), c.scalar(-math.inf, q))
-
-
-def repeated(c: Call, x: Tensor, heads: Dim) -> Tensor:
-    """Every head of keys or values once for each query head that reads it."""
-    batch, own, seq, size = x.shape
-    if own == heads:
-        return x
-    if not isinstance(own, int) or not isinstance(heads, int) or own == 0 or heads % own:
-        c.fail(f"{own} heads of keys and values do not divide {heads} heads of queries")
-    apart = c.builder.reshape(x, (batch, own, 1, seq, size))
-    wide = c.builder.broadcast(apart, (batch, own, heads // own, seq, size))
-    return c.builder.reshape(wide, (batch, heads, seq, size))
 
 
 @importer("GroupQueryAttention", domain=MICROSOFT)
