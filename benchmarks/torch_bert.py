@@ -10,8 +10,28 @@ def load(folder: Path, threads: int, int8: bool) -> Callable[[dict[str, Any]], C
     """What binds inputs to the model; `int8` makes its linears dynamically quantized ones."""
     import minilm
     import torch
-    from torch import nn
     torch.set_num_threads(threads)
+    model = encoder(folder)
+    if int8:
+        model = torch.ao.quantization.quantize_dynamic(model, {torch.nn.Linear}, dtype=torch.qint8)
+
+    def bind(feed: dict[str, Any]) -> Callable[[], list[Any]]:
+        tensors = [torch.from_numpy(feed[name]) for name in minilm.INPUTS]
+
+        def run() -> list[Any]:
+            with torch.inference_mode():
+                return [model(*tensors).numpy()]
+
+        return run
+
+    return bind
+
+
+def encoder(folder: Path) -> Any:
+    """The model, in fp32; called with ids, mask and types [batch, seq] it gives the last hidden state."""
+    import minilm
+    import torch
+    from torch import nn
     config = minilm.BertConfig.read(folder)
     weights = minilm.Weights(folder / "model.safetensors")
     heads = config.num_attention_heads
@@ -61,17 +81,4 @@ def load(folder: Path, threads: int, int8: bool) -> Callable[[dict[str, Any]], C
                 x = layer(x, bias)
             return x
 
-    model = Encoder().eval()
-    if int8:
-        model = torch.ao.quantization.quantize_dynamic(model, {nn.Linear}, dtype=torch.qint8)
-
-    def bind(feed: dict[str, Any]) -> Callable[[], list[Any]]:
-        tensors = [torch.from_numpy(feed[name]) for name in minilm.INPUTS]
-
-        def run() -> list[Any]:
-            with torch.inference_mode():
-                return [model(*tensors).numpy()]
-
-        return run
-
-    return bind
+    return Encoder().eval()
