@@ -346,11 +346,6 @@ class Core:
             buffer.type = PTR  # llvmlite still types what alloca gives, and then checks stores against it
             return buffer
 
-    def atomic_add(self, address: Value, value: Operand) -> Value:
-        """Add to an i64 shared by threads (sequentially consistent); returns what was there before."""
-        value = constant(I64, value) if isinstance(value, (int, float)) else value
-        return self.ir.atomic_rmw("add", address, value, "seq_cst")
-
     def clock(self) -> Value:
         """The time-stamp counter; instructions around it may be reordered with it."""
         return self.intrinsic("llvm.readcyclecounter", [], I64)
