@@ -14,6 +14,7 @@ from q8c.codegen import amx, bf16
 from q8c.codegen.amx_attention_tile import (
     STEP,
     AmxTileEmitter,
+    channel_steps,
     key_step_bytes,
     load_channels,
     tile_bytes,
@@ -23,7 +24,8 @@ from q8c.codegen.attention_driver import Driver
 from q8c.codegen.attention_math import transpose
 from q8c.codegen.attention_operands import key_mask_bytes
 from q8c.codegen.attention_spec import AttentionSpec
-from q8c.codegen.builder import F32, LANES, Value
+from q8c.codegen.builder import F32, LANES, V16F, Value
+from q8c.codegen.kept_rows import key_lanes, value_lanes
 from q8c.codegen.targets import Tier
 from q8c.ir.dims import Dim, floordiv
 
@@ -69,25 +71,54 @@ class _AmxDriver(Driver):
         channels][16 pairs][16 channels][2]. What fills up the last step: keys of 0, the last key's values."""
         b, last = self.b, self.b.sub(self.keys, 1)
         steps = b.ceildiv(self.keys, STEP)
-        zeros = b.constant_table(f"zeros{self.spec.head_size}", F32, [0.0] * self.spec.head_size)
         with b.range(0, b.mul(steps, 2)) as panel:
-            numbers = [b.add(b.mul(panel, LANES), n) for n in range(LANES)]
-            rows = [b.select(b.icmp("<=", n, last), self.row(1, batch, b.imin(n, last), group), zeros)
-                    for n in numbers]
             target = b.at(self.k, b.mul(panel, key_step_bytes(self.spec) // 2))
-            for step in range(0, self.spec.head_size, STEP):
-                packed = [bf16.pack(b, self._load(row, step), self._load(row, step + LANES)) for row in rows]
-                columns = transpose(b, [b.from_bits(x) for x in packed])
-                for n, column in enumerate(columns):
-                    b.store(column, b.at(target, step // STEP * amx.TILE_ROWS * amx.TILE_BYTES + n * amx.TILE_BYTES))
+            make = self._kept_keys if self.spec.int8 else self._keys_of
+            for n, column in enumerate(make(batch, b.mul(panel, LANES), group)):
+                b.store(column, b.at(target, n * amx.TILE_BYTES))
         with b.range(0, b.mul(steps, LANES)) as pair:
-            even, odd = (self.row(2, batch, b.imin(b.add(b.mul(pair, 2), n), last), group) for n in range(2))
+            numbers = [b.imin(b.add(b.mul(pair, 2), n), last) for n in range(2)]
             step_at = b.at(self.v, b.mul(b.div(pair, LANES), value_step_bytes(self.spec)))
             target = b.at(step_at, b.mul(b.rem(pair, LANES), amx.TILE_BYTES))
-            for n, channel in enumerate(range(0, self.spec.head_size, LANES)):
-                packed_pair = bf16.pair(b, self._load(even, channel), self._load(odd, channel))
-                b.store(packed_pair, b.at(target, n * amx.TILE_ROWS * amx.TILE_BYTES))
+            for n, packed in enumerate(self._values_of(batch, numbers, group)):
+                b.store(packed, b.at(target, n * amx.TILE_ROWS * amx.TILE_BYTES))
+
+    def _keys_of(self, batch: Value, first: Value, group: Value) -> list[Value]:
+        """16 keys, as many of each pair of channels to a vector."""
+        b, last, size = self.b, self.b.sub(self.keys, 1), self.spec.head_size
+        zeros = b.constant_table(f"zeros{size}", F32, [0.0] * size)
+        numbers = [b.add(first, n) for n in range(LANES)]
+        rows = [b.select(b.icmp("<=", n, last), self.row(1, batch, b.imin(n, last), group), zeros) for n in numbers]
+        columns = []
+        for step in range(0, size, STEP):
+            packed = [bf16.pack(b, self._load(row, step), self._load(row, step + LANES)) for row in rows]
+            columns += transpose(b, [b.from_bits(x) for x in packed])
+        return columns
+
+    def _kept_keys(self, batch: Value, first: Value, group: Value) -> list[Value]:
+        """The same of keys in 8 bits."""
+        b, spec = self.b, self.spec
+        kept, head = self.operands.kept(1), b.add(b.mul(batch, spec.kv_heads), group)
+        row = kept.row(head, first)
+        there = b.tail_mask(b.imax(b.sub(self.keys, first), 0))
+        if spec.key_mask is not None:
+            there = b.and_(there, b.fcmp("==", b.load(V16F, b.at(self.key_mask, first, F32)), 0.0))
+        scales = b.select(there, b.load(V16F, kept.scales(head, first)), 0.0)
+        channels = [b.mul(key_lanes(b, row, n), scales) if n < spec.head_size else b.splat(0.0)
+                    for n in range(STEP * channel_steps(spec))]
+        return [bf16.pair(b, *channels[n:n + 2]) for n in range(0, len(channels), 2)]
+
+    def _values_of(self, batch: Value, keys: list[Value], group: Value) -> list[Value]:
+        """Two values, as pairs of 16 channels to a vector."""
+        b, spec = self.b, self.spec
+        channels = range(0, spec.head_size, LANES)
+        if not spec.int8:
+            rows = [self.row(2, batch, key, group) for key in keys]
+            return [bf16.pair(b, *(self._load(row, channel) for row in rows)) for channel in channels]
+        kept, head = self.operands.kept(2), b.add(b.mul(batch, spec.kv_heads), group)
+        scales = [b.splat(self.shown(b.load(F32, kept.scales(head, key)), key)) for key in keys]
+        return [bf16.pair(b, *(b.mul(value_lanes(b, kept.row(head, key), channel, min(LANES, spec.head_size - channel)),
+                                     scale) for key, scale in zip(keys, scales, strict=True))) for channel in channels]
 
     def _load(self, row: Value, channel: int) -> Value:
         return load_channels(self.b, self.spec, row, channel)
-

@@ -8,14 +8,17 @@ from q8c.codegen.attention_driver import Driver
 from q8c.codegen.attention_few import FEW, FEW_BEFORE_AMX, shared_bytes
 from q8c.codegen.attention_few_scores import FewScores, score_scratch
 from q8c.codegen.attention_few_values import FewFinish, FewValues, finish_scratch, value_scratch
+from q8c.codegen.attention_math import transpose
 from q8c.codegen.attention_operands import key_mask_bytes
 from q8c.codegen.attention_spec import AttentionSpec, attention_sizes, attention_spec
 from q8c.codegen.attention_tile import STATISTICS, TileEmitter, tiles
 from q8c.codegen.builder import F32, I1, LANES, V16F, Builder, Value, constant
+from q8c.codegen.kept_rows import key_lanes, value_lanes
 from q8c.codegen.kernel import Kernel
 from q8c.codegen.targets import Tier
-from q8c.ir.dims import Dim, dim_max, floordiv
+from q8c.ir.dims import Dim, dim_max
 from q8c.ir.graph import Node
+from q8c.ir.memory import round_up
 
 
 def attention_kernel(module: ir.Module, tier: Tier, node: Node) -> Kernel:
@@ -63,9 +66,9 @@ def _two_ways(module: ir.Module, tier: Tier, spec: AttentionSpec, tiles: ir.Func
 def _f32_attention(module: ir.Module, tier: Tier, spec: AttentionSpec, keys: Dim) -> tuple[ir.Function, Dim]:
     """The kernel in float32 and its scratch: one head's keys and values, 8 bytes per element, and the scores of one
     tile of queries, 128 bytes per key (64 without AVX-512)."""
-    rows = floordiv(keys + (LANES - 1), LANES) * LANES + (spec.head_size + STATISTICS)
+    rows = round_up(keys, LANES) + (spec.head_size + STATISTICS)
     mask = key_mask_bytes(keys) if spec.key_mask is not None else 0
-    scratch = keys * (8 * spec.pitch) + rows * (4 * tiles(tier)[0].queries) + mask
+    scratch = round_up(keys, LANES) * (8 * spec.row_pitch) + rows * (4 * tiles(tier)[0].queries) + mask
     symbol = spec.symbol(tier)
     found = module.globals.get(symbol)
     if found is None:
@@ -80,15 +83,41 @@ class _F32Driver(Driver):
 
     @property
     def key_bytes(self) -> tuple[Value, Value]:
-        size = self.b.mul(self.b.arg("keys"), 4 * self.spec.pitch)
+        b = self.b
+        size = b.mul(b.mul(b.ceildiv(b.arg("keys"), LANES), LANES), 4 * self.spec.row_pitch)
         return size, size
 
     def gather(self, batch: Value, group: Value) -> None:
         """Side by side, rows padded with 0 to whole vectors."""
         b, spec = self.b, self.spec
+        if spec.int8:
+            self._gather_bytes(b.add(b.mul(batch, spec.kv_heads), group))
+            return
         with b.range(0, self.keys) as key:
             for n, copy in ((1, self.k), (2, self.v)):
                 row = self.row(n, batch, key, group)
                 for c in range(0, spec.head_size, LANES):
                     x = b.load_tail(V16F, b.at(row, c, F32), min(LANES, spec.head_size - c))
-                    b.store(x, b.at(b.at(copy, b.mul(key, spec.pitch), F32), c, F32))
+                    b.store(x, self._place(copy, key, c))
+
+    def _place(self, copy: Value, key: Value, channel: int | Value) -> Value:
+        b = self.b
+        return b.at(b.at(copy, b.mul(key, self.spec.row_pitch), F32), channel, F32)
+
+    def _gather_bytes(self, head: Value) -> None:
+        """As floats in steps of their scales, which stand behind them: 0 of what is hidden."""
+        b, spec = self.b, self.spec
+        keys, values = self.operands.kept(1), self.operands.kept(2)
+        with b.range(0, self.keys, LANES) as first:
+            source = keys.row(head, first)
+            with b.range(0, spec.pitch, b.tier.lanes) as channel:
+                turned = [key_lanes(b, source, b.imin(b.add(channel, n), spec.head_size - 1))
+                          for n in range(b.tier.lanes)]
+                for n, row in enumerate(transpose(b, turned)):
+                    b.store(row, self._place(self.k, b.add(first, n), channel))
+        with b.range(0, self.keys) as key:
+            for channel in range(0, spec.head_size, LANES):
+                x = value_lanes(b, values.row(head, key), channel, min(LANES, spec.head_size - channel))
+                b.store(x, self._place(self.v, key, channel))
+            for kept, copy in ((keys, self.k), (values, self.v)):
+                b.store(self.shown(b.load(F32, kept.scales(head, key)), key), self._place(copy, key, spec.pitch))

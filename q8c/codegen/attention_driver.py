@@ -106,6 +106,13 @@ class Driver(ABC):
             self.gather(b.div(group, spec.kv_heads), b.rem(group, spec.kv_heads))
         self._item(b.div(head, spec.heads), b.rem(head, spec.heads), query)
 
+    def shown(self, scale: Value, token: Value) -> Value:
+        """The scale of a key or value in 8 bits; 0 for one that the key mask hides, which may be NaN."""
+        b = self.b
+        if self.spec.key_mask is None:
+            return scale
+        return b.select(b.fcmp("==", b.load(F32, b.at(self.key_mask, token, F32)), 0.0), scale, 0.0)
+
     def row(self, operand: int, batch: Value, token: Value, head: Value) -> Value:
         """Where a head's key (operand 1) or value (2) begins; zeros for one that the key mask hides: what no query sees
         may be anything."""

@@ -3,11 +3,12 @@ from __future__ import annotations
 
 import llvmlite.ir as ir
 
-from q8c.codegen.attention_few import AHEAD, BLOCK, PREFETCH_LEVEL, FewStep, row_bytes
+from q8c.codegen.attention_few import AHEAD, BLOCK, BYTES_AHEAD, PREFETCH_LEVEL, FewStep, row_bytes
 from q8c.codegen.attention_math import transpose
 from q8c.codegen.attention_operands import HIDDEN, key_mask_bytes
 from q8c.codegen.attention_spec import AttentionSpec
 from q8c.codegen.builder import F32, I64, LANES, PTR, V16F, Builder, Value, constant
+from q8c.codegen.kept_rows import key_lanes
 from q8c.codegen.targets import Tier
 from q8c.ir.dims import Dim
 from q8c.ir.memory import CACHE_LINE
@@ -68,12 +69,18 @@ class FewScores(FewStep):
     def _score(self, key: Value) -> None:
         """Scores of 32 keys from `key` on."""
         b, spec = self.b, self.spec
-        self._turn(key)
-        ahead = b.at(self.operands.row(1, self.batch, key, self.kv_head), AHEAD * spec.key_step, F32)
+        if spec.int8:
+            kept = self.operands.kept(1)
+            keys, ahead = kept.row(self.item, key), kept.row(self.item, b.add(key, BYTES_AHEAD))
+            more = [kept.scales(self.item, key)]
+        else:
+            self._turn(key)
+            keys, more = self.turned, []
+            ahead = b.at(self.operands.row(1, self.batch, key, self.kv_head), AHEAD * spec.key_step, F32)
 
         def dot(row: Value, rows: int) -> None:
             q = b.at(self.q, b.mul(row, spec.pitch), F32)
-            b.ir.call(self.dots[rows], [q, self.turned, self.scores(row, key), self.pitch, ahead])
+            b.ir.call(self.dots[rows], [q, keys, self.scores(row, key), self.pitch, ahead, *more])
 
         self.in_tiles(dot)
         if spec.mask is not None or spec.key_mask is not None:
@@ -144,28 +151,34 @@ def _load(b: Builder, row: Value, channel: int, count: int) -> Value:
 def _emit_dot(module: ir.Module, tier: Tier, spec: AttentionSpec, rows: int) -> ir.Function:
     """`dot(q, keys, scores, pitch, ahead)`: products of some rows with 32 keys [channels][keys]; rows of scores are
     `pitch` elements apart. Meanwhile it asks for the 32 keys at `ahead`, as many lines in each step: while keys are
-    turned, memory is waited for anyway."""
-    name = f"q8c_few_dot_{rows}x{spec.head_size}by{spec.key_step}"
+    turned, memory is waited for anyway. Keys in 8 bits lie where they are kept; the address of their scales is one more
+    parameter."""
+    name = f"q8c_few_dot_{rows}x{spec.head_size}by{'int8' if spec.int8 else spec.key_step}"
     found = module.globals.get(name)
     if found is not None:
         return found
     params = [("q", PTR), ("k", PTR), ("out", PTR), ("pitch", I64), ("ahead", PTR)]
-    b = Builder(module, tier, name, params, internal=True)
+    b = Builder(module, tier, name, [*params, *([("scales", PTR)] if spec.int8 else [])], internal=True)
     vectors, unroll, size = STEP // LANES, 4, spec.head_size
+    key_bytes = STEP * (1 if spec.int8 else 4)  # of a channel
+    in_one = spec.int8 or spec.key_step == size  # the 32 keys ahead are one stretch of memory
+
+    def keys(channel: Value, n: int) -> Value:
+        if spec.int8:
+            return key_lanes(b, b.at(b.arg("k"), n * LANES * size), channel)
+        return b.load(V16F, b.at(b.at(b.arg("k"), b.mul(channel, key_bytes)), n * LANES, F32))
 
     def steps(sums: list[Value], channel: Value, count: int) -> list[Value]:
         sums = list(sums)
         for u in range(count):
             at = b.add(channel, u)
-            if spec.key_step == size:  # the 32 keys ahead are one stretch of memory
-                for line in range(0, 4 * STEP, CACHE_LINE):
-                    b.prefetch(b.at(b.arg("ahead"), b.add(b.mul(at, 4 * STEP), line)), PREFETCH_LEVEL)
-            turned = b.at(b.arg("k"), b.mul(at, 4 * STEP))
-            keys = [b.load(V16F, b.at(turned, n * LANES, F32)) for n in range(vectors)]
+            for line in range(-u * key_bytes % CACHE_LINE, key_bytes if in_one else 0, CACHE_LINE):
+                b.prefetch(b.at(b.arg("ahead"), b.add(b.mul(at, key_bytes), line)), PREFETCH_LEVEL)
+            turned = [keys(at, n) for n in range(vectors)]
             for row in range(rows):
                 q = b.splat(b.load(F32, b.at(b.at(b.arg("q"), row * spec.pitch, F32), at, F32)))
                 for n in range(vectors):
-                    sums[row * vectors + n] = b.fma(q, keys[n], sums[row * vectors + n])
+                    sums[row * vectors + n] = b.fma(q, turned[n], sums[row * vectors + n])
         return sums
 
     sums = [b.splat(0.0)] * (rows * vectors)
@@ -173,6 +186,9 @@ def _emit_dot(module: ir.Module, tier: Tier, spec: AttentionSpec, rows: int) -> 
     if whole:
         sums = b.loop(0, whole, unroll, sums, lambda channel, sums: steps(sums, channel, unroll))
     sums = steps(sums, constant(I64, whole), size % unroll)
+    if spec.int8:
+        scales = [b.load(V16F, b.at(b.arg("scales"), n * LANES, F32)) for n in range(vectors)]
+        sums = [b.mul(x, scale) for x, scale in zip(sums, scales * rows, strict=True)]
     for row in range(rows):
         out = b.at(b.arg("out"), b.mul(b.arg("pitch"), row), F32)
         for n in range(vectors):

@@ -3,21 +3,29 @@ from __future__ import annotations
 
 import llvmlite.ir as ir
 
-from q8c.codegen.attention_few import AHEAD, BLOCK, FEW, PREFETCH_LEVEL, FewStep, sum_vectors
+from q8c.codegen.attention_few import AHEAD, BLOCK, BYTES_AHEAD, FEW, PREFETCH_LEVEL, FewStep, sum_vectors
 from q8c.codegen.attention_math import exp_nonpositive
 from q8c.codegen.attention_operands import HIDDEN, key_mask_bytes
 from q8c.codegen.attention_spec import SPAN, AttentionSpec
 from q8c.codegen.attention_spread import BlindQueries
-from q8c.codegen.builder import F32, I64, LANES, PTR, V16F, Builder, Value, constant
+from q8c.codegen.builder import F32, I8, I64, LANES, PTR, V16F, Builder, Value, constant, sizeof
+from q8c.codegen.kept_rows import value_lanes
 from q8c.codegen.targets import Tier
 from q8c.ir.dims import Dim
+from q8c.ir.memory import CACHE_LINE
 
 _VECTOR = 4 * LANES
 
 
 def value_scratch(spec: AttentionSpec, keys: Dim) -> Dim:
-    """Bytes of scratch: each row's greatest score and its weights of a block; the key mask."""
-    return FEW * spec.group * (_VECTOR + 4 * BLOCK) + finish_scratch(spec, keys)
+    """Bytes of scratch: each row's greatest score and its weights of a block; of values in 8 bits also these times
+    scales; the key mask."""
+    return FEW * spec.group * _VECTOR + (1 + spec.int8) * _weight_bytes(spec) + finish_scratch(spec, keys)
+
+
+def _weight_bytes(spec: AttentionSpec) -> int:
+    """Bytes of the weights of a block of keys in all rows."""
+    return FEW * spec.group * 4 * BLOCK
 
 
 def finish_scratch(spec: AttentionSpec, keys: Dim) -> Dim:
@@ -41,8 +49,9 @@ class FewValues(FewStep):
         super().__init__(module, tier, spec, "few_values", 4 if tier.registers >= 32 else 3)
         b, rows = self.b, FEW * spec.group
         self.most = b.arg("scratch")
-        self.weights = b.at(self.most, rows * _VECTOR)
-        self.key_mask = b.at(self.weights, rows * 4 * BLOCK)
+        weights, size = b.at(self.most, rows * _VECTOR), _weight_bytes(spec)
+        self.weights = [b.at(weights, n * size) for n in range(1 + spec.int8)]
+        self.key_mask = b.at(weights, (1 + spec.int8) * size)
         self.tiles = {(rows, columns, width): _emit_weigh(module, tier, spec, rows, columns, width)
                       for rows in range(1, self.tile_rows + 1)
                       for columns, width in {tile[1:] for tile in column_tiles(spec, tier)}}
@@ -85,18 +94,32 @@ class FewValues(FewStep):
             most = b.load(V16F, b.at(self.most, b.mul(row, _VECTOR)))
             for n in range(0, BLOCK, LANES):
                 weight = exp_nonpositive(b, b.sub(b.load(V16F, self.scores(row, b.add(key, n))), most))
-                b.store(weight, b.at(b.at(self.weights, b.mul(row, 4 * BLOCK)), n, F32))
+                for at, x in zip(self.weights, self._scaled(weight, b.add(key, n)), strict=True):
+                    b.store(x, b.at(b.at(at, b.mul(row, 4 * BLOCK)), n, F32))
         count = b.imin(b.sub(self.there, key), BLOCK)
-        values = self.operands.row(2, self.batch, key, self.kv_head)
+        ops = self.operands
+        values = ops.kept(2).row(self.item, key) if spec.int8 else ops.row(2, self.batch, key, self.kv_head)
         shown = b.at(self.key_mask, key, F32) if spec.key_mask is not None else values
         # from one row's sums to the next
         step = b.mul(b.ceildiv(self.keys, SPAN), LANES * sum_vectors(spec))
         for first, columns, width in column_tiles(spec, self.tier):
             def tile(row: Value, rows: int, columns: int = columns, width: int = width, first: int = first) -> None:
+                weights, *scaled = (b.at(at, b.mul(row, 4 * BLOCK)) for at in self.weights)
                 b.ir.call(self.tiles[rows, columns, width], [
-                    b.at(values, first * LANES, F32), b.at(self.weights, b.mul(row, 4 * BLOCK)),
-                    self._tile_sums(row, first), step, shown, count])
+                    b.at(values, first * LANES, I8 if spec.int8 else F32), weights, self._tile_sums(row, first), step,
+                    shown, count, *scaled])
             self.in_tiles(tile)
+
+    def _scaled(self, weights: Value, key: Value) -> list[Value]:
+        """The weights of 16 values; of those in 8 bits also times scales, 0 where the key mask hides values."""
+        b = self.b
+        if not self.spec.int8:
+            return [weights]
+        scaled = b.mul(weights, b.load(V16F, self.operands.kept(2).scales(self.item, key)))
+        if self.spec.key_mask is not None:
+            shown = b.load_tail(V16F, b.at(self.key_mask, key, F32), b.imax(b.sub(self.there, key), 0), HIDDEN)
+            scaled = b.select(b.fcmp("==", shown, 0.0), scaled, 0.0)
+        return [weights, scaled]
 
 
 class FewFinish(FewStep):
@@ -152,18 +175,22 @@ class FewFinish(FewStep):
 def _emit_weigh(module: ir.Module, tier: Tier, spec: AttentionSpec, rows: int, columns: int, width: int) -> ir.Function:
     """`weigh(values, weights, sums, step, shown, count)`: adds `count` values, the last vector of channels `width`
     wide, to the sums of some rows, `step` elements apart, and their weights to the first sums; without those that
-    `shown` hides, if there is such."""
-    value_step, hides = spec.value_step, spec.key_mask is not None
-    name = f"q8c_few_weigh_{rows}x{LANES * (columns - 1) + width}by{value_step}{'_shown' if hides else ''}"
+    `shown` hides, if there is such. Values in 8 bits are multiplied by what one more parameter, `scaled`, points to."""
+    hides = spec.key_mask is not None and not spec.int8  # values in 8 bits are finite
+    typ, value_step = (I8, spec.head_size) if spec.int8 else (F32, spec.value_step)
+    flags = "_int8" * spec.int8 + "_shown" * hides
+    name = f"q8c_few_weigh_{rows}x{LANES * (columns - 1) + width}by{value_step}{flags}"
     found = module.globals.get(name)
     if found is not None:
         return found
-    b = Builder(module, tier, name, [("values", PTR), ("weights", PTR), ("sums", PTR), ("step", I64), ("shown", PTR),
-                                     ("count", I64)], internal=True)
-    total = ir.VectorType(F32, tier.lanes)
+    params = [("values", PTR), ("weights", PTR), ("sums", PTR), ("step", I64), ("shown", PTR), ("count", I64)]
+    b = Builder(module, tier, name, [*params, *([("scaled", PTR)] if spec.int8 else [])], internal=True)
+    total, weights = ir.VectorType(F32, tier.lanes), ["weights", "scaled"][:1 + spec.int8]
     zeros = b.constant_table(f"zeros{LANES * columns}", F32, [0.0] * (LANES * columns)) if hides else None
 
     def load(value: Value, n: int) -> Value:
+        if spec.int8:
+            return value_lanes(b, value, n * LANES, width)
         address = b.at(value, n * LANES, F32)
         return b.load(V16F, address) if width == LANES else b.load_tail(V16F, address, width)
 
@@ -173,15 +200,16 @@ def _emit_weigh(module: ir.Module, tier: Tier, spec: AttentionSpec, rows: int, c
         if zeros is not None:
             source = b.select(b.fcmp("==", b.load(F32, b.at(b.arg("shown"), key, F32)), 0.0), value, zeros)
         vectors = [load(source, n) for n in range(columns)]
-        for n in range(columns):
-            b.prefetch(b.at(b.at(value, n * LANES, F32), AHEAD * value_step, F32), PREFETCH_LEVEL)
+        for line in range(0, LANES * columns * sizeof(typ), CACHE_LINE):
+            b.prefetch(b.at(b.at(value, (BYTES_AHEAD if spec.int8 else AHEAD) * value_step, typ), line), PREFETCH_LEVEL)
         for row in range(rows):
-            weight = b.load(F32, b.at(b.at(b.arg("weights"), row * 4 * BLOCK), key, F32))
+            weight, *scaled = (b.load(F32, b.at(b.at(b.arg(name), row * 4 * BLOCK), key, F32)) for name in weights)
             at = row * (columns + 1)
             sums[at] = b.add(sums[at], b.splat(weight, total))
+            weight = scaled[0] if scaled else weight
             for n, vector in enumerate(vectors, at + 1):
                 sums[n] = b.fma(b.splat(weight), vector, sums[n])
-        return [*sums, b.at(value, value_step, F32)]
+        return [*sums, b.at(value, value_step, typ)]
 
     places = [b.at(b.at(b.arg("sums"), b.mul(b.arg("step"), row), F32), n * _VECTOR)
               for row in range(rows) for n in range(columns + 1)]

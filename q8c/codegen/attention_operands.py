@@ -4,7 +4,8 @@ from __future__ import annotations
 import llvmlite.ir as ir
 
 from q8c.codegen.attention_spec import MASK_SIZES, AttentionSpec, size_names
-from q8c.codegen.builder import F32, I64, LANES, PTR, Builder, Value, constant
+from q8c.codegen.builder import F32, I64, LANES, PTR, V16F, Builder, Value, constant
+from q8c.codegen.kept_rows import KeptRows, value_lanes
 from q8c.codegen.loop_memory import load_lanes, load_scalar
 from q8c.ir.dims import Dim
 from q8c.ir.memory import round_up
@@ -47,6 +48,21 @@ class Operands:
             channel = b.add(b.mul(head, spec.head_size), spec.offsets[operand])
             place = b.add(b.mul(row, spec.strides[operand]), channel)
         return b.at(b.arg("qkv"[operand]), place, F32)
+
+    def value(self, batch: Value, token: Value, head: Value, channel: Value, count: int) -> Value:
+        """16 channels of a head's value, or the first `count`; the others are 0."""
+        b, spec = self.b, self.spec
+        if spec.int8:
+            kept, index = self.kept(2), b.add(b.mul(batch, spec.kv_heads), head)
+            scale = b.splat(b.load(F32, kept.scales(index, token)))
+            return b.mul(value_lanes(b, kept.row(index, token), channel, count), scale)
+        address = b.at(self.row(2, batch, token, head), channel, F32)
+        return b.load(V16F, address) if count == LANES else b.load_tail(V16F, address, count)
+
+    def kept(self, operand: int) -> KeptRows:
+        """The keys (operand 1) or values (2) that are kept in 8 bits; heads count over the whole batch."""
+        b = self.b
+        return KeptRows(b, b.arg("qkv"[operand]), self.spec.head_size, b.arg(f"{'kv'[operand - 1]}_rows"), operand == 1)
 
     def out(self, row: Value, head: Value) -> Value:
         """Where a head of a row of the result starts."""

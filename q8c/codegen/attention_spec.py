@@ -6,9 +6,10 @@ from dataclasses import dataclass
 
 from q8c.codegen.builder import LANES
 from q8c.codegen.targets import Tier
+from q8c.errors import CompileError
 from q8c.ir.dims import Dim
 from q8c.ir.graph import Node, Value
-from q8c.ir.memory import rows_held
+from q8c.ir.memory import kept_in_bytes, rows_held
 from q8c.ir.ops import attributes
 
 SPAN = 256
@@ -31,6 +32,7 @@ class AttentionSpec:
         key_mask: the element type of the mask of keys that are seen (not 0), if there is one.
         spread: a query that sees no key gets the mean of all values up to the last key any query may see.
         cached: there may be more keys than queries.
+        int8: keys and values are kept in 8 bits (`KeptRows`).
     """
 
     heads: int
@@ -48,6 +50,7 @@ class AttentionSpec:
     lengths: bool = False
     spread: bool = False
     cached: bool = False
+    int8: bool = False
 
     @property
     def group(self) -> int:
@@ -63,6 +66,12 @@ class AttentionSpec:
     def pitch(self) -> int:
         """Elements from one key to the next in scratch."""
         return -(-self.head_size // LANES) * LANES
+
+    @property
+    def row_pitch(self) -> int:
+        """Elements from one key to the next where keys and values are floats in scratch: behind one in 8 bits stands
+        its scale."""
+        return self.pitch + (LANES if self.int8 else 0)
 
     @property
     def key_step(self) -> int:
@@ -97,7 +106,7 @@ class AttentionSpec:
         parts += ["causal"] if self.causal else []
         parts += ["nan0"] if self.nan_to_zero else []
         parts += [f"keys{self.key_mask}"] if self.key_mask is not None else []
-        flags = ("lengths", "spread", "packed", "cached")
+        flags = ("lengths", "spread", "packed", "cached", "int8")
         parts += [flag for flag in flags if getattr(self, flag)]
         parts += [tile] if tile else []
         return f"{'_'.join(parts)}__{tier.name.replace('-', '')}"
@@ -114,7 +123,14 @@ def attention_spec(node: Node) -> AttentionSpec:
     return AttentionSpec(
         a["heads"], a["kv_heads"], a["head_size"], a["scale"], (q, k, v), a["offsets"], axes, a["causal"],
         a["nan_to_zero"], split, packed, None if key_mask is None else key_mask.dtype.value, lengths is not None,
-        a["spread"], not packed and node.input(0).shape[-2] != node.input(1).shape[-2])
+        a["spread"], not packed and node.input(0).shape[-2] != node.input(1).shape[-2], _in_bytes(node))
+
+
+def _in_bytes(node: Node) -> bool:
+    kept = {kept_in_bytes(node.input(i)) for i in (1, 2)}
+    if len(kept) > 1:
+        raise CompileError(f"{node}: keys and values must both be kept in 8 bits, or neither")
+    return kept == {True}
 
 
 def _optional(node: Node) -> tuple[Value | None, Value | None, Value | None]:

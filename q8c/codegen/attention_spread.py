@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from q8c.codegen.attention_operands import Operands
-from q8c.codegen.builder import F32, LANES, V16F, Value
+from q8c.codegen.builder import F32, LANES, Value
 
 
 @dataclass(frozen=True)
@@ -29,8 +29,7 @@ class BlindQueries:
         blind = self._blind()
         with b.if_(b.icmp(">", blind, 0)):
             def add(key: Value, total: list[Value]) -> list[Value]:
-                value = b.at(ops.row(2, self.batch, key, kv_head), channel, F32)
-                return [b.add(total[0], b.load(V16F, value) if count == LANES else b.load_tail(V16F, value, count))]
+                return [b.add(total[0], ops.value(self.batch, key, kv_head, channel, count))]
 
             total, = b.loop(0, self.keys, 1, [b.splat(0.0)], add)
             mean = b.mul(total, b.splat(b.div(1.0, b.ir.sitofp(self.keys, F32))))

@@ -56,7 +56,7 @@ def tiles(tier: Tier) -> tuple[Tile, ...]:
 class TileEmitter:
     """Writes the function of one tile shape.
 
-    Rows of keys and values are `pitch` apart, 0 past the head's size.
+    Rows of keys and values are `row_pitch` apart, 0 past the head's size.
     """
 
     def __init__(self, module: ir.Module, tier: Tier, spec: AttentionSpec, tile: Tile) -> None:
@@ -134,13 +134,16 @@ class TileEmitter:
             b.store(b.splat(NEGATIVE_INFINITY), self._row(self.greatest, 0, vector * LANES))
         whole = b.sub(self.keys, b.rem(self.keys, tile.keys))
         with b.range(0, whole, tile.keys) as key:
-            first = b.at(b.arg("k"), b.mul(key, self.spec.pitch), F32)
+            first = self._key(key)
             self._score([b.add(key, n) for n in range(tile.keys)],
-                        [b.at(first, n * self.spec.pitch, F32) for n in range(tile.keys)])
+                        [b.at(first, n * self.spec.row_pitch, F32) for n in range(tile.keys)])
         with b.range(whole, self.keys, TAIL_KEYS) as key:
             # The last key fills up the group: scored twice, it changes nothing.
             keys = [b.imin(b.add(key, n), self.last_key) for n in range(TAIL_KEYS)]
-            self._score(keys, [b.at(b.arg("k"), b.mul(n, self.spec.pitch), F32) for n in keys])
+            self._score(keys, [self._key(n) for n in keys])
+
+    def _key(self, key: Value) -> Value:
+        return self.b.at(self.b.arg("k"), self.b.mul(key, self.spec.row_pitch), F32)
 
     def _score(self, keys: Sequence[Value], pointers: Sequence[Value]) -> None:
         """Scores of some keys, which lie at `pointers`."""
@@ -177,6 +180,9 @@ class TileEmitter:
         if whole:
             sums = b.loop(0, whole, tile.unroll, sums, lambda i, sums: steps(sums, i, tile.unroll))
         sums = steps(sums, whole, size % tile.unroll)
+        if self.spec.int8:
+            scales = [b.splat(b.load(F32, b.at(pointer, self.spec.pitch, F32))) for pointer in pointers]
+            sums = [b.mul(x, scales[n // vectors]) for n, x in enumerate(sums)]
         return [sums[i:i + vectors] for i in range(0, len(sums), vectors)]
 
     def _masked(self, score: Value, key: Value, lane: int) -> Value:
@@ -203,7 +209,7 @@ class TileEmitter:
         def step(key: Value, total: list[Value]) -> list[Value]:
             address = self._row(self.scores, key, lane)
             weight = exp_nonpositive(b, b.sub(b.load(V16F, address), greatest))
-            b.store(weight, address)
+            b.store(b.mul(weight, self._value_scale(key)) if self.spec.int8 else weight, address)
             return [b.add(total[0], weight)]
 
         def span(start: Value, total: list[Value]) -> list[Value]:
@@ -217,6 +223,10 @@ class TileEmitter:
         else:
             factor = b.select(b.fcmp("==", total, 0.0), 0.0, factor)
         b.store(factor, self._row(self.factor, 0, lane))
+
+    def _value_scale(self, key: Value) -> Value:
+        b, spec = self.b, self.spec
+        return b.splat(b.load(F32, b.at(b.at(b.arg("v"), b.mul(key, spec.row_pitch), F32), spec.pitch, F32)))
 
     # -- weighted values
 
@@ -248,7 +258,7 @@ class TileEmitter:
                 for c, v in enumerate(vectors):
                     at = r * len(widths) + c
                     sums[at] = b.fma(w, v, sums[at])
-            return [*sums, b.at(value, spec.pitch, F32), b.at(weight, self.tile.queries, F32)]
+            return [*sums, b.at(value, spec.row_pitch, F32), b.at(weight, self.tile.queries, F32)]
 
         zeros = [b.splat(0.0)] * (rows * len(widths))
         totals = [b.at(self.totals, 4 * LANES * n) for n in range(len(zeros))]

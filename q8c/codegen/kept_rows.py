@@ -15,6 +15,16 @@ from q8c.ir.types import DType
 assert KEPT_TOKENS == LANES
 
 
+def key_lanes(b: Builder, row: Value, channel: Operand) -> Value:
+    """A channel of the 16 keys at `KeptRows.row`, in steps of their scales."""
+    return b.to_f32(b.load(V16B, b.at(row, b.mul(channel, KEPT_TOKENS))))
+
+
+def value_lanes(b: Builder, row: Value, channel: Operand, count: int) -> Value:
+    """16 channels of the value at `KeptRows.row`, or the first `count`, in steps of its scale; the others are 0."""
+    return b.to_f32(load_lanes(b, DType.i8, b.at(row, channel), None if count == LANES else count))
+
+
 @dataclass(frozen=True)
 class KeptRows:
     """Rows of `size` channels in a buffer of heads, each of which has `capacity` rows and then their scales.
@@ -41,20 +51,6 @@ class KeptRows:
         """The address of a token's scale, behind which those of the tokens after it lie."""
         b = self.b
         return b.at(b.at(self.head(head), b.mul(self.capacity, self.size)), token, F32)
-
-    # -- reading
-
-    def key_lanes(self, row: Value, channel: Operand) -> Value:
-        """A channel of 16 keys, in steps of their scales."""
-        b = self.b
-        return b.to_f32(b.load(V16B, b.at(row, b.mul(channel, KEPT_TOKENS))))
-
-    def value_lanes(self, row: Value, channel: Operand, count: int = LANES) -> Value:
-        """16 channels of a value, or `count`, in steps of its scale; the others are 0."""
-        b = self.b
-        return b.to_f32(load_lanes(b, DType.i8, b.at(row, channel), None if count == LANES else count))
-
-    # -- writing
 
     def write(self, source: Value, head: Value, token: Value) -> None:
         """Round the floats at `source` to a token's row."""

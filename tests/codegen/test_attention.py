@@ -18,9 +18,11 @@ from q8c.codegen.targets import TIERS, Tier, tier
 from q8c.ir.dims import Dim, evaluate
 from q8c.ir.graph import Array, Graph
 from q8c.ir.interpret import bind_sizes, interpret
+from q8c.ir.memory import CAPACITY, KEPT_STEP
 from q8c.ir.ops import attributes
 from q8c.ir.parse import parse_graph
 from tests.codegen.jit import Loaded, all_tiers, guarded, runnable_tiers
+from tests.codegen.kept import kept_buffer
 from tests.codegen.queues import Queues
 
 ROUNDING = 2.0**-24  # of one float32 operation, relative
@@ -32,7 +34,7 @@ LOWEST = float(np.finfo(np.float32).min)
 class Case:
     """The static half of an attention node. `merged`: q, k and v are one value; else keys have a length of their own,
     and those of `split` have their heads split off. `mask` is its shape in the graph's symbols, `key_mask` the key
-    mask's type. With `square` the graph says that keys are as many as queries."""
+    mask's type. With `square` the graph says that keys are as many as queries, with `int8` they are kept in 8 bits."""
 
     heads: int = 2
     size: int = 32
@@ -47,9 +49,10 @@ class Case:
     lengths: bool = False
     spread: bool = False
     square: bool = False
+    int8: bool = False
 
     def graph(self) -> Graph:
-        """The graph of the one node."""
+        """The graph of the one node, its last."""
         q, kv = self.heads * self.size, self.kv_heads * self.size
         if self.merged:
             values, operands, offsets = [f"%x: f32[batch, seq, {q + 2 * kv}]"], "%x, %x, %x", (0, q, q + kv)
@@ -67,7 +70,16 @@ class Case:
                     "lengths": "i64[batch]" if self.lengths else ""}
         values += [f"%{n}: {t}" for n, t in optional.items() if t]
         operands += "".join(f", %{n}" if t else ", -" for n, t in optional.items())
+        kept = ""
+        if self.int8:
+            rows = f"f32[batch, {self.kv_heads}, {{}}, {self.size}]"
+            kept = f"%no: {rows.format(0)} = slice(%k) {{starts = (0, 0, 0, 0), " \
+                   f"sizes = (batch, {self.kv_heads}, 0, {self.size}), steps = (1, 1, 1, 1)}}\n" + "\n".join(
+                f"%{n}: {rows.format('keys')} = append(%{n[0]}, %no) {{kv_heads = {self.kv_heads}, in_place = true, "
+                f'head_size = {self.size}, format = "int8-{n}"}}' for n in ("keys", "values"))
+            operands = operands.replace("%k, %v", "%keys, %values")
         return parse_graph(f"""graph @attention({", ".join(values)}) {{
+            {kept}
             %y: f32[batch, seq, {q}] = attention({operands}) {{heads = {self.heads}, kv_heads = {self.kv_heads},
               head_size = {self.size}, scale = {self.scale!r}, causal = {str(self.causal).lower()},
               nan_to_zero = {str(self.nan_to_zero).lower()}, offsets = {offsets},
@@ -93,7 +105,7 @@ class Case:
 def _kernel(case: Case, tier: Tier) -> tuple[Kernel, Loaded, Graph]:
     graph = case.graph()
     module = new_module("attention")
-    kernel = attention_kernel(module, tier, graph.nodes[0])
+    kernel = attention_kernel(module, tier, graph.nodes[-1])
     for step in kernel.steps:
         step.function.linkage = "external"
     return kernel, Loaded(compile_module(module, tier)), graph
@@ -103,11 +115,14 @@ def run(case: Case, feeds: Mapping[str, Array], tier: Tier, threads: int = 1) ->
     """The kernel's result, as many pieces run in turn; arrays and scratch end at guarded pages."""
     kernel, loaded, graph = _kernel(case, tier)
     env = bind_sizes(graph, feeds)
+    capacity = -(-env.get("keys", 0) // KEPT_STEP) * KEPT_STEP + KEPT_STEP  # more than it takes
 
     def value(size: Dim) -> int:
-        return evaluate(size, env)
+        return capacity if size == CAPACITY else evaluate(size, env)
     arrays = {n: guarded(a) for n, a in feeds.items()}
-    pointers = [arrays[v.name] for v in graph.nodes[0].operands]
+    if case.int8:
+        arrays |= {name: guarded(kept_buffer(feeds[name[0]], capacity, name == "keys")) for name in ("keys", "values")}
+    pointers = [arrays[v.name] for v in graph.nodes[-1].operands]
     result = guarded(np.full([value(d) for d in graph.outputs[0].shape], 77, np.float32))
     shared = guarded(np.full(value(kernel.shared or 0) // 4, np.nan, np.float32))
     for step in kernel.steps:

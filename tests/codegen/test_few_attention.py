@@ -17,12 +17,15 @@ FAST = TIERS["amx-int8"].fast()
 APPROXIMATE = TIERS["avx512-vnni"].fast()
 DECODE = Case(heads=6, kv_heads=2, size=20, merged=False, split="kv", causal=True)
 MASKS = {"bool": "bool[batch, keys]", "i64": "i64[1, keys]", "f32": "f32[batch, keys]", "i8": "i8[batch, keys]"}
+SHOWN = Case(heads=5, kv_heads=1, size=33, merged=False, split="kv", causal=True, lengths=True,
+             key_mask="i64[batch, keys]")
 CASES = [
     DECODE, replace(DECODE, heads=3, kv_heads=1, size=64, lengths=True),
     replace(DECODE, heads=5, kv_heads=1, size=33, split="", lengths=True, key_mask=MASKS["i64"]),
     replace(DECODE, causal=False, key_mask=MASKS["bool"], split="qkv", size=1),
     replace(DECODE, key_mask=MASKS["f32"], mask="1, 6, seq, keys", spread=True, size=16),
     replace(DECODE, key_mask=MASKS["i8"], mask="batch, 1, seq, 1", causal=False),
+    replace(DECODE, heads=3, kv_heads=1, size=64, lengths=True, int8=True), replace(SHOWN, int8=True),
 ]
 
 
@@ -39,7 +42,7 @@ def test_matches_the_reference(case: Case) -> None:
         close(case, case.feeds(np.random.default_rng(keys), 2, queries, keys))
 
 
-@pytest.mark.parametrize("case", [CASES[1], CASES[2]], ids=range(2))
+@pytest.mark.parametrize("case", [CASES[1], CASES[2], CASES[6]], ids=range(3))
 def test_a_token_alone_has_its_bits_among_many(case: Case) -> None:
     """A step at a time, a few at a time, and all at once, which is the kernel of many queries."""
     queries, keys = FEW + 8, SPAN + 90
@@ -58,8 +61,9 @@ def test_a_token_alone_has_its_bits_among_many(case: Case) -> None:
 
 
 @pytest.mark.parametrize("queries", [3, FEW + 3])
-def test_nothing_is_read_that_no_query_sees(queries: int) -> None:
-    case, keys = replace(CASES[2], split="kv", key_mask="i64[batch, keys]"), 100
+@pytest.mark.parametrize("case", [SHOWN, CASES[7]], ids=["f32", "int8"])
+def test_nothing_is_read_that_no_query_sees(case: Case, queries: int) -> None:
+    keys = 100
     feeds = case.feeds(np.random.default_rng(2), 3, queries, keys)
     feeds["lengths"] = np.array([0, 40, 77])
     clean = run_everywhere(case, feeds)
@@ -73,11 +77,12 @@ def test_nothing_is_read_that_no_query_sees(queries: int) -> None:
 
 
 @pytest.mark.parametrize("queries", [4, FEW + 4])
-@pytest.mark.parametrize("causal", [False, True])
-@pytest.mark.parametrize("otherwise", ["spread", "nan_to_zero", ""])
+@pytest.mark.parametrize("causal, otherwise", [
+    *((causal, otherwise) for causal in (False, True) for otherwise in ("spread", "nan_to_zero", "")),
+    (True, "spread int8")])
 def test_queries_that_see_no_key(queries: int, causal: bool, otherwise: str) -> None:
-    case = replace(DECODE, causal=causal, key_mask="i64[batch, keys]", spread=otherwise == "spread", size=16,
-                   nan_to_zero=otherwise == "nan_to_zero", heads=2)
+    case = replace(DECODE, causal=causal, key_mask="i64[batch, keys]", spread="spread" in otherwise, size=16,
+                   nan_to_zero=otherwise == "nan_to_zero", heads=2, int8="int8" in otherwise)
     feeds = case.feeds(np.random.default_rng(3), 3, queries, 40)
     feeds["seen"][0, :40 - queries + 2] = 0  # padding on the left: two queries see nothing if causal
     feeds["seen"][1] = 0
