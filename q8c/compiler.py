@@ -101,7 +101,7 @@ def compile_model(model: Source, output: str | os.PathLike[str] | None = None, *
     path = output_path(model, output)
     stages = _Stages(progress)
     with stages.stage("import"):
-        graph = import_onnx(model)
+        graph = import_onnx(model, dict(options.set_inputs))
         _check_names(graph)
         _check_mask(graph, options.pack)
         names = product_names(graph)
@@ -311,7 +311,7 @@ def _with_last(sizes: tuple[Expr, ...], last: Dim, other: Dim) -> tuple[Expr, ..
 def _described(options: Options) -> dict[str, Any]:
     """The options as JSON values; of the feeds, how many there were."""
     values = {f.name: getattr(options, f.name) for f in fields(options)}
-    return values | {"feeds": len(options.feeds), "keep": list(options.keep)}
+    return values | {"feeds": len(options.feeds), "keep": list(options.keep), "set_inputs": dict(options.set_inputs)}
 
 
 def _failure(op: str) -> str:

@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -74,6 +75,24 @@ def add_state_argument(verb: argparse.ArgumentParser) -> None:
     """`--state N`."""
     verb.add_argument("--state", type=positive, metavar="N",
                       help="run on a state that holds N tokens of each sequence, and rewind it after each run")
+
+
+def add_set_argument(verb: argparse.ArgumentParser) -> None:
+    """`--set NAME=VALUE`, as a list of pairs."""
+    verb.add_argument("--set", action="append", default=[], type=setting, metavar="NAME=VALUE",
+                      help="make an input of the model a constant, such as use_cache_branch=true, which chooses a "
+                           "branch; may be repeated")
+
+
+def setting(text: str) -> tuple[str, bool | int | float]:
+    """A name and its value from the command line: true, false or a number."""
+    name, _, value = text.rpartition("=")
+    words: dict[str, bool] = {"true": True, "false": False}
+    for read in (lambda v: words[v.lower()], int, float):
+        with contextlib.suppress(ValueError, KeyError):
+            if name:
+                return name, read(value)
+    raise argparse.ArgumentTypeError(f"expected NAME=true, NAME=false or NAME=NUMBER, got {text!r}")
 
 
 def positive(text: str) -> int:

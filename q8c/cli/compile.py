@@ -11,7 +11,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from q8c.cli.common import Progress, add_json_argument, add_watch_arguments, print_json, size_text
+from q8c.cli.common import Progress, add_json_argument, add_set_argument, add_watch_arguments, print_json, size_text
 
 if TYPE_CHECKING:
     from q8c.compiler import Result
@@ -47,6 +47,7 @@ def configure(verb: argparse.ArgumentParser) -> None:
                            "named (--pack=attention_mask)")
     verb.add_argument("--last-logits", action="store_true",
                       help="compute logits of the last token of each sequence only, as generating needs")
+    add_set_argument(verb)
     verb.add_argument("--embeddings", default="q8", metavar="q8|float",
                       help="large tables of embeddings in 8 bits, shared with a head that is tied to them (default), "
                            "or as they are")
@@ -66,7 +67,7 @@ def run(args: argparse.Namespace) -> int:
     options = Options(quantize=not args.no_quantize, weights=args.weights, numerics=args.numerics,
                       keep=tuple(args.keep), balance=not args.no_balance, max_error=args.max_error, pack=args.pack,
                       embeddings=args.embeddings, last_logits=args.last_logits,
-                      feeds=read_calibration(args.calibrate))
+                      set_inputs=tuple(args.set), feeds=read_calibration(args.calibrate))
     progress = Progress()
     try:
         result = compile_model(args.model, args.output, target=args.target, options=options, progress=progress,

@@ -9,7 +9,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from q8c.cli.common import Progress, add_json_argument, is_onnx, print_json, table
+from q8c.cli.common import Progress, add_json_argument, add_set_argument, is_onnx, print_json, table
 
 if TYPE_CHECKING:
     from q8c.explain import Explanation
@@ -23,6 +23,7 @@ def configure(verb: argparse.ArgumentParser) -> None:
     verb.add_argument("node", nargs="?", help="only nodes of the model with this in their names")
     verb.add_argument("--weights", default="default", metavar="FORMAT", help="of an ONNX file: as for compile")
     verb.add_argument("--no-quantize", action="store_true", help="of an ONNX file: as for compile")
+    add_set_argument(verb)
     add_json_argument(verb)
 
 
@@ -50,7 +51,7 @@ def _of_onnx(args: argparse.Namespace) -> Explanation:
     from q8c.passes.manager import run_passes
     from q8c.passes.pipeline import Options, pipeline
 
-    graph = import_onnx(args.model)
+    graph = import_onnx(args.model, dict(args.set))
     report = run_passes(graph, pipeline(Options(weights=args.weights, quantize=not args.no_quantize)))
     return explain(graph, report.declines)
 

@@ -2,20 +2,23 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from q8c.errors import CompileError, Error
 
 if TYPE_CHECKING:
     from q8c.frontend.load import Source
+    from q8c.frontend.settings import Number
     from q8c.ir import Graph
 
 __all__ = ["content_digest", "import_onnx"]
 
 
-def import_onnx(model: Source) -> Graph:
+def import_onnx(model: Source, values: Mapping[str, Number] | None = None) -> Graph:
     """The graph of an ONNX model: a path (external data beside it), the file's bytes, or a ModelProto.
 
+    Inputs in `values` are constants of that value; neither they nor inputs that nothing reads are inputs then.
     Shape arithmetic is resolved; sizes that vary are symbols named as in the model. float16 and bfloat16 are computed
     in f32; the graph's inputs and outputs keep float16, and float32 stands in for bfloat16.
 
@@ -24,12 +27,17 @@ def import_onnx(model: Source) -> Graph:
     from q8c.frontend.check import check
     from q8c.frontend.importer import import_graph, scan
     from q8c.frontend.load import load
+    from q8c.frontend.settings import drop_unread, set_inputs
 
     try:
         loaded = load(model)
+        set_inputs(loaded, values or {})
         scan(loaded)
         check(loaded)
-        return import_graph(loaded)
+        graph = import_graph(loaded)
+        if values:
+            drop_unread(graph)
+        return graph
     except Error:
         raise
     except UnicodeDecodeError as error:

@@ -100,7 +100,12 @@ class _Flow:
 
 def _if(f: _Flow) -> Sequence[Tensor | None]:
     """The branch that the condition picks."""
-    wanted = "then_branch" if f.number(f.need(0), "its condition") else "else_branch"
+    try:
+        wanted = "then_branch" if f.number(f.need(0), "its condition") else "else_branch"
+    except UnsupportedError as error:
+        if len(error.inputs) != 1:
+            raise
+        raise UnsupportedError(f"{error}, or `--set {min(error.inputs)}=...` chooses a branch", error.inputs) from None
     graph = f.graph(wanted)
     if len(graph.output) != len(f.node.output):
         f.fail(f"{wanted} does not give its {len(f.node.output)} outputs")

@@ -51,7 +51,8 @@ class Options:
     generation; `keep`: names of the model's nodes whose products stay float; `balance`: scales balanced between
     activations and weights; `feeds`: inputs to calibrate on, made up from the signature if empty;
     `pack`: padding left out, True or the name of the padding mask; `embeddings`: tables of embeddings as `q8` or
-    `float`; `last_logits`: logits of each sequence's last token only.
+    `float`; `last_logits`: logits of each sequence's last token only; `set_inputs`: inputs of the model that are
+    constants, each with its value.
     """
 
     quantize: bool = True
@@ -64,6 +65,7 @@ class Options:
     pack: bool | str = False
     embeddings: str = "q8"
     last_logits: bool = False
+    set_inputs: tuple[tuple[str, bool | int | float], ...] = ()
 
     def __post_init__(self) -> None:
         if not isinstance(self.pack, (bool, str)):

@@ -1,0 +1,69 @@
+"""Inputs that are given a value when a model is compiled, and inputs that nothing reads then."""
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, TypeAlias
+
+import numpy as np
+
+from q8c.errors import CompileError
+from q8c.frontend.weights import compute_type
+from q8c.ir.dims import Expr, as_symbol, symbols
+from q8c.ir.graph import Array, Graph
+
+if TYPE_CHECKING:
+    import onnx
+
+    from q8c.frontend.load import Model
+
+Number: TypeAlias = "bool | int | float"
+
+
+def set_inputs(model: Model, values: Mapping[str, Number]) -> None:
+    """Make inputs of a model constants, every element of the given value.
+
+    Raises CompileError for a name that is no input, an input without a fixed shape, and a value its type does not hold.
+    """
+    from onnx import GraphProto, numpy_helper
+
+    inputs = {v.name: v for v in model.inputs()}
+    constants = GraphProto()
+    for name, value in values.items():
+        if name not in inputs:
+            raise CompileError(f"the model has no input {name!r} to set; its inputs are {', '.join(inputs)}")
+        constants.initializer.append(numpy_helper.from_array(_elements(inputs[name], value), name))
+    model.weights.add(constants)
+
+
+def _elements(info: onnx.ValueInfoProto, value: Number) -> Array:
+    tensor, what = info.type.tensor_type, f"input {info.name!r}"
+    dims = [d.dim_value for d in tensor.shape.dim if d.HasField("dim_value")]
+    if not tensor.HasField("shape") or len(dims) < len(tensor.shape.dim):
+        raise CompileError(f"{what} cannot be set to {value!r}: its shape varies; give an input of a fixed shape")
+    dtype = compute_type(tensor.elem_type, what)
+    if not isinstance(value, (bool, int, float)) or np.array(value).astype(dtype.numpy) != value \
+            or (dtype.name == "bool") != isinstance(value, bool):
+        raise CompileError(f"{what} cannot be set to {value!r}: its elements are {dtype}")
+    return np.full(dims, value, dtype.numpy)
+
+
+def drop_unread(graph: Graph) -> None:
+    """Take away inputs that nothing reads, but for those that alone tell a size something else has."""
+    for value in [v for v in graph.inputs if not v.users and not graph.is_output(v)]:
+        others = [v for v in graph.inputs if v is not value]
+        told = {as_symbol(d) for v in others for d in v.shape}
+        needed = _symbols([v.shape for v in others], [(n.attrs.values(), [v.shape for v in n.outputs])
+                                                      for n in graph.nodes], graph.assumptions)
+        if not (_symbols(value.shape) & needed) - told:
+            graph.inputs = others
+
+
+def _symbols(*nested: object) -> set[str]:
+    """The names of all sizes in nested sequences."""
+    found: set[str] = set()
+    for one in nested:
+        if isinstance(one, Expr):
+            found |= symbols(one)
+        elif isinstance(one, Iterable) and not isinstance(one, str):
+            found |= _symbols(*one)
+    return found
