@@ -122,7 +122,10 @@ def floordiv(a: Dim, b: Dim) -> Dim:
     if a == b:
         return 1
     exact = _divide_exactly(a, b)
-    return exact if exact is not None else Expr({(Call("//", (a, b)),): 1})
+    if exact is not None:
+        return exact
+    return _floordiv_by(a, b) if isinstance(a, Expr) and isinstance(b, int) and b > 0 \
+        else Expr({(Call("//", (a, b)),): 1})
 
 
 def mod(a: Dim, b: Dim) -> Dim:
@@ -335,6 +338,20 @@ def _divide_exactly(a: Dim, b: Dim) -> Dim | None:
         quotient = quotient + factor  # type: ignore[assignment]
         rest = rest - factor * b
     return None
+
+
+def _floordiv_by(a: Expr, b: int) -> Dim:
+    """a // b with whole multiples of b taken out of the division: (n - 6) // 5 is (n + 4) // 5 - 2; and divisions one
+    after the other as one: (n // 5 + 1) // 2 is (n + 5) // 10."""
+    whole = _reduce({m: c // b for m, c in a.terms if c % b == 0 or m == ()})
+    rest = a - whole * b
+    if isinstance(rest, Expr):
+        (monomial, coefficient), *more = rest.terms
+        inner = monomial[0] if len(monomial) == 1 and coefficient == 1 and all(m == () for m, _ in more) else None
+        if isinstance(inner, Call) and inner.op == "//" and isinstance(inner.args[1], int) and inner.args[1] > 0:
+            dividend, divisor = inner.args[0], inner.args[1]
+            return whole + floordiv(dividend + (rest - Expr({monomial: 1})) * divisor, divisor * b)
+    return whole + (rest // b if isinstance(rest, int) else Expr({(Call("//", (rest, b)),): 1}))
 
 
 def _cancel(monomial: Monomial, divisor: Monomial) -> Monomial | None:

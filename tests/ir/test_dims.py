@@ -138,6 +138,13 @@ def test_substitution_is_evaluation_in_two_steps(pair: Pair, env: dict[str, int]
         assert evaluate(half, env) == expected
 
 
+def test_divisions_by_numbers_have_one_form() -> None:
+    """Sizes behind convolutions, as exporters and q8c work them out differently."""
+    assert (A - 10) // 5 == A // 5 - 2 and (A * 5 + B - 1) // 5 == A + (B + 4) // 5 - 1
+    assert (A // 5 - 4) // 2 + 1 == A // 10 - 1 and ((A + 1) // 2 + 1) // 3 == (A + 3) // 6
+    assert str(A * 3 // 2) == "(3*a // 2)" and str((A // B + 1) // 2) == "(((a // b) + 1) // 2)"
+
+
 def test_simplification() -> None:
     assert floordiv(A * B * 12, B * 4) == A * 3 and floordiv(A * A - B * B, A + B) == A - B
     assert mod(A * 8, 4) == 0 and mod(A * 8 + 1, 8) != 1 and floordiv(A, A) == 1 and floordiv(A, 1) == A
