@@ -284,7 +284,7 @@ def _cache(graph: Graph) -> Cache | None:
     """What the manifest says of the cache that grows in place."""
     found = find_cache(graph)
     return None if found is None else Cache(found.pairs, found.tokens, NONE if found.mask is None else found.mask,
-                           NONE if found.positions is None else found.positions, found.uniform)
+                           NONE if found.positions is None else found.positions, found.uniform, found.given)
 
 
 def _common_frame(generated: Sequence[Generated]) -> Frame:
@@ -319,6 +319,8 @@ def _failure(op: str) -> str:
         return "the padding mask changed while the model ran: {detail} of its elements are not 0"
     if op == "last_token":
         return "there are no tokens, of which the last was to be taken"
+    if op == "append":
+        return "a sequence's length leaves no room for its new tokens, or is less than 0"
     return "index {detail} is out of range" if op.startswith(("gather", "scatter", "lookup")) else "failed on {detail}"
 
 

@@ -2,18 +2,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import llvmlite.ir as ir
 
-from q8c.codegen.builder import F32, I64, PTR, Builder, Value, sizeof
+from q8c.codegen.builder import F32, I32, I64, PTR, Builder, Value, sizeof
 from q8c.codegen.kept_rows import KeptRows
 from q8c.codegen.kernel import Kernel
 from q8c.codegen.loop_space import Space, dense_strides, each_item
-from q8c.codegen.movement_copy import copy_row
+from q8c.codegen.movement_copy import Copy, copy_row, emit_copy, fill_row
+from q8c.codegen.movement_gather import report
 from q8c.codegen.movement_kernel import Movement
 from q8c.codegen.targets import Tier
 from q8c.errors import CompileError
-from q8c.ir.dims import Dim
+from q8c.ir.cache import appended
+from q8c.ir.dims import Dim, dim_min
 from q8c.ir.graph import Node
 from q8c.ir.memory import CAPACITY
 from q8c.ir.ops import attributes
@@ -23,30 +26,38 @@ Write = Callable[[Value, Value, Value], None]
 
 
 def append_kernel(module: ir.Module, tier: Tier, node: Node) -> Kernel:
-    """The kernel of an `append` in place: present[batch, head, lengths[batch] + token] = new[batch, token, head].
+    """The kernel of an `append` to lengths: present[batch, head, lengths[batch] + token] = new[batch, token, head].
 
-    Tokens for which the buffer has no room are left out: only padding is, the run time has counted the others. Where
-    rows are kept in 8 bits, what is kept may come as an array of floats, which is written too. Raises CompileError for
-    an append that is not in place.
+    Tokens for which there is no room are left out: only padding is, the run time has counted the others, and a length
+    that the model computes is negative where it does not fit, which is reported. Where rows are kept in 8 bits, what is
+    kept may come as an array of floats, which is written too; if the append is not in place it is copied first. Raises
+    CompileError for an append without lengths.
     """
-    attrs, new = attributes(node), node.input(1)
-    if not attrs["in_place"] or len(node.inputs) < 3:
-        raise CompileError(f"{node}: there is no kernel for an append that is not in place; run keep-cache")
+    if len(node.inputs) < 3:
+        raise CompileError(f"{node}: there is no kernel for an append without lengths; run keep-cache")
+    if attributes(node)["in_place"]:
+        return _place_tokens(module, tier, node, CAPACITY)
+    return replace(_copy_kept(module, tier, node), then=_place_tokens(module, tier, node, node.output.shape[2]))
+
+
+def _place_tokens(module: ir.Module, tier: Tier, node: Node, capacity: Dim) -> Kernel:
+    """New tokens to their places in a buffer with room for `capacity`, 0 behind floats if the result is all of it."""
+    attrs, new, tokens, rows = attributes(node), node.input(1), appended(node), node.output.shape[2]
     heads, size, format = attrs["kv_heads"], attrs["head_size"], attrs["format"]
     # operands: where a row of `new` begins, its batch item, its token, and its head among those of the whole batch
-    space = Space((new.shape[0], new.shape[-2 if new.type.rank == 4 else 1], heads),
-                  (_strides(node, size), (1, 0, 0), (0, 1, 0), (heads, 0, 1)))
+    space = Space((new.shape[0], tokens, heads), (_strides(node, size), (1, 0, 0), (0, 1, 0), (heads, 0, 1)))
     past = node.input(0).type
     held = Space(past.shape[:3], (dense_strides(past.shape)[:3], (1, 0, 0), (0, 0, 1), (heads, 1, 0)))
     m = Movement(node)
     m.sizes.need_space(space)
-    m.sizes.need(CAPACITY)
+    m.sizes.need(capacity, rows)
     if format != "f32":
         m.sizes.need_space(held)
 
     def emit(b: Builder) -> None:
-        capacity = m.sizes.value(b, CAPACITY)
-        write = _writer(b, format, size, capacity)
+        room, last = m.sizes.value(b, capacity), b.sub(m.sizes.value(b, tokens), 1)
+        whole = b.icmp("==", room, m.sizes.value(b, rows))
+        write = _writer(b, format, size, room)
         source = b.at(b.arg("p1"), attrs["offset"], F32)
 
         def length(batch: Value) -> Value:
@@ -54,9 +65,14 @@ def append_kernel(module: ir.Module, tier: Tier, node: Node) -> Kernel:
 
         def item(offsets: list[Value]) -> None:
             row, batch, token, head = offsets
-            place = b.add(length(batch), token)
-            with b.if_(b.icmp("<", place, capacity)):
+            report(b, b.icmp("<", length(batch), 0), length(batch))
+            place = b.add(b.imax(length(batch), 0), token)
+            with b.if_(b.icmp("<", place, room)):
                 write(b.at(source, row, F32), head, place)
+                if format == "f32":
+                    with b.if_(b.and_(whole, b.icmp("==", token, last))):
+                        behind = b.at(b.arg("p3"), b.mul(b.add(b.add(b.mul(head, room), place), 1), size), F32)
+                        fill_row(b, ir.Constant(I32, 0), behind, b.mul(b.sub(b.sub(room, place), 1), size))
 
         def kept(offsets: list[Value]) -> None:
             row, batch, token, head = offsets
@@ -68,7 +84,19 @@ def append_kernel(module: ir.Module, tier: Tier, node: Node) -> Kernel:
             with b.if_(b.icmp("!=", b.arg("p0"), ir.Constant(PTR, None))):
                 each_item(b, m.sizes, held, kept)
 
-    return m.kernel(module, tier, f"{m.sizes.space_name(space)} at {attrs['offset']} of {size} as {format}", emit)
+    key = f"{m.sizes.space_name(space)} at {attrs['offset']} of {size} as {format} in {m.sizes.name(capacity)} " \
+          f"{m.sizes.name(rows)}"
+    return m.kernel(module, tier, key, emit, reports=True)
+
+
+def _copy_kept(module: ir.Module, tier: Tier, node: Node) -> Kernel:
+    """What is kept, and whatever lies behind it, at the beginning of the result."""
+    past, present = node.input(0).shape, node.output.shape
+    rows = dim_min(past[2], present[2]) * past[3]
+    m, space = Movement(node), Space((past[0] * past[1], rows), ((past[2] * past[3], 1), (present[2] * past[3], 1)))
+    copy = Copy(0, 3, sizeof(F32), space)
+    copy.need(m.sizes)
+    return m.kernel(module, tier, copy.key(m.sizes), lambda b: emit_copy(b, copy, m.sizes), reports=True)
 
 
 def _writer(b: Builder, format: str, size: int, capacity: Value) -> Write:

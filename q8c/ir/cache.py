@@ -4,7 +4,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from q8c.ir.dims import Dim, Expr, as_symbol, symbols
+from q8c.ir.dims import Call, Dim, Expr, as_symbol, symbols
 from q8c.ir.graph import Graph, Node, Value
 from q8c.ir.types import DType
 
@@ -16,7 +16,8 @@ class Cache:
     `tokens` are the number of an input and its axis that is as long as there are new tokens. `mask` is the input
     [batch, past + new] that is not 0 where a key may be seen, `positions` the one [batch, new] that says where in their
     sequence new tokens stand; None where there is no such. `uniform`: something is computed from the number of kept
-    tokens, which is one for all sequences, so that results are right only if all have that many.
+    tokens, which is one for all sequences, so that results are right only if all have that many. `given`: inputs say
+    how many tokens of each sequence are kept, unless a state does.
     """
 
     pairs: tuple[tuple[int, int], ...]
@@ -24,6 +25,7 @@ class Cache:
     mask: int | None
     positions: int | None
     uniform: bool
+    given: bool = False
 
 
 def in_place(node: Node) -> bool:
@@ -38,16 +40,24 @@ def find_cache(graph: Graph) -> Cache | None:
         return None
     past, present = appends[0].input(0), appends[0].output
     pasts = [n.input(0) for n in appends]
-    new = present.shape[2] - past.shape[2]
+    new = appended(appends[0])
     tokens = find_tokens(graph, pasts, new)
     assert tokens is not None, "keep-cache declines without"
     batch, others = past.shape[0], [v for v in graph.inputs if v not in pasts and not v.dtype.is_float]
-    mask = _one(v for v in others if "mask" in v.name.lower() and _fits(graph, v, (batch, present.shape[2])))
+    keys = (present.shape[2], *_one_of(present.shape[2]))
+    mask = _one(v for v in others if "mask" in v.name.lower() and any(_fits(graph, v, (batch, n)) for n in keys))
     positions = _one(v for v in others if "position" in v.name.lower() and v.dtype in (DType.i32, DType.i64)
                      and _fits(graph, v, (batch, new)))
     pairs = tuple((graph.inputs.index(n.input(0)), graph.outputs.index(n.output)) for n in appends)
     numbers = [None if v is None else graph.inputs.index(v) for v in (mask, positions)]
-    return Cache(pairs, tokens, numbers[0], numbers[1], _is_uniform(graph, past, mask))
+    given = any(n.op == "past_lengths" and n.attrs.get("unknown") for n in graph.nodes)
+    return Cache(pairs, tokens, numbers[0], numbers[1], _is_uniform(graph, past, mask), given)
+
+
+def appended(node: Node) -> Dim:
+    """How many tokens an append or a concat puts behind those that are kept."""
+    new = node.input(1)
+    return new.shape[2 if new.type.rank == 4 else 1]
 
 
 def find_tokens(graph: Graph, pasts: Iterable[Value], new: Dim) -> tuple[int, int] | None:
@@ -58,6 +68,13 @@ def find_tokens(graph: Graph, pasts: Iterable[Value], new: Dim) -> tuple[int, in
             if value not in kept and value.dtype.is_float is floats and new in value.shape:
                 return index, value.shape.index(new)
     return None
+
+
+def _one_of(size: Dim) -> tuple[Dim, ...]:
+    """The sizes of which a size is the largest; none if it is no such."""
+    (factors, coefficient), *more = size.terms if isinstance(size, Expr) else [((), 0)]
+    found = factors[0] if len(factors) == 1 and coefficient == 1 and not more else None
+    return found.args if isinstance(found, Call) and found.op == "max" else ()
 
 
 def _one(values: Iterable[Value]) -> Value | None:
@@ -78,11 +95,12 @@ def _is_uniform(graph: Graph, past: Value, mask: Value | None) -> bool:
                      if name in symbols(y) and (n := as_symbol(x)) is not None}
     kept = {v for n in graph.nodes if in_place(n) for v in (n.input(0), n.output)}
     masks = _casts(graph, mask)
+    counting = _for_lengths(graph)
     for value in graph.inputs:
         if value not in kept and value is not mask and _names(value.shape) & told:
             return True
     for node in graph.nodes:
-        if in_place(node) or node.op == "past_lengths":
+        if in_place(node) or node.op == "past_lengths" or node in counting:
             continue
         if (node.op == "attention" and len(node.inputs) > 5 and node.inputs[3] is None
                 or node.op == "last_token" and len(node.inputs) > 2):
@@ -93,6 +111,16 @@ def _is_uniform(graph: Graph, past: Value, mask: Value | None) -> bool:
         if any(_names(v.shape) & told for v in touched) or _names(_flat(node.attrs.values())) & told:
             return True
     return False
+
+
+def _for_lengths(graph: Graph) -> set[Node]:
+    """The nodes that only compute the lengths of appends, which a state says whatever the inputs are."""
+    lengths = {n.input(2) for n in graph.nodes if in_place(n)}
+    found: set[Node] = set()
+    for node in reversed(graph.nodes):
+        if all(v in lengths or v.users and found.issuperset(v.users) and not graph.is_output(v) for v in node.outputs):
+            found.add(node)
+    return found
 
 
 def _casts(graph: Graph, mask: Value | None) -> set[Value]:

@@ -35,7 +35,8 @@ class FuseAttention(Pass):
     q, k and v become operands [batch, seq, channels], slices of a merged projection offsets; where they are computed
     per head (rotated, or from a cache) they stay [batch, heads, seq, size]. Repeated heads are read where they lie.
     Masks given as conditions become additive, computed once and outside. Masks that are shown to hide later
-    keys, and keys where a padding mask is 0, are not computed at all: the attention is told so.
+    keys, and keys where a padding mask is 0, are not computed at all: the attention is told so. Attentions that an
+    importer wrote get their operands where they lie too.
     """
 
     name: ClassVar[str] = "fuse-attention"
@@ -45,6 +46,8 @@ class FuseAttention(Pass):
         masks = SharedMasks(graph)
         changed = False
         for node in list(graph.nodes):
+            if node.op == "attention":
+                changed |= join_operands(graph, node)
             found = find_attention(graph, node) if node.op == "matmul" else None
             if isinstance(found, str):
                 report.decline(node, found)
@@ -178,6 +181,20 @@ def channels(graph: Graph, heads: Heads, before: Node) -> Value:
         return heads.value
     shape = (heads.batch, heads.seq, heads.value.shape[-1])
     return graph.add("reshape", [heads.value], {"shape": shape}, name=heads.value.name, before=before).output
+
+
+def join_operands(graph: Graph, node: Node) -> bool:
+    """Make an attention read [batch, seq, channels] where heads are split from such; whether it does now."""
+    operands, offsets = list(node.inputs), list(attr(node, "offsets"))
+    for i, value in enumerate(list(node.operands)[:3]):
+        found = find_heads(graph, value, (0, 1, 2, 3)) if value.type.rank == 4 else None
+        if found is not None and found.value is not value and (found.scale, found.repeat) == (1, 1):
+            operands[i], offsets[i] = channels(graph, found, node), found.offset
+    if operands == node.inputs:
+        return False
+    graph.set_inputs(node, operands)
+    node.attrs["offsets"] = tuple(offsets)
+    return True
 
 
 def give_result(graph: Graph, product: Node, result: Value, found: Found) -> None:

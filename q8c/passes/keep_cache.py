@@ -4,7 +4,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from q8c.ir.cache import find_tokens, in_place
+import numpy as np
+
+from q8c.ir.cache import appended, find_tokens, in_place
 from q8c.ir.dims import as_symbol
 from q8c.ir.graph import Graph, Node, Value
 from q8c.ir.types import DType
@@ -12,7 +14,7 @@ from q8c.passes.attention_heads import find_heads
 from q8c.passes.fuse_attention import channels
 from q8c.passes.manager import Pass, Report
 from q8c.passes.rewrite import sources, substitute
-from q8c.passes.rules import attr, nodes_between
+from q8c.passes.rules import attr, nodes_between, producer
 
 LENGTHS = 5
 """The operand of attention that says how many tokens of each sequence are kept."""
@@ -24,7 +26,7 @@ class KeepCache(Pass):
     past is an input, present an output, and attentions are all that reads them.
 
     Both are then one buffer of the caller's, so that the kept tokens are never moved. Causal attentions to them take
-    lengths, one for each sequence.
+    lengths, one for each sequence. Lengths that the model computes hold unless a state says others.
     """
 
     name: ClassVar[str] = "keep-cache"
@@ -48,27 +50,29 @@ class KeepCache(Pass):
                 kept.append(node)
         if kept:
             rewrite(graph, kept, report)
-        return bool(kept)
+        return settle_lengths(graph) or bool(kept)
 
 
 def find_problem(graph: Graph, node: Node) -> str:
     """Why what a node puts together cannot grow in place; empty if it can."""
     past, present = node.input(0), node.output
-    if past.dtype is not DType.f32 or past.type.rank != 4 or len(node.inputs) > 3:
+    if past.dtype is not DType.f32 or past.type.rank != 4:
         return f"its past is {past.type}, expected f32[batch, heads, past, size] and new tokens behind it"
     if node.op == "concat" and (len(node.inputs) != 2 or attr(node, "axis") not in (2, -2)):
         return f"tokens are put along axis {attr(node, 'axis')}, expected new ones behind [batch, heads, past, size]"
     if as_symbol(past.shape[2]) is None or not all(isinstance(d, int) for d in past.shape[1::2]):
         return f"its past is {past.type}; heads and their size must be fixed, and the length free"
-    if past.users != [node]:
+    if [u for u in past.users if u.op != "past_lengths"] != [node]:
         return f"%{past.name} is read elsewhere too"
     if graph.outputs.count(present) > 1 or graph.is_output(past):
         return f"%{present.name} is more than one output"
     others = [u for u in present.users if u.op != "attention" or present in (u.inputs[0], *u.inputs[3:])]
     if others:
         return f"%{present.name} is read by {others[0]}, not by attention alone"
-    if find_tokens(graph, [past], present.shape[2] - past.shape[2]) is None:
-        return f"no input is as long as there are new tokens, {present.shape[2] - past.shape[2]}"
+    if node.op == "append" and len(node.inputs) > 2 and counted(node) is None:
+        return "its lengths are not said to be those of a past"
+    if find_tokens(graph, [past], appended(node)) is None:
+        return f"no input is as long as there are new tokens, {appended(node)}"
     return ""
 
 
@@ -78,34 +82,68 @@ def differs(node: Node, kept: list[Node]) -> str:
         for mine, theirs in ((node.input(0), other.input(0)), (node.output, other.output)):
             if mine.shape[::2] != theirs.shape[::2]:
                 return f"%{mine.name} is {mine.type}, %{theirs.name} {theirs.type}: not as many tokens"
+        if (counted(node) is None) != (counted(other) is None):
+            return "the model computes how many tokens are kept of some caches and not of others"
     return ""
+
+
+def counted(node: Node) -> Node | None:
+    """The past_lengths an append gets its lengths from."""
+    return producer(node.inputs[2], "past_lengths") if node.op == "append" and len(node.inputs) > 2 else None
 
 
 def rewrite(graph: Graph, kept: list[Node], report: Report) -> None:
     """Write the appends, and give their lengths to the attentions that can go by them."""
-    lengths = graph.add("past_lengths", [kept[0].input(0)], name="lengths", before=graph.nodes[0]).output
+    held = lengths_if_held(graph, kept)
     for node in kept:
         past, present = node.input(0), node.output
+        lengths = node.input(2) if node.op == "append" and len(node.inputs) > 2 else held
         new, offset = new_rows(graph, node)
         heads, size = past.shape[1], past.shape[3]
         assert isinstance(heads, int) and isinstance(size, int)
-        attrs = {"kv_heads": heads, "head_size": size, **({"offset": offset} if offset else {}), "in_place": True}
+        attrs = {"kv_heads": heads, "head_size": size, **({"offset": offset} if offset else {}), "in_place": True,
+                 **({"rows": present.shape[2]} if node.attrs.get("rows") else {})}
         source = sources(nodes_between(node, [past, new]))
         made = graph.add("append", [past, new, lengths], attrs, name=present.name, source=source, before=node)
         made.output.type = present.type
         substitute(graph, present, made.output)
         report.rewrote(made, f"%{past.name} grows in place into %{made.output.name}")
         for reader in made.output.users:
-            if reader.op == "attention" and attr(reader, "causal"):
+            if reader.op == "attention" and attr(reader, "causal") and reader.inputs[LENGTHS:] == []:
                 graph.set_inputs(reader, [*reader.inputs, *[None] * LENGTHS][:LENGTHS] + [lengths])
     graph.prune()
+
+
+def lengths_if_held(graph: Graph, kept: list[Node]) -> Value:
+    """How many tokens of each sequence the appends find, those that a state says. Where the model computes them, these
+    are its numbers without a state (then the state's are -1), everywhere in the model."""
+    counts = [n for n in map(counted, kept) if n is not None]
+    held = graph.add("past_lengths", [kept[0].input(0)], {"unknown": True} if counts else {}, name="lengths",
+                     before=graph.nodes[0]).output
+    found: dict[Value, Value] = {}
+    for node in dict.fromkeys(counts):
+        given = node.input(1)
+        if given not in found:
+            none = graph.add("less", [held, graph.constant(np.int64(0), "zero")], before=node).output
+            found[given] = graph.add("where", [none, given, held], source=node.source, before=node).output
+        graph.replace_uses(node.output, found[given])
+    return held
+
+
+def settle_lengths(graph: Graph) -> bool:
+    """Replace past_lengths(past, given) by `given`; whether there were any."""
+    found = [n for n in graph.nodes if n.op == "past_lengths" and len(n.inputs) > 1]
+    for node in found:
+        graph.replace_uses(node.output, node.input(1))
+        graph.erase(node)
+    return bool(found)
 
 
 def new_rows(graph: Graph, node: Node) -> tuple[Value, int]:
     """The new tokens as [batch, seq, channels] and the channel their heads begin at, where they are cut from such; else
     as [batch, heads, seq, size]."""
     new = node.input(1)
-    if node.op == "append":
+    if new.type.rank == 3:
         return new, attr(node, "offset")
     found = find_heads(graph, new, (0, 1, 2, 3))
     if found is None or found.scale != 1 or found.repeat != 1 or (found.heads, found.size) != new.shape[1::2]:

@@ -22,7 +22,8 @@ class Cache:
     `pairs` are an input, what is kept, and the output it becomes: float32 [batch, heads, past, size]. `tokens` are an
     input and its axis that is as long as there are new tokens. `mask` is the input [batch, past + new] that is not 0
     where a key may be seen, `positions` the one [batch, new] that says where in their sequence new tokens stand, `NONE`
-    where there is no such. In a `uniform` model all sequences of a batch must be equally long.
+    where there is no such. In a `uniform` model all sequences of a batch must be equally long. Where lengths are
+    `given`, inputs of a run without a state say them.
     """
 
     pairs: tuple[tuple[int, int], ...]
@@ -30,25 +31,28 @@ class Cache:
     mask: int
     positions: int
     uniform: bool
+    given: bool = False
 
     def to_json(self) -> dict[str, Any]:
         """The record as JSON values."""
         return {"pairs": list(map(list, self.pairs)), "tokens": list(self.tokens), "mask": self.mask,
-                "positions": self.positions, "uniform": self.uniform}
+                "positions": self.positions, "uniform": self.uniform, "given": self.given}
 
 
 def read_cache(value: object, where: str, inputs: Sequence[Tensor], outputs: Sequence[Tensor]) -> Cache | None:
     """The record a JSON value stands for, None for null. Raises ArtifactError where it does not fit the signature."""
     if value is None:
         return None
-    pairs, tokens, mask, positions, uniform = members(value, where, "pairs", "tokens", "mask", "positions", "uniform")
+    pairs, tokens, mask, positions, uniform, given = members(value, where, "pairs", "tokens", "mask", "positions",
+                                                             "uniform", "given")
     cache = Cache(
         tuple(_two(pair, at, len(inputs), len(outputs)) for at, pair in items(pairs, f"{where}.pairs", len(inputs))),
         _two(tokens, f"{where}.tokens", len(inputs), 32),
         integer(mask, f"{where}.mask", NONE, len(inputs) - 1),
-        integer(positions, f"{where}.positions", NONE, len(inputs) - 1), uniform)
-    if type(uniform) is not bool:
-        raise bad(f"{where}.uniform", "true or false", uniform)
+        integer(positions, f"{where}.positions", NONE, len(inputs) - 1), uniform, given)
+    for name, flag in (("uniform", uniform), ("given", given)):
+        if type(flag) is not bool:
+            raise bad(f"{where}.{name}", "true or false", flag)
     _check_pairs(cache, where, inputs, outputs)
     _check_roles(cache, where, inputs)
     return cache

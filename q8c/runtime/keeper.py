@@ -52,14 +52,15 @@ class Keeper:
         self._plan = functools.lru_cache(_CACHED_PLANS)(self._planned)
 
     def dense(self, inputs: Sequence[Array], outputs: Sequence[Array]) -> tuple[Lengths, int]:
-        """Copy what is kept into the outputs it becomes; the lengths, and for how many tokens the outputs have room."""
+        """Copy what is kept into the outputs it becomes; the lengths, -1 where other inputs say them, and for how many
+        tokens the outputs have room."""
         for i, o in self._cache.pairs:
             past, present = inputs[i], outputs[o]
             if past.shape[2] > present.shape[2]:
                 raise ArtifactError(f"output {self._model.outputs[o].name!r} has no room for what it is to hold; "
                                     "compile the model again")
             present[:, :, :past.shape[2]] = past
-        return np.full(past.shape[0], past.shape[2]), present.shape[2]
+        return np.full(past.shape[0], -1 if self._cache.given else past.shape[2]), present.shape[2]
 
     def buffers(self, state: State, returned: Sequence[Array]) -> list[int]:
         """The addresses of a run's outputs: the state's for what is kept, and those of arrays for the others."""

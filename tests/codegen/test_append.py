@@ -1,4 +1,4 @@
-"""append writes new rows where lengths say, as far as there is room, and touches nothing else."""
+"""append writes new rows where lengths say, as far as there is room, and zeros behind them where no more are kept."""
 from __future__ import annotations
 
 from typing import Any
@@ -60,11 +60,16 @@ def test_rows_go_where_lengths_say(tier: Tier, text: str) -> None:
         for row, length in enumerate(held):
             there = max(0, min(seq, capacity - length))
             expected[row, :, length:length + there] = tokens[row, :, :there]
+            if max(held) + seq == capacity:
+                expected[row, :, length + there:] = 0
         sizes = {"b": batch, "s": seq, "past": max(held)}
         values = [capacity if s == CAPACITY else evaluate(s, sizes) for s in kernel.sizes]
+        frame = guarded(np.zeros(3, np.int64))
         for piece in range(3):
-            run("run", guarded(np.zeros(1, np.float32)), guarded(new), guarded(lengths), present, *values, piece, 3)
+            run("run", guarded(np.zeros(1, np.float32)), guarded(new), guarded(lengths), present, *values, frame, 6,
+                piece, 3)
         np.testing.assert_array_equal(present, expected)
+        assert not frame.any()
 
 
 @tiers
@@ -93,7 +98,8 @@ def test_rows_of_8_bits(tier: Tier, keys: bool) -> None:
         sizes = {"b": batch, "s": seq, "past": past}
         values = [capacity if s == CAPACITY else evaluate(s, sizes) for s in kernel.sizes]
         for piece in range(3):
-            run("run", None if given is None else guarded(given), guarded(new), lengths, present, *values, piece, 3)
+            run("run", None if given is None else guarded(given), guarded(new), lengths, present, *values,
+                np.zeros(3, np.int64), 6, piece, 3)
         got = kept_rows(present, batch, HEADS, capacity, SIZE, keys)
         np.testing.assert_array_equal(got[0], steps)
         np.testing.assert_array_equal(got[1], scale)
@@ -104,7 +110,7 @@ def test_only_what_grows_in_place_has_room_for_more() -> None:
     assert rows_held(graph.outputs[0]) == CAPACITY and rows_held(graph.inputs[0]) == graph.inputs[0].shape[2]
 
 
-def test_an_append_that_is_not_in_place_has_no_kernel() -> None:
-    node: Any = parse_graph(WIDE.replace(", in_place = true", "")).nodes[0]
+def test_an_append_without_lengths_has_no_kernel() -> None:
+    node: Any = parse_graph(WIDE.replace("%new, %lengths", "%new").replace(", in_place = true", "")).nodes[0]
     with pytest.raises(CompileError, match="run keep-cache"):
         append_kernel(ir.Module(), next(iter(TIERS.values())), node)

@@ -76,36 +76,6 @@ def test_multi_head_attention_continues_a_past() -> None:
     check("MultiHeadAttention", "q k v - - - pk pv", "y key value", feeds, num_heads=HEADS, unidirectional=1)
 
 
-def group_feeds(past: int, packed: bool) -> dict[str, tuple[Array, Shape]]:
-    kv = SIZE * 2
-    batch = 1 if past else B  # ONNX Runtime wants one row where several tokens follow a past
-    widths = {"q": WIDTH + 2 * kv} if packed else {"q": WIDTH, "k": kv, "v": kv}
-    feeds: dict[str, tuple[Array, Shape]] = {
-        n: (normal(batch, S, width, seed=i), ["batch", "seq", width]) for i, (n, width) in enumerate(widths.items())}
-    if past:
-        shape: Shape = ["batch", 2, "past", SIZE]
-        feeds |= {n: (normal(1, 2, past, SIZE, seed=i), shape) for i, n in enumerate(("pk", "pv"), 7)}
-    feeds["last"] = (np.full(batch, past + S - 1, I32), ["batch"])
-    return feeds
-
-
-@pytest.mark.parametrize("past", [0, P])
-@pytest.mark.parametrize("rotary", [0, 1])
-@pytest.mark.parametrize("packed", [False, True])
-def test_group_query_attention(past: int, rotary: int, packed: bool) -> None:
-    table = normal(16, SIZE // 2, seed=9)
-    constants = {"total": np.array(past + S, I32), **({"cos": np.cos(table), "sin": np.sin(table)} if rotary else {})}
-    operands = ["q", *("--" if packed else "kv"), *(("pk", "pv") if past else "--"), "last", "total",
-                *(("cos", "sin") if rotary else ())]
-    check("GroupQueryAttention", " ".join(operands), "y key value", group_feeds(past, packed), constants,
-          num_heads=HEADS, kv_num_heads=2, do_rotary=rotary)
-
-
-def test_group_query_attention_sees_a_window_of_keys() -> None:
-    check("GroupQueryAttention", "q k v - - last total", "y key value", group_feeds(0, packed=False),
-          {"total": np.array(S, I32)}, num_heads=HEADS, kv_num_heads=2, local_window_size=2)
-
-
 @pytest.mark.parametrize("interleaved", [0, 1])
 @pytest.mark.parametrize("ids", ["each", "first"])
 def test_rotary_embedding(interleaved: int, ids: str) -> None:

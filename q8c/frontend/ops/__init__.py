@@ -6,6 +6,7 @@ from q8c.frontend.ops import (
     constants,
     contrib,
     contrib_attention,
+    contrib_group,
     contrib_rotary,
     conv,
     einsum,
@@ -28,6 +29,6 @@ from q8c.frontend.ops import (
     unfold,
 )
 
-__all__ = ["attention", "constants", "contrib", "contrib_attention", "contrib_rotary", "conv", "einsum", "elementwise",
-           "known", "movement", "nbits", "nn", "norm", "pad", "pool", "qlinear", "quantized", "reduce", "resize",
-           "scatter", "select", "shape", "spectral", "unfold"]
+__all__ = ["attention", "constants", "contrib", "contrib_attention", "contrib_group", "contrib_rotary", "conv",
+           "einsum", "elementwise", "known", "movement", "nbits", "nn", "norm", "pad", "pool", "qlinear", "quantized",
+           "reduce", "resize", "scatter", "select", "shape", "spectral", "unfold"]

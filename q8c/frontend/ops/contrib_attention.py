@@ -8,8 +8,6 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from q8c.frontend.ops.attention import repeated
-from q8c.frontend.ops.contrib_rotary import rotate
 from q8c.frontend.registry import MICROSOFT, Call, importer
 from q8c.frontend.tensor import Tensor, constant, from_size
 from q8c.ir.dims import Dim
@@ -187,44 +185,3 @@ def causal_mask(c: Call, q: Tensor, k: Tensor, window: int = -1) -> Tensor:
         near = c.emit("greater", column, c.emit("sub", row, c.scalar(window, DType.i64)))
         keep = c.emit("and", keep, near)
     return c.emit("where", keep, c.scalar(0, q), c.scalar(-math.inf, q))
-
-
-@importer("GroupQueryAttention", domain=MICROSOFT)
-def group_query_attention(c: Call) -> list[Tensor | None]:
-    """Causal attention with fewer heads of keys and values than of queries, and the present keys and values.
-
-    Only where every row of the batch is as long as the shapes say (operand 5 then says nothing new): past and new
-    keys are one after the other.
-    """
-    heads, kv_heads = c.attr_int("num_heads"), c.attr_int("kv_num_heads")
-    for name in ("softcap", "smooth_softmax"):
-        if c.attr(name, "FLOAT" if name == "softcap" else "INT"):
-            c.unsupported(f"attribute {name}")
-    if any(c.has(i) for i in range(11, len(c.inputs))):
-        c.unsupported("head_sink, or scales of a quantized cache")
-    q, k, v = _group_parts(c, heads, kv_heads)
-    for_keys, for_values = c.optional(3), c.optional(4)
-    filled: Dim = 0 if for_keys is None else for_keys.shape[2]
-    if c.attr_int("do_rotary", 0):
-        positions = c.optional(9) or c.emit("add", c.emit("iota", size=q.shape[2], dtype=DType.i64), from_size(filled))
-        interleaved = bool(c.attr_int("rotary_interleaved", 0))
-        q, k = (rotate(c, t, positions, c.input(7), c.input(8), interleaved) for t in (q, k))
-    if for_keys is not None and for_values is not None:
-        k, v = c.emit("concat", for_keys, k, axis=2), c.emit("concat", for_values, v, axis=2)
-    masks = [causal_mask(c, q, k, c.attr_int("local_window_size", -1)), c.optional(10)]
-    y = attend(c, q, repeated(c, k, heads), repeated(c, v, heads), scale_of(c, q), masks)
-    return [y, k, v]
-
-
-def _group_parts(c: Call, heads: int, kv_heads: int) -> list[Tensor]:
-    x = c.input(0)
-    counts = (heads, kv_heads, kv_heads)
-    if c.has(1):
-        return [split_heads(c, c.input(i), n) for i, n in enumerate(counts)]
-    width = x.shape[-1]
-    if not isinstance(width, int) or width % sum(counts):
-        c.fail(f"{x.type} does not split into {sum(counts)} heads")
-    size = width // sum(counts)
-    starts = (0, heads * size, (heads + kv_heads) * size)
-    return [split_heads(c, c.builder.slice_axis(x, 2, start, n * size), n)
-            for start, n in zip(starts, counts, strict=True)]

@@ -60,14 +60,17 @@ def _append(o: Operands) -> Sequence[TensorType]:
     batch, new = heads_of(o, 1, heads, size, o.attrs["offset"])
     batch = o.same(batch, past.shape[0])
     expect_lengths(o, 2, batch)
-    return [TensorType(DType.f32, (batch, heads, past.shape[2] + new, size))]
+    rows = o.attrs["rows"]
+    o.expect(rows == 0 or o.types[2] is not None, "room for other than past + new tokens goes with lengths")
+    return [TensorType(DType.f32, (batch, heads, past.shape[2] + new if rows == 0 else rows, size))]
 
 
 def append(args: Sequence[Any], attrs: Mapping[str, Any]) -> Sequence[Array]:
-    """What is kept with the new tokens behind it [batch, kv_heads, past + new, size].
+    """What is kept with the new tokens behind it [batch, kv_heads, rows, size], where rows are past + new if not given.
 
     With lengths, the new tokens of sequence b stand from lengths[b] on; what lies behind them is as it was, or 0.
-    Rows of all tokens are rounded as their format says. Raises InputError for a length outside [0, past].
+    Rows of all tokens are rounded as their format says. Raises InputError for a length outside
+    [0, rows - new].
     """
     past, new, lengths = (*args, None)[:3]
     tokens = split_heads(new, attrs["kv_heads"], attrs["head_size"], attrs["offset"])
@@ -76,10 +79,11 @@ def append(args: Sequence[Any], attrs: Mapping[str, Any]) -> Sequence[Array]:
     if lengths is None:
         return [np.concatenate([past, tokens], axis=2)]
     kept, seq = past.shape[2], tokens.shape[2]
-    present = np.concatenate([past, np.zeros_like(tokens)], axis=2)
+    rows = attrs["rows"] or kept + seq
+    present = np.concatenate([past, np.zeros_like(tokens)], axis=2)[:, :, :rows]
     for row, length in enumerate(lengths.tolist()):
-        if not 0 <= length <= kept:
-            raise InputError(f"append: {length} tokens of sequence {row} are kept, expected 0 to {kept}")
+        if not 0 <= length <= rows - seq:
+            raise InputError(f"append: {length} tokens of sequence {row} are kept, expected 0 to {rows - seq}")
         present[row, :, length:length + seq] = tokens[row]
     return [present]
 
@@ -87,12 +91,14 @@ def append(args: Sequence[Any], attrs: Mapping[str, Any]) -> Sequence[Array]:
 def _past_lengths(o: Operands) -> Sequence[TensorType]:
     past = o.type(0)
     o.expect(past.rank == 4, "expected what is kept as f32[batch, heads, past, size]")
+    expect_lengths(o, 1, past.shape[0])
     return [TensorType(DType.i64, past.shape[:1])]
 
 
 def past_lengths(args: Sequence[Any], attrs: Mapping[str, Any]) -> Sequence[Array]:
-    """The number of tokens in `past`, for every sequence."""
-    return [np.full(args[0].shape[0], args[0].shape[2])]
+    """The number of tokens kept of every sequence: as `given`, else all in `past`; -1 for `unknown`."""
+    past, given = (*args, None)[:2]
+    return [np.full(past.shape[0], -1 if attrs["unknown"] else past.shape[2]) if given is None else given]
 
 
 def _last_token(o: Operands) -> Sequence[TensorType]:
@@ -132,11 +138,12 @@ register(OpDef("rotary", "x cos sin", _rotary, rotary, {
         "[batch, seq, heads * size]."))
 register(OpDef("append", "past new lengths?", _append, append, {
     "kv_heads": _INT, "head_size": _INT, "offset": AttrSpec("int", 0), "in_place": AttrSpec("bool", False),
-    "format": AttrSpec("str", "f32")}, Level.fused,
+    "rows": AttrSpec("dim", 0), "format": AttrSpec("str", "f32")}, Level.fused,
     doc="New keys or values behind those of earlier tokens, heads split off, in 8 bits if their format says so. With "
         "in_place the earlier are not moved: operand and result are one buffer of the caller's, with room for more "
-        "tokens."))
+        "tokens. `rows`, if not 0, are those of the result."))
 register(OpDef("last_token", "x mask? lengths?", _last_token, last_token, level=Level.fused,
                doc="The row of the last token of each sequence that is no padding."))
-register(OpDef("past_lengths", "past", _past_lengths, past_lengths, level=Level.fused,
-               doc="How many tokens of each sequence are kept: all, unless a state that the model runs on says less."))
+register(OpDef("past_lengths", "past given?", _past_lengths, past_lengths, {"unknown": AttrSpec("bool", False)},
+               Level.fused, doc="How many tokens of each sequence are kept: as a state says that the model runs on; "
+               "without one as `given`, or all, or -1 where that is `unknown`."))
