@@ -55,6 +55,20 @@ def test_places_of_the_largest_elements() -> None:
     compare(proto, {"x": normal(2, 2, 5, 4)}, runtime=True)
 
 
+@pytest.mark.parametrize("mode", ["nearest", "linear", "cubic"])
+@pytest.mark.parametrize("place", ["half_pixel", "align_corners", "pytorch_half_pixel"])
+def test_images_and_position_embeddings_of_sizes_that_vary(mode: str, place: str) -> None:
+    """To the size of another input, and by a scale."""
+    attrs: dict[str, Any] = {"mode": mode, "coordinate_transformation_mode": place}
+    proto = model([node("Shape", "like", "two", start=2, end=4), node("Shape", "x", "first", start=0, end=2),
+                   node("Concat", "first two", "sizes", axis=0), node("Resize", "x - - sizes", "y", **attrs),
+                   node("Resize", "x - scales", "z", **attrs)],
+                  {"x": (F32, ["n", 3, "h", "w"]), "like": (F32, ["n", 1, "a", "b"])}, {"y": F32, "z": F32},
+                  {"scales": np.array([1, 1, 1.5, 0.5], F32)})
+    compare(proto, *({"x": normal(2, 3, *old), "like": normal(2, 1, *new)}
+                     for old, new in (((4, 4), (4, 4)), ((4, 5), (7, 3)), ((3, 6), (2, 9)))), rtol=1e-5, atol=1e-6)
+
+
 @pytest.mark.parametrize("mode", ["edge", "reflect", "wrap"])
 @pytest.mark.parametrize("varies", [True, False])
 def test_padding_by_the_operands_own_elements(mode: str, varies: bool) -> None:
