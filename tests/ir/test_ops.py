@@ -126,6 +126,11 @@ def test_cumsum(exclusive: bool, reverse: bool, wanted: list[int]) -> None:
     assert run("cumsum", np.array([1, 2, 3]), axis=0, exclusive=exclusive, reverse=reverse).tolist() == wanted
 
 
+def test_a_running_sum_does_not_take_itself_off_again() -> None:
+    y = run("cumsum", np.array([1, np.inf, 2], np.float32), axis=0, exclusive=True)
+    assert y.tolist() == [0, 1, np.inf]
+
+
 def test_gathers() -> None:
     x = np.arange(24).reshape(2, 3, 4)
     i = np.array([[0, -1], [2, 1]])

@@ -140,20 +140,20 @@ def _cumsum(o: Operands) -> Sequence[TensorType]:
 
 def cumsum(args: Sequence[Any], attrs: Mapping[str, Any]) -> Sequence[Array]:
     """Running sums along an axis, without the own element if `exclusive`, from the end if `reverse`."""
-    x, axis = args[0], attrs["axis"]
-    y = np.flip(x, axis) if attrs["reverse"] else x
-    total = np.cumsum(y, axis=axis, dtype=x.dtype)
-    total = total - y if attrs["exclusive"] else total
-    return [np.flip(total, axis) if attrs["reverse"] else total]
+    return _running(np.add, 0, args[0], attrs)
 
 
 def cumprod(args: Sequence[Any], attrs: Mapping[str, Any]) -> Sequence[Array]:
     """Running products along an axis, as `cumsum` has sums."""
-    y = np.moveaxis(args[0], attrs["axis"], 0)
+    return _running(np.multiply, 1, args[0], attrs)
+
+
+def _running(function: np.ufunc, start: int, x: Array, attrs: Mapping[str, Any]) -> Sequence[Array]:
+    y = np.moveaxis(x, attrs["axis"], 0)
     y = y[::-1] if attrs["reverse"] else y
     with np.errstate(all="ignore"):
-        total = np.cumprod(np.concatenate([np.ones_like(y[:1]), y]), axis=0, dtype=y.dtype)
-    total = total[:-1] if attrs["exclusive"] else total[1:]
+        total = function.accumulate(np.concatenate([np.full_like(y[:1], start), y]), axis=0, dtype=y.dtype)
+    total = total[:len(y)] if attrs["exclusive"] else total[1:]
     return [np.ascontiguousarray(np.moveaxis(total[::-1] if attrs["reverse"] else total, 0, attrs["axis"]))]
 
 
