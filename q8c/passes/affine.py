@@ -15,6 +15,7 @@ from q8c.ir import DType, Node, Value
 from q8c.ir.dims import Dim, compare, floordiv, nonnegative
 from q8c.passes.rules import attr
 
+_MOST = 2**31  # larger constants are no positions and sizes, and sums with them may wrap around
 _MAX_NODES = 64  # more than any exporter needs for an index, few enough to look at for every comparison
 
 
@@ -68,7 +69,7 @@ def affine(value: Value, known: Known | None = None) -> Affine | None:
     """What an i32 or i64 tensor's elements are if they are affine in their positions, else None.
 
     `known` keeps the answers of one question, since a value may be reached many times. Overflow is not looked at:
-    sizes and positions are far from where it starts.
+    sizes and positions are far from where it starts, and constants that are not are left out.
     """
     known = {} if known is None else known
     if value not in known:
@@ -97,6 +98,8 @@ def _constant(value: Value) -> Affine | None:
         return None
     offset = int(data.reshape(-1)[0])
     steps = [int(np.take(data, 1, axis).reshape(-1)[0]) - offset if n > 1 else 0 for axis, n in enumerate(data.shape)]
+    if any(abs(n) >= _MOST for n in (offset, *steps)):
+        return None
     expected = np.full(data.shape, offset, dtype=np.int64)
     for axis, step in enumerate(steps):
         expected += step * np.arange(data.shape[axis]).reshape([-1 if a == axis else 1 for a in range(data.ndim)])

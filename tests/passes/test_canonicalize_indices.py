@@ -151,6 +151,22 @@ def test_indices_that_do_not_count_on_in_range_stay(positions: list[int]) -> Non
     assert not Canonicalize().run(graph, Report()) and normal_text(graph) == before
 
 
+def test_sums_that_may_wrap_around_are_not_compared() -> None:
+    graph = parse("""
+        graph @g(%x: f32[n]) {
+          const %c: i64[] = 9223372036854775807
+          const %d: i64[3] = @d
+          %i: i64[n] = iota() {size = n}
+          %sum: i64[n] = add(%i, %c)
+          %y: bool[n] = less(%sum, %i)
+          %j: i64[3] = iota() {size = 3}
+          %z: bool[3] = less(%j, %d)
+          return %y, %z
+        }""", {"d": np.array([-2**63, 2**63 - 1, 0])})
+    Canonicalize().run(graph, Report())
+    assert [n.op for n in graph.nodes].count("less") == 2
+
+
 def test_ten_thousand_nodes_take_seconds() -> None:
     lines = ["graph @g(%x0: f32[n, 4]) {", "const %zero: f32[] = 0.0", "const %c: f32[1, 4] = [1.0, 2.0, 3.0, 4.0]"]
     for i in range(2500):
