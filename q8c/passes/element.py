@@ -123,6 +123,8 @@ class Elements:
         if same is not None:
             return _element(value.dtype.numpy.type(same))
         data = value.array()
+        if not data.size:
+            raise Opaque(f"its mask is read from the constant %{value.name}, which is empty")
         fixed = tuple(i for i in index if isinstance(i, int))
         if len(fixed) == len(index):
             return _element(data[fixed])

@@ -162,3 +162,19 @@ def test_masks_of_padding_alone_stay_as_they_are() -> None:
     masks = PADDED.replace(f"%seen: bool[batch, 1, seq, {KEYS}] = and(%wide, %near)", "")
     attrs, found, report = fuse(attention(masks, f"%m: {FULL} = where(%wide, %s, %low)"))
     assert "causal" not in attrs and len(found) == 1 and not report.declines
+
+
+def test_a_mask_for_no_queries() -> None:
+    graph = parse("""graph @g(%q: f32[b, 2, 0, 4], %k: f32[b, 2, 5, 4], %v: f32[b, 2, 5, 4]) {
+      const %mask: f32[0, 5] = @mask
+      %kt: f32[b, 2, 4, 5] = transpose(%k) {perm = (0, 1, 3, 2)}
+      %s: f32[b, 2, 0, 5] = matmul(%q, %kt)
+      %m: f32[b, 2, 0, 5] = add(%s, %mask)
+      %w: f32[b, 2, 0, 5] = softmax(%m) {axis = 3}
+      %o: f32[b, 2, 0, 4] = matmul(%w, %v)
+      %t: f32[b, 0, 2, 4] = transpose(%o) {perm = (0, 2, 1, 3)}
+      %y: f32[b, 0, 8] = reshape(%t) {shape = (b, 0, 8)}
+      return %y
+    }""", {"mask": np.zeros((0, 5), np.float32)})
+    run_passes(graph, [FuseAttention()])
+    assert interpret(graph, random_feeds(graph, sizes={"b": 3}))[0].shape == (3, 0, 8)
