@@ -13,15 +13,23 @@ from typing import Any
 import numpy as np
 import onnx
 from numpy.typing import NDArray
-from onnx import helper, numpy_helper
+from onnx import helper
 from onnx.reference import ReferenceEvaluator
+
+from tests.fuzz.dress import model_of
 
 Array = NDArray[Any]
 FEEDS = 3
 MOST_ELEMENTS = 4096
 LARGEST = 1e4  # of floats; beyond, one rounding is as large as other values
 _SIZES = (1, 2, 3, 4, 5, 7, 8, 16, 17, 33)
-_PRODUCTS = ("MatMul", "Gemm")
+OPSETS = (11, 12, 13, 14, 15, 16, 17, 18, 19, 20, 21, 22, 23, 23, 24, 24, 25, 26)
+_PRODUCTS = ("MatMul", "Gemm", "Conv", "Attention", "Einsum")
+_REDUCTIONS = ("ReduceMean", "ReduceMax", "ReduceMin", "ReduceSumSquare", "ReduceL1", "ReduceL2", "ReduceProd",
+               "ReduceLogSum", "ReduceLogSumExp")
+_OPERAND_SINCE = {"Squeeze": 13, "Unsqueeze": 13, "Split": 13, "ReduceSum": 13, **dict.fromkeys(_REDUCTIONS, 18)}
+_LAST_ONLY = ("Softmax", "LogSoftmax")  # which took all axes from one on, before opset 13
+_ODD_FLOATS = np.array([np.nan, np.inf, -np.inf, -0.0, 1e-40, 1e12, 0.0], np.float32)
 _BY_TYPE = ("Gelu",)  # whose definition depends on the types of operands, which a node alone does not have
 
 
@@ -73,7 +81,10 @@ class Grown:
 
 @dataclass
 class Grower:
-    """The model so far. With `quantize`, shadows come from products of 2 percent of noise, else from float64."""
+    """The model so far. With `quantize`, shadows come from products of 2 percent of noise, else from float64.
+
+    Some are `special`: their inputs hold NaN, infinities, and very large and small numbers.
+    """
 
     seed: int
     quantize: bool
@@ -86,7 +97,8 @@ class Grower:
 
     def __post_init__(self) -> None:
         self.rng = np.random.default_rng([self.seed, 77])
-        self.opset = self.choice([18, 20, 21, 22, 23])
+        self.opset = self.choice(OPSETS)
+        self.special = not self.quantize and self.chance(0.1)
         self._symbols = {name: self._symbol() for name in ("n", "m", "k")}
 
     def _symbol(self) -> list[int]:
@@ -111,7 +123,9 @@ class Grower:
         """Random elements: floats around 0, integers among which there are small, negative and large ones."""
         dtype = np.dtype(dtype)
         if dtype.kind == "f":
-            return np.asarray(self.rng.standard_normal(shape)).astype(dtype)
+            made = np.asarray(self.rng.standard_normal(shape)).astype(dtype)
+            odd = self.rng.random(shape) < 0.05 * self.special
+            return np.where(odd, self.rng.choice(_ODD_FLOATS, shape), made).astype(dtype)
         if dtype.kind == "b":
             return np.asarray(self.rng.random(shape) < 0.5)
         low = 0 if dtype.kind == "u" else -9
@@ -124,11 +138,27 @@ class Grower:
         for _ in range(rank):
             dims.append(self.choice(list(self._symbols)) if self.chance(0.5) else
                         0 if self.chance(0.03) else self.choice(_SIZES))
+        return self._new_input(dims, dtype)
+
+    def input_of(self, sizes: Sequence[Sequence[int]], dtype: Any = np.float32) -> Val:
+        """A new graph input whose axes are as long as told on each feed."""
+        return self._new_input([each[0] if len(set(each)) == 1 else self._symbol_of(list(each)) for each in sizes],
+                               dtype)
+
+    def _symbol_of(self, sizes: list[int]) -> str:
+        found = [name for name, known in self._symbols.items() if known == sizes]
+        if found:
+            return found[0]
+        name = f"d{len(self._symbols)}"
+        self._symbols[name] = sizes
+        return name
+
+    def _new_input(self, dims: Sequence[str | int], dtype: Any) -> Val:
         name = f"x{len(self.inputs)}"
         shapes = [[self._symbols[d][i] if isinstance(d, str) else d for d in dims] for i in range(FEEDS)]
-        arrays = [self.fill(shape, dtype) for shape in shapes]
-        if any(a.size > MOST_ELEMENTS for a in arrays):
+        if any(np.prod(shape) > MOST_ELEMENTS for shape in shapes):
             raise Discard
+        arrays = [self.fill(shape, dtype) for shape in shapes]
         for feed, array in zip(self.feeds, arrays, strict=True):
             feed[name] = array
         self.inputs.append(helper.make_tensor_value_info(name, helper.np_dtype_to_tensor_dtype(np.dtype(dtype)), dims))
@@ -165,12 +195,14 @@ class Grower:
         """
         index = len(self.nodes)
         names = [f"v{index}" if count == 1 else f"v{index}_{i}" for i in range(count)]
+        operands, attrs = _as_of(self.opset, op, operands, attrs)
         node = helper.make_node(op, [v.name if v else "" for v in operands], names, **attrs)
+        _defined(node, self.opset)
         real = [v for v in operands if v is not None]
         plain = [_run(node, self.opset, {v.name: v.arrays[i] for v in real}) for i in range(FEEDS)]
         shadow = [_shadow(node, self.opset, {v.name: v.shadows[i] for v in real}, plain[i]) for i in range(FEEDS)]
         for results in zip(*plain, strict=True):
-            _check(results)
+            _check(results, self.special)
         if self.quantize and op in _PRODUCTS:
             shadow = [[self._noisy(s) for s in results] for results in shadow]
         self.nodes.append(node)
@@ -189,29 +221,17 @@ class Grower:
 
     def grown(self) -> Grown:
         """The model, its outputs all that nobody reads and some that somebody does."""
-        made = [v for v in self.values if not v.constant and v.name.startswith("v")]
+        made = [v for v in self.values if v.name.startswith("v")]
         outputs = [v for v in made if not v.users or self.chance(0.1)][-6:]
+        given = [v for v in self.values if v.name.startswith("x") and self.chance(0.03)]
+        known = [Val(n, [a] * FEEDS, [_wide(a)] * FEEDS, True) for n, a in self.constants.items() if self.chance(0.01)]
+        outputs += given + known
         return Grown(self.seed, self.model(outputs), self.feeds, outputs, self.quantize)
 
     def model(self, outputs: Sequence[Val]) -> onnx.ModelProto:
         """A model with these outputs and no more than they need."""
-        return model_of(self.nodes, self.inputs, self.constants, outputs, self.opset)
-
-
-def model_of(nodes: Sequence[onnx.NodeProto], inputs: Sequence[onnx.ValueInfoProto], constants: dict[str, Array],
-             outputs: Sequence[Val], opset: int) -> onnx.ModelProto:
-    """The part of a model that outputs depend on; all inputs stay."""
-    needed, kept = {v.name for v in outputs}, []
-    for node in reversed(nodes):
-        if needed.intersection(node.output):
-            needed.update(node.input)
-            kept.append(node)
-    graph = helper.make_graph(
-        kept[::-1], "fuzz", inputs,
-        [helper.make_tensor_value_info(v.name, helper.np_dtype_to_tensor_dtype(v.arrays[0].dtype),
-                                       [None] * v.rank) for v in outputs],
-        [numpy_helper.from_array(a, n) for n, a in constants.items() if n in needed])
-    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=10)
+        return model_of(self.seed, self.nodes, self.inputs, self.constants, {v.name: v.arrays[0] for v in outputs},
+                        self.opset)
 
 
 def _wide(array: Array) -> Array:
@@ -245,12 +265,38 @@ def _shadow(node: onnx.NodeProto, opset: int, feed: dict[str, Array], plain: lis
             for s, p in zip(found, plain, strict=True)]
 
 
-def _check(results: Sequence[Array]) -> None:
+def _as_of(opset: int, op: str, operands: tuple[Val | None, ...],
+           attrs: dict[str, Any]) -> tuple[tuple[Val | None, ...], dict[str, Any]]:
+    """Operands and attributes of a node as an opset spells it. Raises Discard where it cannot."""
+    if op in _LAST_ONLY and opset < 13 and attrs["axis"] not in (-1, operands[0].rank - 1 if operands[0] else 0):
+        raise Discard
+    if opset < 18:
+        attrs = {k: v for k, v in attrs.items() if k not in ("num_outputs", "noop_with_empty_axes")}
+    if opset >= _OPERAND_SINCE.get(op, 0) or len(operands) < 2:
+        return operands, attrs
+    given = operands[1]
+    if given is None or not given.constant:
+        raise Discard
+    listed = given.arrays[0].tolist()
+    return operands[:1], attrs | ({"split" if op == "Split" else "axes": listed} if listed else {})
+
+
+def _defined(node: onnx.NodeProto, opset: int) -> None:
+    """Raise Discard for a node that the opset does not define."""
+    context = onnx.checker.C.CheckerContext()
+    context.ir_version, context.opset_imports = 10, {"": opset}
+    try:
+        onnx.checker.check_node(node, context)
+    except onnx.checker.ValidationError as error:
+        raise Discard from error
+
+
+def _check(results: Sequence[Array], special: bool) -> None:
     """Raise Discard for an output that cannot be compared, or is of another rank on every feed."""
     if len({a.ndim for a in results}) > 1:
         raise Discard
     for a in results:
         if a.size > MOST_ELEMENTS or a.dtype == object:
             raise Discard
-        if a.dtype.kind == "f" and not (np.abs(a) <= LARGEST).all():
+        if a.dtype.kind == "f" and not special and not (np.abs(a) <= LARGEST).all():
             raise Discard
