@@ -34,7 +34,24 @@ class Outputs(torch.nn.Module):  # type: ignore[misc]  # PyTorch is not there wh
         return tuple(found[name] for name in self.family.outputs)
 
 
-HEADS: dict[str, Any] = {"outputs": Outputs}
+class Sentence(Outputs):
+    """The mean over tokens that are there, of length 1, as sentence-transformers have it."""
+
+    def forward(self, *inputs: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """The embedding [batch, hidden]."""
+        feeds = dict(zip(self.family.inputs, inputs, strict=True))
+        tokens = self.model(**feeds).last_hidden_state
+        there = feeds["attention_mask"].unsqueeze(-1).expand(tokens.size()).float()
+        mean = torch.sum(tokens * there, 1) / torch.clamp(there.sum(1), min=1e-9)
+        return (torch.nn.functional.normalize(mean, p=2, dim=1),)
+
+
+def encoder(model: torch.nn.Module, family: Family) -> torch.nn.Module:
+    """The encoder of an encoder-decoder alone."""
+    return Outputs(model.get_encoder(), family)
+
+
+HEADS: dict[str, Any] = {"outputs": Outputs, "sentence": Sentence, "encoder": encoder}
 
 
 def build(family: Family, attention: str) -> torch.nn.Module:
