@@ -61,6 +61,7 @@ def run(args: argparse.Namespace) -> int:
     require_compiler()
     from q8c.cli.calibration import read_calibration
     from q8c.cli.watch import observers
+    from q8c.codegen.module import listing
     from q8c.compiler import compile_model
     from q8c.passes.pipeline import Options
 
@@ -75,8 +76,8 @@ def run(args: argparse.Namespace) -> int:
         if args.dump_dir:
             progress("dump")
             for one in result.generated:
-                (args.dump_dir / f"{one.tier.name}.ll").write_text(one.compiled.ir, encoding="utf-8")
-                (args.dump_dir / f"{one.tier.name}.s").write_text(one.compiled.assembly(), encoding="utf-8")
+                for suffix, listed in zip(("ll", "s"), listing(one.parts), strict=True):
+                    (args.dump_dir / f"{one.tier.name}.{suffix}").write_text(listed, encoding="utf-8")
     finally:
         progress.clear()
     if args.json:

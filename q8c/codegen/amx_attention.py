@@ -27,6 +27,7 @@ from q8c.codegen.attention_spec import AttentionSpec
 from q8c.codegen.builder import F32, LANES, V16F, Value
 from q8c.codegen.kept_rows import key_lanes, value_lanes
 from q8c.codegen.targets import Tier
+from q8c.codegen.units import shared
 from q8c.ir.dims import Dim, floordiv
 
 
@@ -38,11 +39,12 @@ def amx_attention(module: ir.Module, tier: Tier, spec: AttentionSpec, keys: Dim)
     if spec.key_mask is not None:
         scratch = scratch + key_mask_bytes(keys)
     symbol = spec.symbol(tier, products="bf16")
-    found = module.globals.get(symbol)
-    if found is None:
-        functions = {STEP: AmxTileEmitter(module, tier, spec).emit()}
-        found = _AmxDriver(module, tier, spec, symbol, functions).emit()
-    return found, scratch
+
+    def emit(unit: ir.Module) -> None:
+        functions = {STEP: AmxTileEmitter(unit, tier, spec).emit()}
+        _AmxDriver(unit, tier, spec, symbol, functions).emit()
+
+    return shared(module, [symbol], emit)[0], scratch
 
 
 class _AmxDriver(Driver):

@@ -16,6 +16,7 @@ from q8c.codegen.builder import F32, I1, LANES, V16F, Builder, Value, constant
 from q8c.codegen.kept_rows import key_lanes, value_lanes
 from q8c.codegen.kernel import Kernel
 from q8c.codegen.targets import Tier
+from q8c.codegen.units import shared
 from q8c.ir.dims import Dim, dim_max
 from q8c.ir.graph import Node
 from q8c.ir.memory import round_up
@@ -31,27 +32,32 @@ def attention_kernel(module: ir.Module, tier: Tier, node: Node) -> Kernel:
     spec = attention_spec(node)
     sizes = attention_sizes(node)
     batch, queries, keys = sizes[:3]
-    make = amx_attention if tier.has("amx-bf16") else _f32_attention
-    function, scratch = make(module, tier, spec, keys)
+    function, scratch = _tiles(module, tier, spec, keys)
     if not spec.cached:
         return Kernel(function, sizes, scratch)
-    shared = shared_bytes(spec, batch, queries, keys)
-    steps = _two_ways(module, tier, spec, function)
+    room = shared_bytes(spec, batch, queries, keys)
+    steps = _two_ways(module, tier, spec, keys)
     scratches = (dim_max(scratch, score_scratch(spec, keys)), value_scratch(spec, keys), finish_scratch(spec, keys))
     kernel = None
     for step, need in zip(reversed(steps), reversed(scratches), strict=True):
-        kernel = Kernel(step, sizes, need, shared, then=kernel)
+        kernel = Kernel(step, sizes, need, room, then=kernel)
     assert kernel is not None
     return kernel
 
 
-def _two_ways(module: ir.Module, tier: Tier, spec: AttentionSpec, tiles: ir.Function) -> list[ir.Function]:
+def _tiles(module: ir.Module, tier: Tier, spec: AttentionSpec, keys: Dim) -> tuple[ir.Function, Dim]:
+    """The kernel of many queries and its scratch."""
+    make = amx_attention if tier.has("amx-bf16") else _f32_attention
+    return make(module, tier, spec, keys)
+
+
+def _two_ways(module: ir.Module, tier: Tier, spec: AttentionSpec, keys: Dim) -> list[ir.Function]:
     """The steps of a kernel that takes few queries one way, and many another, which is all in the first."""
-    names = [spec.symbol(tier, step) for step in ("first", "second", "third")]
-    if names[0] not in module.globals:
-        steps = [step(module, tier, spec).emit() for step in (FewScores, FewValues, FewFinish)]
+    def emit(unit: ir.Module) -> None:
+        tiles, _ = _tiles(unit, tier, spec, keys)
+        steps = [step(unit, tier, spec).emit() for step in (FewScores, FewValues, FewFinish)]
         for name, few, many in zip(names, steps, (tiles, None, None), strict=True):
-            b = Builder(module, tier, name, [(a.name, a.type) for a in few.args], internal=True)
+            b = Builder(unit, tier, name, [(a.name, a.type) for a in few.args], internal=True)
             args = {a.name: a for a in b.function.args}
             is_few = b.icmp("<=", b.arg("queries"), FEW_BEFORE_AMX if tier.has("amx-bf16") else FEW)
             with b.if_(is_few):
@@ -60,7 +66,9 @@ def _two_ways(module: ir.Module, tier: Tier, spec: AttentionSpec, tiles: ir.Func
                 with b.if_(b.xor(is_few, constant(I1, 1))):
                     b.ir.call(many, [a for n, a in args.items() if n != "shared"])
             b.ret()
-    return [module.globals[name] for name in names]
+
+    names = [spec.symbol(tier, step) for step in ("first", "second", "third")]
+    return shared(module, names, emit)
 
 
 def _f32_attention(module: ir.Module, tier: Tier, spec: AttentionSpec, keys: Dim) -> tuple[ir.Function, Dim]:
@@ -70,11 +78,12 @@ def _f32_attention(module: ir.Module, tier: Tier, spec: AttentionSpec, keys: Dim
     mask = key_mask_bytes(keys) if spec.key_mask is not None else 0
     scratch = round_up(keys, LANES) * (8 * spec.row_pitch) + rows * (4 * tiles(tier)[0].queries) + mask
     symbol = spec.symbol(tier)
-    found = module.globals.get(symbol)
-    if found is None:
-        functions = {tile.queries: TileEmitter(module, tier, spec, tile).emit() for tile in tiles(tier)}
-        found = _F32Driver(module, tier, spec, symbol, functions).emit()
-    return found, scratch
+
+    def emit(unit: ir.Module) -> None:
+        functions = {tile.queries: TileEmitter(unit, tier, spec, tile).emit() for tile in tiles(tier)}
+        _F32Driver(unit, tier, spec, symbol, functions).emit()
+
+    return shared(module, [symbol], emit)[0], scratch
 
 
 class _F32Driver(Driver):

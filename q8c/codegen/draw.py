@@ -13,19 +13,23 @@ from __future__ import annotations
 import llvmlite.ir as ir
 
 from q8c.codegen.builder import I64, PTR, Builder, Value
+from q8c.codegen.targets import Tier
+from q8c.codegen.units import shared
 
 SLOTS, KERNEL, THREAD, THREADS = range(4)
 QUEUE_WORDS = 4
 SLOT_BYTES = 64
+_DRAW = "q8c.draw"
 
 
 def draw(b: Builder, queue: Value, count: Value) -> Value:
     """The next of `count` pieces, -1 if there are no more."""
-    return b.ir.call(b.module.globals.get("q8c.draw") or _emit_draw(b), [queue, count])
+    function, = shared(b.module, [_DRAW], lambda unit: _emit_draw(unit, b.tier))
+    return b.ir.call(function, [queue, count])
 
 
-def _emit_draw(outer: Builder) -> ir.Function:
-    b = Builder(outer.module, outer.tier, "q8c.draw", [("queue", PTR), ("count", I64)], I64, internal=True)
+def _emit_draw(module: ir.Module, tier: Tier) -> None:
+    b = Builder(module, tier, _DRAW, [("queue", PTR), ("count", I64)], I64, internal=True)
     kernel, thread, threads = (b.load(I64, b.at(b.arg("queue"), n, I64)) for n in (KERNEL, THREAD, THREADS))
     slots = b.load(PTR, b.at(b.arg("queue"), SLOTS, I64))
     count = b.arg("count")
@@ -43,7 +47,6 @@ def _emit_draw(outer: Builder) -> ir.Function:
 
     _, found = b.while_([ir.Constant(I64, 0), ir.Constant(I64, -1)], more, look)
     b.ret(found)
-    return b.function
 
 
 def _take(b: Builder, slot: Value, kernel: Value, size: Value) -> Value:

@@ -10,20 +10,21 @@ from q8c.codegen.frame import Frame
 from q8c.codegen.image import Image, link
 from q8c.codegen.kernels import kernel_for
 from q8c.codegen.lower import Entry, schedule
-from q8c.codegen.module import Compiled, compile_module, new_module
+from q8c.codegen.module import Compiled
 from q8c.codegen.targets import Tier
+from q8c.codegen.units import Unit, reachable
 from q8c.ir.graph import Graph
 from q8c.ir.memory import slot_sizes
 
 
 @dataclass(frozen=True)
 class Generated:
-    """One tier's code, the frame it expects, and what it was translated from (for `--dump-dir`)."""
+    """One tier's code, the frame it expects, and the objects it was linked from (for `--dump-dir`)."""
 
     tier: Tier
     image: Image
     frame: Frame
-    compiled: Compiled
+    parts: tuple[Compiled, ...]
 
 
 def generate(graph: Graph, tier: Tier, offsets: Mapping[str, int]) -> Generated:
@@ -33,11 +34,11 @@ def generate(graph: Graph, tier: Tier, offsets: Mapping[str, int]) -> Generated:
     so a graph read from an artifact's text gives the same bytes. Raises CompileError naming a node no kernel is for.
     """
     with _no_collection():
-        module = new_module(graph.name)
-        plan = schedule(graph, module, tier, kernel_for, slot_sizes(graph))
-        Entry(module, tier, plan, offsets).emit()
-        compiled = compile_module(module, tier)
-    return Generated(tier, link(compiled.object), plan.frame, compiled)
+        unit = Unit(graph.name, tier)
+        plan = schedule(graph, unit.module, tier, kernel_for, slot_sizes(graph))
+        Entry(unit.module, tier, plan, offsets).emit()
+        parts = (unit.compile(), *reachable(unit))
+    return Generated(tier, link(*(part.object for part in parts)), plan.frame, parts)
 
 
 @contextmanager

@@ -23,6 +23,7 @@ _SYMBOLS, _RELOCATIONS, _NO_BITS, _UNWIND = 2, 4, 8, 0x70000001
 _WRITE, _ALLOCATE, _EXECUTE, _THREAD_LOCAL = 1, 2, 4, 0x400
 _LOCAL, _WEAK = 0, 2
 _THREAD_LOCAL_SYMBOL, _INDIRECT_FUNCTION = 6, 10
+_INTERNAL, _HIDDEN = 1, 2
 _UNDEFINED, _ABSOLUTE, _RESERVED = 0, 0xFFF1, 0xFF00
 _NONE, _PC32, _PLT32, _PC64 = 0, 2, 4, 24
 _TRAP = b"\xcc"  # int3, between functions of different sections
@@ -32,7 +33,7 @@ _TRAP = b"\xcc"  # int3, between functions of different sections
 class Image:
     """Machine code and its read-only data, which may be mapped at any address that is a multiple of `PAGE`.
 
-    `symbols` are the offsets of global functions and data by name.
+    `symbols` are the offsets of global functions and data by name, without those hidden from the outside.
     """
 
     code: bytes
@@ -64,6 +65,7 @@ class _Symbol:
     kind: int
     section: int
     value: int
+    hidden: bool
 
 
 @dataclass
@@ -85,7 +87,8 @@ def link(*objects: bytes) -> Image:
         for section in o.sections:
             if section.kind == _RELOCATIONS and o.sections[section.info].loaded:
                 _relocate(code, o, section, exported)
-    return Image(bytes(code), dict(sorted(exported.items())))
+    hidden = {s.name for o in parsed for s in o.symbols if s.hidden and s.binding != _LOCAL}
+    return Image(bytes(code), {name: at for name, at in sorted(exported.items()) if name not in hidden})
 
 
 def _parse(data: bytes) -> _Object:
@@ -102,8 +105,9 @@ def _parse(data: bytes) -> _Object:
         for section in result.sections:
             if section.kind == _SYMBOLS:
                 names_of = result.sections[section.link].body
-                result.symbols = [_Symbol(_text(names_of, name), info >> 4, info & 15, index, value)
-                                  for name, info, _, index, value, _ in _SYMBOL.iter_unpack(section.body)]
+                result.symbols = [_Symbol(_text(names_of, name), info >> 4, info & 15, index, value,
+                                          other & 3 in (_INTERNAL, _HIDDEN))
+                                  for name, info, other, index, value, _ in _SYMBOL.iter_unpack(section.body)]
     except (struct.error, IndexError, ValueError) as error:
         raise CompileError(f"the object file is damaged ({error})") from error
     for section in result.sections:

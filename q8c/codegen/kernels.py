@@ -19,6 +19,7 @@ from q8c.codegen.q8_linear import emit_q8_linear
 from q8c.codegen.q8_spec import Q8LinearSpec
 from q8c.codegen.rotary import rotary_kernel
 from q8c.codegen.targets import Tier
+from q8c.codegen.units import shared
 from q8c.errors import CompileError
 from q8c.ir.dims import Dim, product
 from q8c.ir.graph import Node
@@ -41,7 +42,7 @@ def q8_linear_kernel(module: ir.Module, tier: Tier, node: Node) -> Kernel:
     spec = Q8LinearSpec(depth, cols, bias=bias, residual=residual, activation=_activation(node),
                         block=int(str(node.attrs.get("block", 0))), zero_point=_present(node, 7))
     return _adapt(module, tier, spec.name, node, spec.params, {"ldy": cols, "ldr": cols},
-                  lambda: emit_q8_linear(module, tier, spec))
+                  lambda unit: emit_q8_linear(unit, tier, spec))
 
 
 def linear_kernel(module: ir.Module, tier: Tier, node: Node) -> Kernel:
@@ -50,25 +51,26 @@ def linear_kernel(module: ir.Module, tier: Tier, node: Node) -> Kernel:
     depth, cols = map(_fixed, node.input(1).shape)
     spec = F32LinearSpec(depth, cols, bias=bias, residual=residual, activation=_activation(node))
     return _adapt(module, tier, spec.name, node, spec.params, {"lda": depth, "ldy": cols, "ldr": cols},
-                  lambda: emit_f32_linear(module, tier, spec))
+                  lambda unit: emit_f32_linear(unit, tier, spec))
 
 
 def _adapt(module: ir.Module, tier: Tier, name: str, node: Node, params: Sequence[tuple[str, ir.Type]],
-           fixed: dict[str, int], emit: Callable[[], ir.Function]) -> Kernel:
+           fixed: dict[str, int], emit: Callable[[ir.Module], ir.Function]) -> Kernel:
     """A linear kernel behind a function with the parameters of a `Kernel`; strides are `fixed`, rows come last."""
     rows: Dim = product(node.output.shape[:-1])
     symbol = f"{name}_dense__{tier.name.replace('-', '')}"
-    function = module.globals.get(symbol)
-    if function is None:
-        inner = emit()
+
+    def emit_adapted(unit: ir.Module) -> None:
+        inner = emit(unit)
         inner.linkage = "internal"
         pointers = [n for n, t in params if t == PTR and n != "queue"]
-        b = Builder(module, tier, symbol, [*((n, PTR) for n in pointers), ("rows", I64), ("threads", I64),
-                                           ("queue", PTR)], internal=True)
+        b = Builder(unit, tier, symbol, [*((n, PTR) for n in pointers), ("rows", I64), ("threads", I64),
+                                         ("queue", PTR)], internal=True)
         args: list[Value] = [ir.Constant(I64, fixed[n]) if n in fixed else b.arg(n) for n, _ in params]
         b.ir.call(inner, args)
         b.ret()
-        function = b.function
+
+    function, = shared(module, [symbol], emit_adapted)
     return Kernel(function, (rows,), draws=True)
 
 

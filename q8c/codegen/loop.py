@@ -8,6 +8,7 @@ from q8c.codegen.loop_body import can_loop
 from q8c.codegen.loop_emit import emit_loop
 from q8c.codegen.loop_schedule import make_plan
 from q8c.codegen.targets import Tier
+from q8c.codegen.units import shared
 from q8c.errors import CompileError
 from q8c.ir.graph import Graph, Node, Value
 
@@ -20,7 +21,7 @@ def loop_kernel(module: ir.Module, tier: Tier, node: Node) -> Kernel:
     body = node.body if node.body is not None else loop_of(node)
     plan = make_plan(body)
     name = f"{plan.symbol()}__{tier.name.replace('-', '')}"
-    function = module.globals.get(name) or emit_loop(module, tier, plan, len(body.inputs), name)
+    function, = shared(module, [name], lambda unit: emit_loop(unit, tier, plan, len(body.inputs), name))
     return Kernel(function, tuple(plan.sizes.dims), plan.scratch if plan.scratch != 0 else None)
 
 

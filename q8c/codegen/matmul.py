@@ -10,6 +10,7 @@ from q8c.codegen.f32_matmul import SCRATCH_PER_DEPTH, F32MatmulSpec, emit_f32_ma
 from q8c.codegen.kernel import Kernel
 from q8c.codegen.plain_matmul import plain_matmul
 from q8c.codegen.targets import Tier
+from q8c.codegen.units import shared
 from q8c.ir.dims import Dim, floordiv, product
 from q8c.ir.graph import Node
 from q8c.ir.types import DType
@@ -23,7 +24,7 @@ def matmul_kernel(module: ir.Module, tier: Tier, node: Node) -> Kernel:
     batch = node.output.shape[:-2]
     spec = F32MatmulSpec(len(batch), bool(node.attrs.get("transpose_b", False)))
     name = f"{spec.name}__{tier.name.replace('-', '')}"
-    function = module.globals.get(name) or emit_f32_matmul(module, tier, spec)
+    function, = shared(module, [name], lambda unit: emit_f32_matmul(unit, tier, spec))
     rows, cols, depth = *node.output.shape[-2:], a.shape[-1]
     strides = zip(batch, _strides(a.shape, batch), _strides(b.shape, batch), strict=True)
     sizes: tuple[Dim, ...] = (rows, cols, depth, *(d for entry in strides for d in entry))

@@ -4,7 +4,8 @@ from __future__ import annotations
 import functools
 import re
 import struct
-from dataclasses import dataclass
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, field
 
 import llvmlite.binding as llvm
 import llvmlite.ir as ir
@@ -17,15 +18,29 @@ _UNPLAIN = re.compile(r"[^\w.-]", re.ASCII)
 
 @dataclass(frozen=True)
 class Compiled:
-    """One tier's code: an ELF object without undefined symbols, and the LLVM IR it came from (after passes)."""
+    """A module's code for one tier: an ELF object, and the LLVM bitcode it came from (after passes), in whose bytes
+    shows what else LLVM was given before."""
 
     tier: Tier
     object: bytes
-    ir: str
+    bitcode: bytes = field(compare=False, repr=False)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of both."""
+        return len(self.object) + len(self.bitcode)
 
     def assembly(self) -> str:
         """The code as assembly text (generated anew)."""
-        return str(_machine(self.tier).emit_assembly(llvm.parse_assembly(self.ir)))
+        return listing([self])[1]
+
+
+def listing(parts: Sequence[Compiled]) -> tuple[str, str]:
+    """LLVM's IR and the assembly of all modules of an image, as one module (generated anew)."""
+    module, *others = (llvm.parse_bitcode(part.bitcode) for part in parts)
+    for other in others:
+        module.link_in(other)
+    return str(module), str(_machine(parts[0].tier).emit_assembly(module))
 
 
 def new_module(name: str) -> ir.Module:
@@ -35,14 +50,15 @@ def new_module(name: str) -> ir.Module:
     return module
 
 
-def compile_module(module: ir.Module, tier: Tier) -> Compiled:
-    """Verify, clean up and translate a module whose functions were built for `tier`.
+def compile_module(module: ir.Module, tier: Tier, outside: Collection[str] = ()) -> Compiled:
+    """Verify, clean up and translate a module whose functions were built for `tier`. `outside` are functions it calls
+    that other objects of the same image have.
 
-    The same module and tier give the same bytes. Kernels are scheduled by hand, so the passes only remove what
+    The same module and tier give the same object. Kernels are scheduled by hand, so the passes only remove what
     the emitters repeat; loop passes stay out because they turn copies into calls of memcpy and memset.
 
     Raises:
-        CompileError: LLVM's verifier refuses the module, or the object needs symbols from outside.
+        CompileError: LLVM's verifier refuses the module, or the object needs other symbols from outside.
     """
     machine = _machine(tier)
     module.data_layout = str(machine.target_data)
@@ -54,10 +70,10 @@ def compile_module(module: ir.Module, tier: Tier) -> Compiled:
         raise CompileError(f"LLVM refuses module {module.name!r}: {' '.join(first)[:500]}") from error
     _clean_up(parsed, machine)
     code = bytes(machine.emit_object(parsed))
-    missing = undefined_symbols(code)
+    missing = [name for name in undefined_symbols(code) if name not in outside]
     if missing:
         raise CompileError(f"the code of {module.name!r} needs symbols from outside: {', '.join(missing)}")
-    return Compiled(tier, code, str(parsed))
+    return Compiled(tier, code, bytes(parsed.as_bitcode()))
 
 
 def undefined_symbols(code: bytes) -> list[str]:

@@ -10,6 +10,7 @@ from q8c.codegen.builder import I64, PTR, Builder
 from q8c.codegen.kernel import Kernel
 from q8c.codegen.loop_space import Sizes
 from q8c.codegen.targets import Tier
+from q8c.codegen.units import shared
 from q8c.ir.graph import Node
 
 
@@ -35,10 +36,11 @@ class Movement:
         params += [("piece", I64), ("pieces", I64)]
         digest = hashlib.sha256(f"{key} {len(params)}".encode()).hexdigest()[:10]
         name = f"q8c_{self.node.op}_{digest}__{tier.name.replace('-', '')}"
-        function = module.globals.get(name)
-        if function is None:
-            b = Builder(module, tier, name, params, internal=True)
+
+        def emit_all(unit: ir.Module) -> None:
+            b = Builder(unit, tier, name, params, internal=True)
             emit(b)
             b.ret()
-            function = b.function
+
+        function, = shared(module, [name], emit_all)
         return Kernel(function, tuple(self.sizes.dims), reports=reports)

@@ -32,8 +32,10 @@ from q8c.codegen.builder import I32, I64, PTR, Builder
 from q8c.codegen.draw import KERNEL, QUEUE_WORDS, SLOT_BYTES, SLOTS, THREAD, THREADS
 from q8c.codegen.futex import ANY, IDLE_CYCLES, SPIN_CYCLES, Waits, define, waits_of, word_at
 from q8c.codegen.targets import Tier
+from q8c.codegen.units import shared, unit_of
 
 RUN, WORKER, LAUNCH = "q8c_run", "q8c_worker", "q8c_launch"
+_ENTER, _LEAVE, _RUN_ALL = "q8c.enter", "q8c.leave", "q8c.body"
 
 _I1, _I32, _I64, _POINTER = ir.IntType(1), ir.IntType(32), ir.IntType(64), ir.PointerType()
 _NULL = ir.Constant(_POINTER, None)
@@ -46,19 +48,30 @@ PART = 128
 
 
 class Body(Builder):
-    """The function `q8c.body(place, slots, pool, first, tid)` that runs all phases of a frame, under construction.
+    """The function `i32 q8c.body(place, slots, pool, first, tid)` that runs all phases of a frame and returns how many
+    there are, under construction.
 
     `place` points to the frame's address, `slots` to those of `draw`, `first` is the number of the first phase, `tid`
     the thread's; where there are no other threads `pool` is null. After `PART` phases it goes on in another function,
     which it calls last.
+
+    With it come the image's entries, which return frame[1] where they return anything:
+
+    `i64 q8c_run(frame, tid)` runs a frame, whose frame[0] must be 1, on the calling thread. `void q8c_worker(pool,
+    tid)` is a worker's life, with tid from 1 on; it may begin before or after the first launch. `i64 q8c_launch(pool,
+    frame)` runs a frame on the calling thread and up to frame[0] - 1 workers, fewer where other runs of the process
+    have the cores, none where one has the workers; frame[0] becomes how many threads it was given. With a null frame it
+    tells the workers to return, after the run that has them.
     """
 
     def __init__(self, module: ir.Module, tier: Tier, phases: int) -> None:
         """The run has so many phases."""
-        super().__init__(module, tier, "q8c.body", _BODY, internal=True)
-        self.phases, self.body = phases, self.function
+        super().__init__(module, tier, _RUN_ALL, _BODY, I32, internal=True)
+        if unit_of(module) is not None:
+            self.function.linkage = "hidden"
+        self.phases = phases
         self._begun = self._kernels = 0
-        self._enter, self._leave = _emit_enter(module), _emit_leave(module)
+        self._enter, self._leave = shared(module, (_ENTER, _LEAVE), _emit_threads)
         self._begin(_I32(0))
 
     def _begin(self, inside: ir.Value) -> None:
@@ -88,10 +101,9 @@ class Body(Builder):
     def _go_on(self) -> None:
         """What follows is in another function."""
         caller, args = self.ir, [*(self.arg(name) for name, _ in _BODY), self.load(I32, self._inside)]
-        super().__init__(self.module, self.tier, f"{self.body.name}.{self._begun // PART}", [*_BODY, ("inside", I32)],
+        super().__init__(self.module, self.tier, f"{_RUN_ALL}.{self._begun // PART}", [*_BODY, ("inside", I32)], I32,
                          internal=True)
-        caller.call(self.function, args)
-        caller.ret_void()
+        caller.ret(caller.call(self.function, args))
         self._begin(self.arg("inside"))
 
     def queue(self) -> ir.Value:
@@ -101,24 +113,27 @@ class Body(Builder):
         return self._queue
 
     def finish(self) -> None:
-        """Close the body and define the image's entries, which return frame[1] where they return anything:
-
-        `i64 q8c_run(frame, tid)` runs a frame, whose frame[0] must be 1, on the calling thread. `void q8c_worker(pool,
-        tid)` is a worker's life, with tid from 1 on; it may begin before or after the first launch. `i64
-        q8c_launch(pool, frame)` runs a frame on the calling thread and up to frame[0] - 1 workers, fewer where other
-        runs of the process have the cores, none where one has the workers; frame[0] becomes how many threads it was
-        given. With a null frame it tells the workers to return, after the run that has them.
-        """
-        self.ret()
-        _emit_run(self.module, self.body)
-        _emit_worker(self.module, self.body)
-        _emit_launch(self.module, self.body, self.phases)
+        """Close the body."""
+        self.ret(self.phases)
 
 
-def _emit_enter(module: ir.Module) -> ir.Function:
+def _emit_threads(module: ir.Module) -> None:
+    """What all images have, whatever their body does."""
+    _emit_enter(module)
+    _emit_leave(module)
+    unit = unit_of(module)
+    if unit is not None:
+        unit.declare_outside(_RUN_ALL, ir.FunctionType(_I32, [kind for _, kind in _BODY]))
+    body = module.globals[_RUN_ALL]
+    _emit_run(module, body)
+    _emit_worker(module, body)
+    _emit_launch(module, body)
+
+
+def _emit_enter(module: ir.Module) -> None:
     """enter(pool, phase, inside): waits until the phase is open and is in it, or tells that it is over. A thread that
     opened the phase is inside (1, not 0)."""
-    function, b = define(module, "q8c.enter", _I1, _POINTER, _I32, _I32)
+    function, b = define(module, _ENTER, _I1, _POINTER, _I32, _I32)
     pool, phase, inside = function.args
     waits = waits_of(module)
     again, open_, join, early, entered, over = map(
@@ -144,15 +159,14 @@ def _emit_enter(module: ir.Module) -> ir.Function:
     b.ret(_I1(1))
     b.position_at_end(over)
     b.ret(_I1(0))
-    return function
 
 
-def _emit_leave(module: ir.Module) -> ir.Function:
+def _emit_leave(module: ir.Module) -> None:
     """leave(pool, stay): the thread has drawn no more piece; the last one to leave opens the next phase, and if it is
     to stay is in it at once. Tells whether the thread is.
 
     Every access to a line that other cores write costs some 100 ns: so the count goes down without a look at it."""
-    function, b = define(module, "q8c.leave", _I32, _POINTER, _I32)
+    function, b = define(module, _LEAVE, _I32, _POINTER, _I32)
     pool, stay = function.args
     waits = waits_of(module)
     count, last, opened, done, gone = map(b.append_basic_block, ("count", "last", "opened", "done", "gone"))
@@ -173,7 +187,6 @@ def _emit_leave(module: ir.Module) -> ir.Function:
     b.ret(stay)
     b.position_at_end(gone)
     b.ret(_I32(0))
-    return function
 
 
 def _emit_run(module: ir.Module, body: ir.Function) -> None:
@@ -221,7 +234,7 @@ def _emit_worker(module: ir.Module, body: ir.Function) -> None:
     b.ret_void()
 
 
-def _emit_launch(module: ir.Module, body: ir.Function, phases: int) -> None:
+def _emit_launch(module: ir.Module, body: ir.Function) -> None:
     function, b = define(module, LAUNCH, _I64, _POINTER, _POINTER, internal=False)
     pool, frame = function.args
     waits = waits_of(module)
@@ -250,11 +263,12 @@ def _emit_launch(module: ir.Module, body: ir.Function, phases: int) -> None:
     for value, word in ((b.ptrtoint(frame, _I64), _FRAME), (threads, _THREADS), (first, _FIRST)):
         b.atomic_rmw("xchg", word_at(b, pool, word), value, "seq_cst")
     _set_off(b, waits, pool, _bits_below(b, b.sub(threads, _I64(1))))
-    b.call(body, [word_at(b, pool, _FRAME), word_at(b, pool, _SLOTS), pool, first, _I64(0)])
+    phases = b.call(body, [word_at(b, pool, _FRAME), word_at(b, pool, _SLOTS), pool, first, _I64(0)])
+    last = b.add(first, phases)
     b.branch(check)
     b.position_at_end(check)
     now = b.load_atomic(state, "acquire", 4, typ=_I32)
-    b.cbranch(b.icmp_signed("==", now, b.add(first, _I32(phases))), done, wait)
+    b.cbranch(b.icmp_signed("==", now, last), done, wait)
     b.position_at_end(wait)
     b.call(waits.wait, [state, now, word_at(b, pool, _WAITING), _I32(ANY), _I64(SPIN_CYCLES)])
     b.branch(check)

@@ -41,7 +41,7 @@ def graph() -> Graph:
 
 
 def parts(made: Generated) -> Any:
-    return made.tier, made.image, made.frame, made.compiled.object, made.compiled.ir
+    return made.tier, made.image, made.frame, made.parts
 
 
 def generated(graph: Graph, generators: Generators) -> list[Any]:
