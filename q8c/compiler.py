@@ -283,8 +283,10 @@ def describe(graph: Graph, generated: Sequence[Generated], options: Options, rep
 def _cache(graph: Graph) -> Cache | None:
     """What the manifest says of the cache that grows in place."""
     found = find_cache(graph)
-    return None if found is None else Cache(found.pairs, found.tokens, NONE if found.mask is None else found.mask,
-                           NONE if found.positions is None else found.positions, found.uniform, found.given)
+    if found is None:
+        return None
+    mask, positions = (NONE if index is None else index for index in (found.mask, found.positions))
+    return Cache(found.pairs, found.formats, found.tokens, mask, positions, found.uniform, found.given)
 
 
 def _common_frame(generated: Sequence[Generated]) -> Frame:

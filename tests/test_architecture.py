@@ -61,7 +61,8 @@ def test_frame_is_the_same_in_code_and_run_time() -> None:
     from q8c.codegen import frame, targets
     from q8c.ir import memory
     from q8c.ir.dims import sym
-    from q8c.runtime import cpu, manifest
+    from q8c.ir.ops.decoder import KEPT_FORMATS
+    from q8c.runtime import cpu, kept, manifest
 
     shape = ("$", 0)
     inputs = tuple(manifest.Tensor(n, "int64", (shape,), ("n",)) for n in "ab")
@@ -72,6 +73,7 @@ def test_frame_is_the_same_in_code_and_run_time() -> None:
     assert (frame.STAMPS, frame.ARGUMENTS) == (manifest.FRAME_STAMPS, manifest.FRAME_ARGUMENTS)
     assert (frame.LENGTHS, frame.CAPACITY) == (frame.STAMPS + 1, frame.STAMPS + 2)  # as `session._FIXED` has them
     assert mine.size(memory.CAPACITY) == frame.CAPACITY and memory.CAPACITY not in frame.distinct([memory.CAPACITY])
+    assert (kept.FORMATS, kept.TOKENS_BY_TURNS, kept.STEP) == (KEPT_FORMATS, memory.KEPT_TOKENS, memory.KEPT_STEP)
     assert set(targets.TIERS) == set(cpu.TIERS)
 
 

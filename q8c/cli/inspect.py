@@ -66,7 +66,8 @@ def _state(model: Model) -> list[str]:
     if layout is None or cache is None:
         return []
     derived = [model.inputs[i].name for i in (cache.mask, cache.positions) if i >= 0]
-    return [f"  state  {len(cache.pairs)} caches, {size_text(layout.token_bytes)} a token of each sequence"
+    how = " in 8 bits" if layout.in_bytes else ""
+    return [f"  state  {len(cache.pairs)} caches{how}, {size_text(layout.token_bytes)} a token of each sequence"
             + (f"; {' and '.join(derived)} may be left out" if derived else "")
             + ("; all sequences of one length" if cache.uniform else "")]
 

@@ -6,12 +6,14 @@ from dataclasses import dataclass
 
 from q8c.ir.dims import Call, Dim, Expr, as_symbol, symbols
 from q8c.ir.graph import Graph, Node, Value
+from q8c.ir.ops.registry import attributes
 from q8c.ir.types import DType
 
 
 @dataclass(frozen=True)
 class Cache:
-    """A graph's cache: `pairs` are the numbers of an input (what is kept) and the output it grows into.
+    """A graph's cache: `pairs` are the numbers of an input (what is kept) and the output it grows into, `formats` how
+    the rows of each are kept.
 
     `tokens` are the number of an input and its axis that is as long as there are new tokens. `mask` is the input
     [batch, past + new] that is not 0 where a key may be seen, `positions` the one [batch, new] that says where in their
@@ -21,6 +23,7 @@ class Cache:
     """
 
     pairs: tuple[tuple[int, int], ...]
+    formats: tuple[str, ...]
     tokens: tuple[int, int]
     mask: int | None
     positions: int | None
@@ -51,7 +54,8 @@ def find_cache(graph: Graph) -> Cache | None:
     pairs = tuple((graph.inputs.index(n.input(0)), graph.outputs.index(n.output)) for n in appends)
     numbers = [None if v is None else graph.inputs.index(v) for v in (mask, positions)]
     given = any(n.op == "past_lengths" and n.attrs.get("unknown") for n in graph.nodes)
-    return Cache(pairs, tokens, numbers[0], numbers[1], _is_uniform(graph, past, mask), given)
+    formats = tuple(str(attributes(n)["format"]) for n in appends)
+    return Cache(pairs, formats, tokens, numbers[0], numbers[1], _is_uniform(graph, past, mask), given)
 
 
 def appended(node: Node) -> Dim:

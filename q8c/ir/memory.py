@@ -38,6 +38,13 @@ def kept_in_bytes(value: Value) -> bool:
     return node is not None and node.attrs.get("format", "f32") != "f32"
 
 
+def row_bytes(value: Value) -> int:
+    """Bytes of a row of floats [..., size] where it lies; its size is fixed."""
+    size = value.shape[-1]
+    assert isinstance(size, int)
+    return size + SCALE_BYTES if kept_in_bytes(value) else size * value.dtype.itemsize
+
+
 def _grows(value: Value) -> Node | None:
     """The append in place that a value comes from."""
     node = value.producer

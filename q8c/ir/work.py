@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from q8c.ir.dims import Dim, dim_max, floordiv, product
 from q8c.ir.graph import Graph, Node, Value
+from q8c.ir.memory import kept_in_bytes, row_bytes
 from q8c.ir.ops.registry import attributes
 
 _GATHERED = {"gather": 1, "gather_nd": 1, "gather_elements": 1, "slice": 1, "lookup": 2, "last_token": 1}
@@ -35,14 +36,20 @@ def work_of(node: Node) -> Work:
         return Work()
     read = list(dict.fromkeys(node.operands))
     if node.op == "append" and node.attrs.get("in_place"):
-        return Work(bytes=2 * node.input(0).dtype.itemsize * (node.output.type.size - node.input(0).type.size))
+        rows = product(node.output.shape[:-1]) - product(node.input(0).shape[:-1])
+        return Work(bytes=rows * (row_bytes(node.input(0)) + row_bytes(node.output)))
     gathered = read[:_GATHERED.get(node.op, 0)]
     written = _sum([v.type.nbytes for v in node.outputs])
     data = [v for v in read if v not in gathered]
-    moved = _sum([v.type.nbytes for v in data]) + written + (written if gathered else 0)
+    moved = _sum([_lying(v) for v in data]) + written + (written if gathered else 0)
     weights = _sum([v.type.nbytes for v in data if v.is_constant])
     kind, macs = _products(node)
     return Work(kind, macs, moved, weights)
+
+
+def _lying(value: Value) -> Dim:
+    """Bytes that a value takes where it is read."""
+    return product(value.shape[:-1]) * row_bytes(value) if kept_in_bytes(value) else value.type.nbytes
 
 
 def label(node: Node) -> str:

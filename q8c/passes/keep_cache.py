@@ -6,6 +6,7 @@ from typing import ClassVar
 
 import numpy as np
 
+from q8c.errors import CompileError
 from q8c.ir.cache import appended, find_tokens, in_place
 from q8c.ir.dims import as_symbol
 from q8c.ir.graph import Graph, Node, Value
@@ -16,6 +17,7 @@ from q8c.passes.manager import Pass, Report
 from q8c.passes.rewrite import sources, substitute
 from q8c.passes.rules import attr, nodes_between, producer
 
+FORMATS = ("f32", "int8")
 LENGTHS = 5
 """The operand of attention that says how many tokens of each sequence are kept."""
 
@@ -26,10 +28,16 @@ class KeepCache(Pass):
     past is an input, present an output, and attentions are all that reads them.
 
     Both are then one buffer of the caller's, so that the kept tokens are never moved. Causal attentions to them take
-    lengths, one for each sequence. Lengths that the model computes hold unless a state says others.
+    lengths, one for each sequence. Lengths that the model computes hold unless a state says others. `format`: how rows
+    are kept, f32 or int8.
     """
 
     name: ClassVar[str] = "keep-cache"
+    format: str = "f32"
+
+    def __post_init__(self) -> None:
+        if self.format not in FORMATS:
+            raise CompileError(f"the KV cache's format {self.format!r} is unknown; expected {' or '.join(FORMATS)}")
 
     def run(self, graph: Graph, report: Report) -> bool:
         """Whether a cache was found."""
@@ -49,8 +57,22 @@ class KeepCache(Pass):
             else:
                 kept.append(node)
         if kept:
-            rewrite(graph, kept, report)
+            rewrite(graph, kept, self._formats(kept, report), report)
         return settle_lengths(graph) or bool(kept)
+
+    def _formats(self, kept: list[Node], report: Report) -> list[str]:
+        """How the rows of each cache are kept: in 8 bits where attention reads each as keys, or as values, alone."""
+        outputs = {n.output for n in kept}
+        formats = []
+        for node in kept if self.format == "int8" else ():
+            readers = [u for u in node.output.users if u.op == "attention"]
+            roles = {i for u in readers for i in (1, 2) if u.inputs[i] is node.output}
+            if len(roles) > 1 or any(u.inputs[i] not in outputs for u in readers for i in (1, 2)):
+                report.decline(node, f"not in 8 bits: %{node.output.name} is both keys and values, or goes with some "
+                                     "that do not grow in place")
+                break
+            formats.append("int8-keys" if roles == {1} else "int8-values")
+        return formats if len(formats) == len(kept) else ["f32"] * len(kept)
 
 
 def find_problem(graph: Graph, node: Node) -> str:
@@ -92,22 +114,24 @@ def counted(node: Node) -> Node | None:
     return producer(node.inputs[2], "past_lengths") if node.op == "append" and len(node.inputs) > 2 else None
 
 
-def rewrite(graph: Graph, kept: list[Node], report: Report) -> None:
+def rewrite(graph: Graph, kept: list[Node], formats: list[str], report: Report) -> None:
     """Write the appends, and give their lengths to the attentions that can go by them."""
     held = lengths_if_held(graph, kept)
-    for node in kept:
+    for node, format in zip(kept, formats, strict=True):
         past, present = node.input(0), node.output
         lengths = node.input(2) if node.op == "append" and len(node.inputs) > 2 else held
         new, offset = new_rows(graph, node)
         heads, size = past.shape[1], past.shape[3]
         assert isinstance(heads, int) and isinstance(size, int)
         attrs = {"kv_heads": heads, "head_size": size, **({"offset": offset} if offset else {}), "in_place": True,
-                 **({"rows": present.shape[2]} if node.attrs.get("rows") else {})}
+                 **({"rows": present.shape[2]} if node.attrs.get("rows") else {}),
+                 **({"format": format} if format != "f32" else {})}
         source = sources(nodes_between(node, [past, new]))
         made = graph.add("append", [past, new, lengths], attrs, name=present.name, source=source, before=node)
         made.output.type = present.type
         substitute(graph, present, made.output)
-        report.rewrote(made, f"%{past.name} grows in place into %{made.output.name}")
+        report.rewrote(made, f"%{past.name} grows in place into %{made.output.name}"
+                             + ("" if format == "f32" else ", in 8 bits"))
         for reader in made.output.users:
             if reader.op == "attention" and attr(reader, "causal") and reader.inputs[LENGTHS:] == []:
                 graph.set_inputs(reader, [*reader.inputs, *[None] * LENGTHS][:LENGTHS] + [lengths])

@@ -52,7 +52,7 @@ class Options:
     activations and weights; `feeds`: inputs to calibrate on, made up from the signature if empty;
     `pack`: padding left out, True or the name of the padding mask; `embeddings`: tables of embeddings as `q8` or
     `float`; `last_logits`: logits of each sequence's last token only; `set_inputs`: inputs of the model that are
-    constants, each with its value.
+    constants, each with its value; `kv_cache`: keys and values of a cache that grows in place as `f32` or `int8`.
     """
 
     quantize: bool = True
@@ -66,6 +66,7 @@ class Options:
     embeddings: str = "q8"
     last_logits: bool = False
     set_inputs: tuple[tuple[str, bool | int | float], ...] = ()
+    kv_cache: str = "f32"
 
     def __post_init__(self) -> None:
         if not isinstance(self.pack, (bool, str)):
@@ -95,7 +96,7 @@ def pipeline(options: Options) -> tuple[Pass, ...]:
         SinkReshapes(),           # flattened rows as they were, so that products and loops see one shape
         FuseRotary(),             # before attention, which reads what is rotated where it lies
         FuseAttention(),          # while heads still show as reshape, transpose and matmul
-        KeepCache(),              # before products merge: what is appended may be a part of a wider tensor too
+        KeepCache(options.kv_cache),  # before products merge: what is appended may be a part of a wider tensor too
         *_balanced(options, calibration, blocked),
         MergeMatmuls(),           # q, k and v as one product, now that attention reads parts of a wider tensor
         ReduceRows(),             # what no pattern took; loops want rows

@@ -5,7 +5,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from q8c.runtime.strict_json import bad, integer, items, members
+from q8c.runtime.kept import FORMATS
+from q8c.runtime.strict_json import bad, integer, items, members, string
 
 if TYPE_CHECKING:
     from q8c.runtime.manifest import Tensor
@@ -19,14 +20,15 @@ _MASKS = ("bool", "int8", "int16", "uint8", "uint16", "uint32", "uint64", *_POSI
 class Cache:
     """Keys and values in buffers that grow in place; inputs and outputs by number.
 
-    `pairs` are an input, what is kept, and the output it becomes: float32 [batch, heads, past, size]. `tokens` are an
-    input and its axis that is as long as there are new tokens. `mask` is the input [batch, past + new] that is not 0
-    where a key may be seen, `positions` the one [batch, new] that says where in their sequence new tokens stand, `NONE`
-    where there is no such. In a `uniform` model all sequences of a batch must be equally long. Where lengths are
-    `given`, inputs of a run without a state say them.
+    `pairs` are an input, what is kept, and the output it becomes: float32 [batch, heads, past, size], `formats` how the
+    rows of each lie in its buffer. `tokens` are an input and its axis that is as long as there are new tokens. `mask`
+    is the input [batch, past + new] that is not 0 where a key may be seen, `positions` the one [batch, new] that says
+    where in their sequence new tokens stand, `NONE` where there is no such. In a `uniform` model all sequences of a
+    batch must be equally long. Where lengths are `given`, inputs of a run without a state say them.
     """
 
     pairs: tuple[tuple[int, int], ...]
+    formats: tuple[str, ...]
     tokens: tuple[int, int]
     mask: int
     positions: int
@@ -35,18 +37,19 @@ class Cache:
 
     def to_json(self) -> dict[str, Any]:
         """The record as JSON values."""
-        return {"pairs": list(map(list, self.pairs)), "tokens": list(self.tokens), "mask": self.mask,
-                "positions": self.positions, "uniform": self.uniform, "given": self.given}
+        return {"pairs": list(map(list, self.pairs)), "formats": list(self.formats), "tokens": list(self.tokens),
+                "mask": self.mask, "positions": self.positions, "uniform": self.uniform, "given": self.given}
 
 
 def read_cache(value: object, where: str, inputs: Sequence[Tensor], outputs: Sequence[Tensor]) -> Cache | None:
     """The record a JSON value stands for, None for null. Raises ArtifactError where it does not fit the signature."""
     if value is None:
         return None
-    pairs, tokens, mask, positions, uniform, given = members(value, where, "pairs", "tokens", "mask", "positions",
-                                                             "uniform", "given")
+    pairs, formats, tokens, mask, positions, uniform, given = members(
+        value, where, "pairs", "formats", "tokens", "mask", "positions", "uniform", "given")
     cache = Cache(
         tuple(_two(pair, at, len(inputs), len(outputs)) for at, pair in items(pairs, f"{where}.pairs", len(inputs))),
+        tuple(string(name, at) for at, name in items(formats, f"{where}.formats", len(inputs))),
         _two(tokens, f"{where}.tokens", len(inputs), 32),
         integer(mask, f"{where}.mask", NONE, len(inputs) - 1),
         integer(positions, f"{where}.positions", NONE, len(inputs) - 1), uniform, given)
@@ -69,6 +72,10 @@ def _two(value: object, where: str, first: int, second: int) -> tuple[int, int]:
 def _check_pairs(cache: Cache, where: str, inputs: Sequence[Tensor], outputs: Sequence[Tensor]) -> None:
     if not cache.pairs:
         raise bad(f"{where}.pairs", "at least one pair", [])
+    if len(cache.formats) != len(cache.pairs) or not set(cache.formats) <= set(FORMATS) or (
+            "f32" in cache.formats and len(set(cache.formats)) > 1):
+        raise bad(f"{where}.formats", f"for each pair one of {', '.join(FORMATS)}, f32 for all or none",
+                  list(cache.formats))
     lengths = set()
     for number, (i, o) in enumerate(cache.pairs):
         past, present = inputs[i], outputs[o]

@@ -1,8 +1,9 @@
 """Runs of a model that keeps keys and values: what they are given, from the caller's arrays or from a state.
 
 In the compiled code what is kept and what it becomes are one buffer with room for `capacity` tokens of each sequence.
-Without a state that is the output's array, into which the input is copied first. With one it is the state's memory: the
-inputs that are kept come from there, and those that only say where new tokens stand may be left to be derived.
+Without a state that is the output's array, into which the input is copied first, or memory of the run, where rows are
+kept in 8 bits. With one it is the state's memory: the inputs that are kept come from there, and those that only say
+where new tokens stand may be left to be derived.
 """
 from __future__ import annotations
 
@@ -16,6 +17,7 @@ import numpy as np
 from q8c.errors import ArtifactError, InputError
 from q8c.runtime.arrays import Array
 from q8c.runtime.cache import NONE
+from q8c.runtime.kept import Buffer, allocate
 from q8c.runtime.manifest import Model
 from q8c.runtime.memory import address_of
 from q8c.runtime.planner import Plan, Shape, describe
@@ -37,6 +39,23 @@ class Step:
     after: Sequence[int]
 
 
+@dataclass(frozen=True)
+class Dense:
+    """A run without a state: how many tokens each sequence has, -1 where other inputs say that, for how many its
+    buffers have room, the addresses of the outputs or of buffers in place of them, and which outputs are to be filled
+    from such buffers."""
+
+    lengths: Lengths
+    capacity: int
+    addresses: Sequence[int]
+    buffers: Sequence[tuple[Array, Buffer]]
+
+    def finish(self) -> None:
+        """Write the outputs that buffers stand for."""
+        for array, buffer in self.buffers:
+            array[...] = buffer.floats(array.shape[2])
+
+
 class Keeper:
     """What a model with a cache takes and gives. Safe in threads."""
 
@@ -51,16 +70,24 @@ class Keeper:
         self._needed = {n for n, i in self._names.items() if i not in (model.cache.mask, model.cache.positions)}
         self._plan = functools.lru_cache(_CACHED_PLANS)(self._planned)
 
-    def dense(self, inputs: Sequence[Array], outputs: Sequence[Array]) -> tuple[Lengths, int]:
-        """Copy what is kept into the outputs it becomes; the lengths, -1 where other inputs say them, and for how many
-        tokens the outputs have room."""
-        for i, o in self._cache.pairs:
-            past, present = inputs[i], outputs[o]
-            if past.shape[2] > present.shape[2]:
-                raise ArtifactError(f"output {self._model.outputs[o].name!r} has no room for what it is to hold; "
-                                    "compile the model again")
-            present[:, :, :past.shape[2]] = past
-        return np.full(past.shape[0], -1 if self._cache.given else past.shape[2]), present.shape[2]
+    def dense(self, inputs: Sequence[Array], outputs: Sequence[Array]) -> Dense:
+        """A run without a state, on arrays. Floats are kept in the outputs, which begin with what the inputs hold; what
+        is kept in 8 bits is in buffers for the time of the run, and the code takes it from the inputs."""
+        pairs = [(inputs[i], outputs[o]) for i, o in self._cache.pairs]
+        (batch, _, past, _), tokens = pairs[0][0].shape, pairs[0][1].shape[2]
+        if past > tokens or any(present.shape[2] != tokens for _, present in pairs):
+            raise ArtifactError("the outputs have no room for the keys and values they are to hold; compile the model "
+                                "again")
+        lengths, addresses = np.full(batch, -1 if self._cache.given else past), [address_of(a) for a in outputs]
+        if not self._layout.in_bytes:
+            for old, present in pairs:
+                present[:, :, :past] = old
+            return Dense(lengths, tokens, addresses, [])
+        buffers = allocate(self._layout.caches, batch, tokens, "what this run keeps in 8 bits")
+        for (_, o), buffer in zip(self._cache.pairs, buffers, strict=True):
+            addresses[o] = buffer.address
+        grown = [(present, buffer) for (_, present), buffer in zip(pairs, buffers, strict=True)]
+        return Dense(lengths, self._layout.capacity(tokens), addresses, grown)
 
     def buffers(self, state: State, returned: Sequence[Array]) -> list[int]:
         """The addresses of a run's outputs: the state's for what is kept, and those of arrays for the others."""
@@ -110,8 +137,8 @@ class Keeper:
                  shapes: Sequence[Shape | None]) -> tuple[Plan, Array | None]:
         """The plan of a run on `past` tokens held, `shapes` being those of the arrays given, and its mask: of ones, as
         attention goes by the lengths, or all sequences are equally long."""
-        own: dict[int, Shape] = {i: (batch, heads, past, size)
-                                 for (i, _), (heads, size) in zip(self._cache.pairs, self._layout.pairs, strict=True)}
+        own: dict[int, Shape] = {i: (batch, kept.heads, past, kept.size)
+                                 for (i, _), kept in zip(self._cache.pairs, self._layout.caches, strict=True)}
         mask = None
         if self._cache.mask != NONE:
             mask = np.ones((batch, past + tokens), self._model.inputs[self._cache.mask].dtype)

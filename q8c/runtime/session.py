@@ -127,9 +127,13 @@ class Session:
         inputs, plan = loaded.signature.collect(input_feed)
         frame = _frame(loaded, plan)
         outputs = loaded.signature.allocate(plan)
-        lengths, capacity = loaded.keeper.dense(inputs, outputs) if loaded.keeper else (None, 0)
-        self._execute(loaded, frame, plan, map(address_of, inputs), map(address_of, outputs),
-                      0 if lengths is None else address_of(lengths), capacity)
+        if loaded.keeper is None:
+            self._execute(loaded, frame, plan, map(address_of, inputs), map(address_of, outputs), 0, 0)
+        else:
+            dense = loaded.keeper.dense(inputs, outputs)
+            self._execute(loaded, frame, plan, map(address_of, inputs), dense.addresses, address_of(dense.lengths),
+                          dense.capacity)
+            dense.finish()
         return [outputs[i] for i in wanted] if wanted else outputs
 
     def __call__(self, /, **feed: Any) -> dict[str, Array]:
@@ -153,7 +157,7 @@ class Session:
             frame = _frame(loaded, step.plan)
             outputs = loaded.signature.allocate(step.plan, keeper.returned)
             self._execute(loaded, frame, step.plan, [0 if a is None else address_of(a) for a in step.inputs],
-                          keeper.buffers(state, outputs), state.lengths_address, state.max_tokens)
+                          keeper.buffers(state, outputs), state.lengths_address, state.capacity)
             state.advance(step.after)
         return [outputs[keeper.returned.index(n)] for n in wanted] if wanted else outputs
 

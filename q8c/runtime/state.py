@@ -1,7 +1,6 @@
 """What a model keeps of the tokens it has seen: their keys and values, in memory that is allocated once."""
 from __future__ import annotations
 
-import math
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -12,21 +11,21 @@ import numpy as np
 import numpy.typing as npt
 
 from q8c.errors import InputError
-from q8c.runtime.manifest import ALIGNMENT, Model
-from q8c.runtime.memory import address_of, anonymous, require_memory
+from q8c.runtime.kept import Kept, allocate
+from q8c.runtime.manifest import Model
+from q8c.runtime.memory import address_of
 
 Lengths = npt.NDArray[np.int64]
 _LIMIT = 1 << 31
-_ITEM = 4  # keys and values are float32
 
 
 @dataclass(frozen=True)
 class Layout:
-    """What the states of a model hold: heads and their size for every pair of the manifest, in order. `file` is the
-    SHA-256 of the manifest of the compiled file, which no other file has."""
+    """What the states of a model hold for every pair of the manifest, in order. `file` is the SHA-256 of the manifest
+    of the compiled file, which no other file has."""
 
     file: bytes
-    pairs: tuple[tuple[int, int], ...]
+    caches: tuple[Kept, ...]
 
     @staticmethod
     def of(model: Model, file: bytes) -> Layout | None:
@@ -34,12 +33,22 @@ class Layout:
         if model.cache is None:
             return None
         shapes = (model.inputs[i].shape for i, _ in model.cache.pairs)
-        return Layout(file, tuple((int(str(shape[1])), int(str(shape[3]))) for shape in shapes))
+        return Layout(file, tuple(Kept(int(str(shape[1])), int(str(shape[3])), format)
+                                  for shape, format in zip(shapes, model.cache.formats, strict=True)))
 
     @property
     def token_bytes(self) -> int:
         """Bytes of one token of one sequence."""
-        return _ITEM * sum(heads * size for heads, size in self.pairs)
+        return sum(kept.token_bytes for kept in self.caches)
+
+    @property
+    def in_bytes(self) -> bool:
+        """Whether rows are kept in 8 bits: all are, or none."""
+        return self.caches[0].format != "f32"
+
+    def capacity(self, tokens: int) -> int:
+        """For how many tokens of each sequence buffers have room that are to hold so many."""
+        return self.caches[0].capacity(tokens)
 
 
 class State:
@@ -56,8 +65,9 @@ class State:
         self._lock = threading.Lock()
         self._lengths = np.zeros(self._batch, np.int64)
         self._lengths_address = address_of(self._lengths)
-        self._arrays = _allocate(layout, self._batch, self._max_tokens)
-        self._addresses = [address_of(array) for array in self._arrays]
+        self._buffers = allocate(layout.caches, self._batch, layout.capacity(self._max_tokens),
+                                 f"a state of {self._batch} x {self._max_tokens} tokens")
+        self._addresses = [buffer.address for buffer in self._buffers]
 
     @property
     def batch(self) -> int:
@@ -92,10 +102,9 @@ class State:
                     raise InputError(f"rows has sequence {row}, the state has {self._batch} (0 to {self._batch - 1})")
             made = State(self._layout, self._max_tokens, len(taken))
             made._lengths[:] = self._lengths[taken]
-            for mine, other in zip(self._arrays, made._arrays, strict=True):
+            for mine, other in zip(self._buffers, made._buffers, strict=True):
                 for new, old in enumerate(taken.tolist()):
-                    length = self._lengths[old]
-                    other[new, :, :length] = mine[old, :, :length]
+                    other.take(new, mine, old, int(self._lengths[old]))
             return made
 
     def truncate(self, tokens: int | Sequence[int] | npt.NDArray[np.integer[Any]]) -> None:
@@ -140,8 +149,13 @@ class State:
 
     @property
     def addresses(self) -> list[int]:
-        """Where the array [batch, heads, max_tokens, size] of each pair begins."""
+        """Where the buffer of each pair begins."""
         return self._addresses
+
+    @property
+    def capacity(self) -> int:
+        """For how many tokens of each sequence the buffers have room."""
+        return self._layout.capacity(self._max_tokens)
 
     @property
     def lengths_address(self) -> int:
@@ -174,18 +188,3 @@ def _integers(values: object, name: str) -> Lengths:
     if array.ndim != 1 or array.size == 0 or array.dtype.kind not in "iu":
         raise InputError(f"{name} must be a list of integers, got {str(values):.60}")
     return array.astype(np.int64)
-
-
-def _allocate(layout: Layout, batch: int, tokens: int) -> list[npt.NDArray[np.float32]]:
-    """Zeros [batch, heads, tokens, size] for every pair, in one piece of memory."""
-    shapes = [(batch, heads, tokens, size) for heads, size in layout.pairs]
-    sizes = [-(-_ITEM * math.prod(shape) // ALIGNMENT) * ALIGNMENT for shape in shapes]
-    total = sum(sizes)
-    require_memory(total, f"a state of {batch} x {tokens} tokens")
-    try:
-        memory = anonymous(total)
-    except (OSError, OverflowError, ValueError) as error:
-        raise InputError(f"no memory for a state of {batch} x {tokens} tokens, {total / 2**20:,.0f} MiB ({error}); "
-                         "make it smaller") from None
-    starts = [sum(sizes[:n]) for n in range(len(sizes))]
-    return [np.ndarray(shape, np.float32, memory, start) for shape, start in zip(shapes, starts, strict=True)]

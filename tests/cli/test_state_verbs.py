@@ -22,7 +22,7 @@ from tests.examples.tiny_llama import TinyGguf
 def decoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A decoder of two layers whose cache takes 256 bytes a token."""
     folder = tmp_path_factory.mktemp("state")
-    compile_graph(decoder_graph(positions=False), folder / "uniform.q8c", Options(quantize=False))
+    compile_graph(decoder_graph(positions=False), folder / "uniform.q8c", Options(quantize=False, kv_cache="int8"))
     return compile_graph(decoder_graph(), folder / "decoder.q8c", Options(quantize=False))
 
 
@@ -30,6 +30,7 @@ def test_inspect_tells_of_the_state(cli: Cli, decoder: Path, compiled: Path) -> 
     line = "  state  4 caches, 0.3 kB a token of each sequence; attention_mask and position_ids may be left out\n"
     assert line in cli.good("inspect", decoder) and "  state  " not in cli.good("inspect", compiled)
     text = cli.good("inspect", decoder.with_name("uniform.q8c"))
+    assert "  state  4 caches in 8 bits, 0.1 kB a token of each sequence; " in text
     assert "attention_mask may be left out; all sequences of one length" in text
     found = json.loads(cli.good("inspect", decoder, "--json"))["model"]["cache"]
     assert found["pairs"] == [[3, 1], [4, 2], [5, 3], [6, 4]]
@@ -41,6 +42,10 @@ def test_compile_tells_what_grows_in_place(cli: Cli, tmp_path: Path) -> None:
     assert "\n  4 caches of keys and values grow in place (session.new_state)\n" in text and "not in place" not in text
     text = cli.good("explain", tmp_path / "decoder.q8c")
     assert "append" in text
+    text = cli.good("compile", tmp_path / "decoder.onnx", "--no-quantize", "--kv-cache", "int8")
+    assert "\n  4 caches of keys and values grow in place, in 8 bits (session.new_state)\n" in text
+    wrong = cli.bad(1, "compile", tmp_path / "decoder.onnx", "--kv-cache=int4")
+    assert "'int4' is unknown; expected f32 or int8" in wrong
     caches = "\n".join(f"%k{n}: f32[b, 2, 5, 8] = concat(%p{n}, %x) {{axis = 2}}" for n in range(5))
     pasts = ", ".join(f"%p{n}: f32[b, 2, 4, 8]" for n in range(5))
     fixed = parse_graph(f"graph @g({pasts}, %x: f32[b, 2, 1, 8]) {{ {caches} return %k0, %k1, %k2, %k3, %k4 }}")

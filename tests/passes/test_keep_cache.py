@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import pytest
 
+from q8c.errors import CompileError
 from q8c.ir.cache import Cache, find_cache
 from q8c.passes.keep_cache import KeepCache
 from q8c.passes.manager import run_passes
@@ -62,6 +63,29 @@ def test_an_append_is_put_in_place_as_well() -> None:
     }}""")
 
 
+def test_rows_of_8_bits() -> None:
+    graph = parse(BEFORE)
+    report = run_passes(graph, [KeepCache("int8")])
+    assert [n.attrs.get("format") for n in graph.nodes if n.op == "append"] == ["int8-keys", "int8-values"]
+    assert [note.text for note in report.rewrites] == [
+        "%k grows in place into %k2, in 8 bits", "%v grows in place into %v2, in 8 bits"]
+    with pytest.raises(CompileError, match="format 'int4' is unknown; expected f32 or int8"):
+        KeepCache("int4")
+
+
+@pytest.mark.parametrize("operands, extra", [
+    ("%k2, %k2", ""), ("%k2, %v3", "%v3: f32[b, 2, past + s, 8] = concat(%vn, %v) {axis = 2}")])
+def test_keys_that_are_values_too_or_go_with_others_stay_floats(operands: str, extra: str) -> None:
+    values = "" if extra else "%v2: f32[b, 2, past + s, 8] = concat(%v, %vn) {axis = 2}"
+    graph = parse(decoder(f"""{GROWN}{values}{extra}
+      %y: f32[b, s, 32] = attention(%q, {operands}) {ATTENTION}""", results="%y, %k2" + ", %v2" * (not extra)))
+    report = run_passes(graph, [KeepCache("int8")])
+    found = find_cache(graph)
+    assert found is not None and set(found.formats) == {"f32"}
+    assert [note.text for note in report.declines if "8 bits" in note.text] == [
+        "not in 8 bits: %k2 is both keys and values, or goes with some that do not grow in place"]
+
+
 GROWN = "%k2: f32[b, 2, past + s, 8] = concat(%k, %kn) {axis = 2}\n"
 DECLINED = {
     "read by another op": (decoder(f"""{GROWN}
@@ -110,6 +134,9 @@ def test_what_is_used_otherwise_is_left_alone_and_why(name: str) -> None:
     assert sum(n.op == "append" for n in graph.nodes) == (1 if name == "not as many" else 0)
 
 
+F32 = ("f32", "f32")
+
+
 def roles(text: str) -> Cache | None:
     graph = parse(text)
     run_passes(graph, [KeepCache()])
@@ -128,8 +155,8 @@ def masked(between: str, operands: str, results: str = "%y, %k2, %v2") -> str:
 
 
 def test_what_inputs_are_for() -> None:
-    assert roles(BEFORE) == Cache(((1, 1), (2, 2)), (0, 1), None, None, uniform=False)
-    by_keys = Cache(((3, 1), (4, 2)), (0, 1), 1, 2, uniform=False)
+    assert roles(BEFORE) == Cache(((1, 1), (2, 2)), F32, (0, 1), None, None, uniform=False)
+    by_keys = Cache(((3, 1), (4, 2)), F32, (0, 1), 1, 2, uniform=False)
     assert roles(masked("", ", -, %attention_mask")) == by_keys
     assert roles(masked("%m: bool[b, total] = cast(%attention_mask) {to = bool}", ", -, %m")) == by_keys
     # The last column of the mask, a number of kept tokens: right for one length only.
@@ -137,6 +164,6 @@ def test_what_inputs_are_for() -> None:
     number = "%n: i64[1] = sizes() {values = (past)}"
     for extra in (column, number):
         found = roles(masked(extra, ", -, %attention_mask", "%y, %k2, %v2, %n"))
-        assert found == Cache(((3, 1), (4, 2)), (0, 1), 1, 2, uniform=True)
-    assert roles(BEFORE.replace("true", "false")) == Cache(((1, 1), (2, 2)), (0, 1), None, None, uniform=True)
+        assert found == Cache(((3, 1), (4, 2)), F32, (0, 1), 1, 2, uniform=True)
+    assert roles(BEFORE.replace("true", "false")) == Cache(((1, 1), (2, 2)), F32, (0, 1), None, None, uniform=True)
     assert roles("graph @g(%x: f32[b]) {\n return %x\n }") is None

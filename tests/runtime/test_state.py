@@ -14,21 +14,28 @@ from hypothesis import strategies as st
 from q8c.errors import ArtifactError, Error, InputError
 from q8c.runtime import memory, strict_json
 from q8c.runtime.cache import Cache
+from q8c.runtime.kept import Kept
 from q8c.runtime.manifest import Model, Tensor
 from q8c.runtime.session import Session, load
 from q8c.runtime.state import Layout, State
 from tests.runtime import native
 from tests.runtime.files import manifest_of, save, with_manifest
 
-LAYOUT = Layout(b"file", ((2, 3), (1, 5)))
+LAYOUT = Layout(b"file", (Kept(2, 3), Kept(1, 5)))
+BYTES = Layout(b"file", (Kept(2, 3, "int8-keys"), Kept(1, 5, "int8-values")))
 
 
-def filled(lengths: list[int], max_tokens: int = 6) -> State:
+def arrays(state: State) -> list[Any]:
+    """What a state keeps, [batch, heads, groups of tokens, ...]."""
+    return [part.array for buffer in state._buffers for part in buffer.parts]
+
+
+def filled(lengths: list[int], max_tokens: int = 6, layout: Layout = LAYOUT) -> State:
     """A state whose tokens are all different."""
-    state = State(LAYOUT, max_tokens, len(lengths))
+    state = State(layout, max_tokens, len(lengths))
     state.advance(lengths)
-    for n, array in enumerate(state._arrays):
-        array[...] = np.arange(array.size).reshape(array.shape) + 1000 * n
+    for n, array in enumerate(arrays(state)):
+        array[...] = (np.arange(array.size).reshape(array.shape) + 1000 * n) % (119 if array.itemsize == 1 else 1e9)
     return state
 
 
@@ -36,26 +43,30 @@ def test_an_empty_state() -> None:
     state = State(LAYOUT, 10, 2)
     assert (state.batch, state.max_tokens, state.lengths.tolist()) == (2, 10, [0, 0])
     assert LAYOUT.token_bytes == 4 * (6 + 5) and state.nbytes == 2 * 10 * 44
+    assert BYTES.token_bytes == 2 * (3 + 4) + 5 + 4 and State(BYTES, 10, 2).nbytes == 20 * BYTES.token_bytes
+    assert (state.capacity, State(BYTES, 10).capacity, State(BYTES, 65).capacity) == (10, 64, 128)
     assert repr(state) == "<State of 2 sequences, 0 of 10 tokens, 0.0 MiB>"
     assert repr(filled([1, 4, 2])) == "<State of 3 sequences, 1 to 4 of 6 tokens, 0.0 MiB>"
-    assert all(a % 64 == 0 for a in state.addresses)
+    assert all(a % 64 == 0 for a in state.addresses + State(BYTES, 70, 3).addresses)
     state.lengths[0] = 7
     assert state.lengths.tolist() == [0, 0], "what is given out is a copy"
 
 
-def test_copies_have_the_same_tokens_and_memory_of_their_own() -> None:
-    state = filled([2, 6, 0])
+@pytest.mark.parametrize("layout, lengths", [(LAYOUT, [2, 6, 0]), (BYTES, [2, 64, 0]), (BYTES, [17, 3, 48])])
+def test_copies_have_the_same_tokens_and_memory_of_their_own(layout: Layout, lengths: list[int]) -> None:
+    state = filled(lengths, max(lengths), layout)
     for rows in (None, [1], [2, 0, 0, 1], np.array([1, 1], np.uint8)):
         copy = state.copy(rows)
         taken = [0, 1, 2] if rows is None else list(rows)
-        assert copy.lengths.tolist() == state.lengths[taken].tolist() and copy.max_tokens == 6
-        for mine, other in zip(state._arrays, copy._arrays, strict=True):
-            for new, old in enumerate(taken):
-                length = int(state.lengths[old])
-                assert np.array_equal(other[new, :, :length], mine[old, :, :length])
-                assert not other[new, :, length:].any(), "room is not copied"
-            other[...] = -1
-    assert all((a != -1).all() for a in state._arrays)
+        assert copy.lengths.tolist() == state.lengths[taken].tolist() and copy.max_tokens == max(lengths)
+        for mine, other in zip(state._buffers, copy._buffers, strict=True):
+            for here, there in zip(mine.parts, other.parts, strict=True):
+                for new, old in enumerate(taken):
+                    groups = -(-lengths[old] // here.tokens)
+                    assert np.array_equal(there.array[new, :, :groups], here.array[old, :, :groups])
+                    assert not there.array[new, :, groups:].any(), "room is not copied"
+                there.array[...] = -1
+    assert all((a != -1).all() for a in arrays(state))
 
 
 def test_rewinding() -> None:
@@ -134,7 +145,7 @@ DECODER = Model(
      tensor("k", "float32", BATCH, 2, PAST, 3), tensor("v", "float32", BATCH, 2, PAST, 3)),
     (tensor("k2", "float32", BATCH, 2, KEPT, 3), tensor("v2", "float32", BATCH, 2, KEPT, 3),
      tensor("logits", "float32", BATCH, NEW, 7)),
-    ("batch", "past", "new"), cache=Cache(((3, 0), (4, 1)), (0, 1), 1, 2, False))
+    ("batch", "past", "new"), cache=Cache(((3, 0), (4, 1)), ("f32", "f32"), (0, 1), 1, 2, False))
 
 
 @pytest.fixture(scope="module")
@@ -172,6 +183,10 @@ NONSENSE: dict[str, tuple[Callable[[Any], None], str]] = {
     "a mask that is kept": (_set("mask", 4), "with an input of its own"),
     "a mask of no input": (_set("mask", 5), r"cache.mask must be an integer in \[-1, 4\]"),
     "mask and positions the same": (_set("mask", 2), "with an input of its own"),
+    "formats of no pair": (_set("formats", ["f32"]), "cache.formats must be for each pair one of f32, int8-keys"),
+    "an unknown format": (_set("formats", 1, "int4"), "cache.formats must be for each pair one of"),
+    "floats among bytes": (_set("formats", 1, "int8-values"), "cache.formats must be .* f32 for all or none"),
+    "a format of no name": (_set("formats", 1, 8), "cache.formats.1. must be a string"),
     "uniform what": (_set("uniform", 1), "cache.uniform must be true or false"),
     "a further member": (_set("extra", 1), "an object with the members"),
 }
