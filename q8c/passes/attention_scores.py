@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TypeAlias
 
+from q8c.ir.dims import Dim
 from q8c.ir.graph import Graph, Node, Value
 from q8c.ir.ops import OPS
 from q8c.ir.types import DType, TensorType
@@ -18,18 +19,20 @@ ABSORBS = -1e30
 
 @dataclass(frozen=True)
 class Added:
-    """A mask that is added to the scores."""
+    """A mask that is added to the scores. `joined`: batch and heads are one axis of these."""
 
     mask: Value
+    joined: bool
 
 
 @dataclass(frozen=True)
 class Filled:
-    """A condition, and the number put in place of a score where it is `where`."""
+    """A condition, and the number put in place of a score where it is `where`. `joined`: as for `Added`."""
 
     condition: Value
     fill: Value
     where: bool
+    joined: bool
 
 
 Step: TypeAlias = "Added | Filled"
@@ -61,11 +64,13 @@ def find_scores(value: Value) -> Scores | None:
         return replace(found, scale=found.scale * scaled[1], problem=problem)
     if node.op == "reshape" and node.input(0).shape[-2:] == node.output.shape[-2:]:
         return find_scores(node.input(0))
+    joined = node.output.type.rank == 3
     if node.op == "add":
-        return _masked(node, [(node.input(0), Added(node.input(1))), (node.input(1), Added(node.input(0)))])
+        a, b = node.input(0), node.input(1)
+        return _masked(node, [(a, Added(b, joined)), (b, Added(a, joined))])
     if node.op == "where":
         condition, a, b = node.input(0), node.input(1), node.input(2)
-        return _masked(node, [(a, Filled(condition, b, False)), (b, Filled(condition, a, True))])
+        return _masked(node, [(a, Filled(condition, b, False, joined)), (b, Filled(condition, a, True, joined))])
     return None
 
 
@@ -77,8 +82,6 @@ def _masked(node: Node, choices: Sequence[tuple[Value, Step]]) -> Scores | None:
         problem = found.problem
         if scores.shape != node.output.shape:
             problem = problem or "a mask is larger than the scores"
-        if any(v.type.rank == 3 and v.shape[0] != 1 for v in vars(step).values() if isinstance(v, Value)):
-            problem = problem or "a mask has batch and heads in one axis"
         fill = uniform(step.fill) if isinstance(step, Filled) else ABSORBS
         if fill is None or not fill <= ABSORBS:
             problem = problem or f"masked scores become {fill}, which is not the same as adding it"
@@ -88,17 +91,21 @@ def _masked(node: Node, choices: Sequence[tuple[Value, Step]]) -> Scores | None:
 
 @dataclass
 class Masks:
-    """Makes one additive f32 mask of rank 4 from the steps applied to scores; equal steps give the same mask."""
+    """Makes one additive f32 mask of rank 4 from the steps applied to scores; equal steps give the same mask.
+
+    `lead` are the sizes of batch and heads.
+    """
 
     graph: Graph
     before: Node
     made: dict[object, Value]
+    lead: tuple[Dim, Dim]
 
     def build(self, steps: Sequence[Step]) -> Value | None:
         """The mask, new nodes put before `before`; None for no steps."""
         total: Value | None = None
         for step in steps:
-            key = (step, total)
+            key = (step, total, self.lead)
             if key not in self.made:
                 self.made[key] = self._apply(step, total)
             total = self.made[key]
@@ -106,9 +113,9 @@ class Masks:
 
     def _apply(self, step: Step, total: Value | None) -> Value:
         if isinstance(step, Added):
-            mask = self.four(self.narrow(step.mask))
+            mask = self.four(step.mask, step.joined)
             return mask if total is None else self.add("add", total, mask)
-        condition = self.four(self.narrow(step.condition))
+        condition = self.four(step.condition, step.joined)
         keep = self.scalar(0.0) if total is None else total
         fill = self.scalar(float(uniform(step.fill)))
         return self.add("where", condition, *((fill, keep) if step.where else (keep, fill)))
@@ -122,9 +129,15 @@ class Masks:
         """A constant."""
         return self.graph.constant(x, "mask_value", type=TensorType(DType.f32, ()))
 
-    def four(self, value: Value) -> Value:
-        """The value with axes of size 1 in front, to rank 4."""
+    def four(self, value: Value, joined: bool) -> Value:
+        """What broadcasts to the same elements, of rank 4: axes of size 1 in front, batch and heads apart."""
+        value = self.narrow(value)
         shape = (1,) * (4 - value.type.rank) + value.shape
+        if joined and value.type.rank == 3 and value.shape[0] != 1:
+            shape = (*self.lead, *value.shape[1:])
+            node = value.producer
+            if node is not None and node.op == "reshape" and node.input(0).shape == shape:
+                return self.narrow(node.input(0))
         return value if value.shape == shape else self.add("reshape", value, shape=shape)
 
     def narrow(self, value: Value) -> Value:

@@ -63,13 +63,15 @@ def _added(e: Elements, steps: Sequence[Step], positions: Sequence[Dim]) -> floa
     total = np.float32(0)
     for step in steps:
         if isinstance(step, Added):
-            total = np.float32(total + _number(e, step.mask, positions))
-        elif bool(_number(e, step.condition, positions)) is step.where:
+            total = np.float32(total + _number(e, step.mask, positions, step.joined))
+        elif bool(_number(e, step.condition, positions, step.joined)) is step.where:
             total = np.float32(uniform(step.fill))
     return float(total)
 
 
-def _number(e: Elements, value: Value, positions: Sequence[Dim]) -> float:
+def _number(e: Elements, value: Value, positions: Sequence[Dim], joined: bool) -> float:
+    if joined and value.type.rank == 3 and value.shape[0] != 1:
+        raise Opaque("its mask has batch and heads in one axis")
     x = e.at(value, tuple(positions[4 - value.type.rank:]))
     if isinstance(x, Expr):
         raise Opaque("its mask is a number of positions")

@@ -140,7 +140,7 @@ class SharedMasks:
             self.known[key] = causal_mask(self.graph, steps, sizes) if steps else None
         self.meaning = self.known[key]
         if not isinstance(self.meaning, Causal):
-            mask = Masks(self.graph, before, self.made).build(steps)
+            mask = Masks(self.graph, before, self.made, sizes[:2]).build(steps)
             return [] if mask is None else [mask]
         if self.meaning.key_mask is None:
             return []

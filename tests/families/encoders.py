@@ -36,7 +36,7 @@ ENCODERS: dict[str, Family] = {
     "deberta-v3": Family("DebertaV2Model", {
         **SMALL, "relative_attention": True, "position_buckets": 16, "pos_att_type": ["p2c", "c2p"],
         "share_att_key": True, "norm_rel_ebd": "layer_norm", "position_biased_input": False, "type_vocab_size": 0,
-        }, TEXT, forms=EAGER, attentions=0, float_products=COMPUTED, compiled=True),
+        }, TEXT, forms=EAGER, float_products=COMPUTED, compiled=True),
     "nomic-bert": Family("NomicBertModel", SMALL, PAIRS),
     "eurobert": Family("EuroBertModel", {**SMALL, "num_key_value_heads": 1, "pad_token_id": 0, "bos_token_id": 1,
                                          "eos_token_id": 2}, TEXT),

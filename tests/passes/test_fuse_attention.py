@@ -134,21 +134,42 @@ def test_keys_moved_by_reshapes_to_three_axes_and_back() -> None:
         fused("", "scale = 1.0"))
 
 
-def test_batch_and_heads_in_one_axis() -> None:
-    """As torch.bmm is exported: the mask is added on four axes, between two reshapes."""
-    three = """
-      %q3: f32[3*b, s, 8] = reshape(%qh) {shape = (3*b, s, 8)}
-      %k3: f32[3*b, 8, t] = reshape(%kt) {shape = (3*b, 8, t)}
-      %v3: f32[3*b, t, 8] = reshape(%vh) {shape = (3*b, t, 8)}
+def one_axis(masked: str) -> str:
+    """Attention by products over batch and heads in one axis; `masked` makes %m3 of the scores %s3."""
+    return INPUTS + HEADS + f"""
+      %q3: f32[3*b, s, 8] = reshape(%qh) {{shape = (3*b, s, 8)}}
+      %k3: f32[3*b, 8, t] = reshape(%kt) {{shape = (3*b, 8, t)}}
+      %v3: f32[3*b, t, 8] = reshape(%vh) {{shape = (3*b, t, 8)}}
       %s3: f32[3*b, s, t] = matmul(%q3, %k3)
-      %s4: f32[b, 3, s, t] = reshape(%s3) {shape = (b, 3, s, t)}
-      %m4: f32[b, 3, s, t] = add(%s4, %m)
-      %m3: f32[3*b, s, t] = reshape(%m4) {shape = (3*b, s, t)}
+      {masked}
       %p: f32[3*b, s, t] = softmax(%m3)
       %z3: f32[3*b, s, 8] = matmul(%p, %v3)
-      %zh: f32[b, 3, s, 8] = reshape(%z3) {shape = (b, 3, s, 8)}
-    """
-    run(INPUTS + HEADS + three + "\n".join(JOIN.splitlines()[2:]), fused("#", "scale = 1.0"))
+      %zh: f32[b, 3, s, 8] = reshape(%z3) {{shape = (b, 3, s, 8)}}
+    """ + "\n".join(JOIN.splitlines()[2:])
+
+
+def test_batch_and_heads_in_one_axis() -> None:
+    """As torch.bmm is exported: the mask is added on four axes, between two reshapes."""
+    run(one_axis("""
+      %s4: f32[b, 3, s, t] = reshape(%s3) {shape = (b, 3, s, t)}
+      %m4: f32[b, 3, s, t] = add(%s4, %m)
+      %m3: f32[3*b, s, t] = reshape(%m4) {shape = (3*b, s, t)}"""), fused("#", "scale = 1.0"))
+
+
+def test_a_mask_of_batch_and_heads_in_one_axis() -> None:
+    """As DeBERTa adds what relative positions weigh: the axis is split."""
+    run(one_axis("""
+      %e: f32[b, 3, s, t] = exp(%full)
+      %e3: f32[3*b, s, t] = reshape(%e) {shape = (3*b, s, t)}
+      %r3: f32[3*b, s, t] = mul(%e3, %e3)
+      %a3: f32[3*b, s, t] = add(%s3, %e3)
+      %m3: f32[3*b, s, t] = add(%a3, %r3)""").replace("%c:", "%full: f32[b, 3, s, t], %c:"),
+        fused("""
+      %e: f32[b, 3, s, t] = exp(%full)
+      %e3: f32[3*b, s, t] = reshape(%e) {shape = (3*b, s, t)}
+      %r3: f32[3*b, s, t] = mul(%e3, %e3)
+      %r4: f32[b, 3, s, t] = reshape(%r3) {shape = (b, 3, s, t)}
+      %mask: f32[b, 3, s, t] = add(%e, %r4)""", "scale = 1.0").replace("%c:", "%full: f32[b, 3, s, t], %c:"))
 
 
 def test_products_given_transposed() -> None:
@@ -158,8 +179,6 @@ def test_products_given_transposed() -> None:
                  "%vh: f32[b, 3, 8, t] = transpose(%v1) {perm = (0, 2, 3, 1)}")
         + "%masked: f32[b, 3, s, t] = matmul(%qh, %kt) {transpose_b = true}\n" + SOFTMAX
         + JOIN.replace("matmul(%p, %vh)", "matmul(%p, %vh) {transpose_b = true}"), fused("", "scale = 1.0"))
-
-
 
 
 def test_slices_of_a_merged_projection_become_offsets() -> None:
