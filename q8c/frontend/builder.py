@@ -108,7 +108,7 @@ class Builder:
         if definition_of(node).has_body:
             return None
         type = infer(self.graph, node)[0]
-        if not isinstance(type.size, int) or type.size > KNOWN_LIMIT:
+        if not all(isinstance(d, int) for d in type.shape) or not isinstance(type.size, int) or type.size > KNOWN_LIMIT:
             return None
         if any(a is not None and a.dtype == object for a in arrays):
             return _symbolic(node, [a for a in arrays if a is not None], type, inputs)

@@ -197,3 +197,12 @@ def test_a_size_that_others_add_up_to_is_stated_by_them() -> None:
 def test_names_of_sizes(declared: list[Any], expected: str) -> None:
     proto = model([node("Neg", "x")], {"x": (F32, declared)}, {"y": F32})
     assert str(load(proto).inputs[0].type) == f"f32[{expected}]"
+
+
+def test_sizes_spread_over_a_shape_without_elements() -> None:
+    proto = model([node("Shape", "x", "n", end=1), node("Expand", "n zero", "y")], {"x": (F32, ["n", 2])}, {"y": I64},
+                  {"zero": np.array([0, 1])})
+    compare(proto, {"x": np.zeros((3, 2), F32)})
+    varies = model([node("Shape", "x", "n", end=1), node("Shape", "x", "s"), node("Expand", "n s", "y")],
+                   {"x": (F32, ["n", 0, 1])}, {"y": I64})
+    compare(varies, {"x": np.zeros((3, 0, 1), F32)})
