@@ -298,3 +298,7 @@ def test_every_op_is_registered_once_with_a_level() -> None:
     for definition in OPS.values():
         least, most = definition.arity()
         assert most is None or least <= most
+
+
+def test_the_place_of_the_largest_of_no_elements_is_zero_as_in_kernels() -> None:
+    assert run("argmax", np.zeros((2, 0), np.float32), axes=(1,), keepdims=False).tolist() == [0, 0]

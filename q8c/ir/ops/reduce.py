@@ -38,7 +38,9 @@ def _reference(function: Callable[..., Any]) -> Callable[[Sequence[Any], Mapping
 
 def _arg_reference(function: Callable[..., Any]) -> Callable[[Sequence[Any], Mapping[str, Any]], Sequence[Array]]:
     def reference(args: Sequence[Any], attrs: Mapping[str, Any]) -> Sequence[Array]:
-        return [np.asarray(function(args[0], axis=attrs["axes"][0], keepdims=attrs["keepdims"]), dtype=np.int64)]
+        x, axis = args[0], attrs["axes"][0]
+        x = x if x.shape[axis] else np.zeros([1 if a == axis % x.ndim else d for a, d in enumerate(x.shape)], x.dtype)
+        return [np.asarray(function(x, axis=axis, keepdims=attrs["keepdims"]), dtype=np.int64)]
     return reference
 
 
