@@ -256,7 +256,10 @@ def describe(graph: Graph, generated: Sequence[Generated], options: Options, rep
     index = {name: i for i, name in enumerate(symbols)}
 
     def program(d: Dim) -> dims.Program:
-        return dims.freeze(to_program(d, index), len(symbols))
+        try:
+            return dims.freeze(to_program(d, index), len(symbols))
+        except ValueError as error:
+            raise CompileError(f"the model's sizes cannot be kept in a file: {error}, {d!s:.100}") from error
 
     def tensor(value: Value, name: str) -> Tensor:
         return Tensor(name, value.dtype.value, tuple(map(program, value.shape)), tuple(map(str, value.shape)))

@@ -145,3 +145,20 @@ def test_weights_that_are_not_finite(tmp_path: Path) -> None:
         q8c.compile(proto, tmp_path / "m.q8c")
     y = q8c.load(q8c.compile(proto, tmp_path / "m.q8c", quantize=False))(x=X)["y"]
     assert np.isnan(y[:, 4]).all() and np.isfinite(np.delete(y, 4, axis=1)).all()
+
+
+@pytest.mark.parametrize("nodes", [
+    [("MatMul", "x|w", "y")],
+    [("Mul", "x|x", "s"), ("ReduceMean", "s|last", "m"), ("Sqrt", "m", "r"), ("Div", "x|r", "y")]],
+    ids=["product", "norm"])
+@pytest.mark.parametrize("shape", [[2**40, 32], [32, 2**40, 32], [32, 2**40]], ids=str)
+def test_sizes_no_memory_holds_cost_nothing_at_compile_time(nodes: list[Node], shape: list[int],
+                                                            tmp_path: Path) -> None:
+    proto = build(nodes, {"x": shape}, ["y"], {"w": W, "last": np.array([-1])})
+    try:
+        session = q8c.load(q8c.compile(proto, tmp_path / "m.q8c"))
+    except q8c.CompileError as error:
+        assert "pass " not in str(error) and "\n" not in str(error)
+    else:
+        with pytest.raises(q8c.InputError):
+            session.run(None, {"x": X})

@@ -1,6 +1,7 @@
 """Made-up inputs for a graph: what passes are compared and models calibrated on when nobody gives real ones."""
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 
 import numpy as np
@@ -12,6 +13,7 @@ from q8c.ir.interpret import bind_sizes
 
 _SIZES = (2, 5, 3, 7, 4, 6)
 _BATCH, _LENGTH = 4, 32
+_MOST_BYTES = 2**30  # of one value; no model is so wide that a small batch needs more, but a file may say it is
 _INDEX_KEEPING = {"reshape", "cast", "broadcast_to", "transpose", "slice", "copy"}
 Make = Callable[[Value, tuple[int, ...], np.random.Generator], Array]
 
@@ -90,13 +92,22 @@ def _first_fit(graph: Graph, candidates: Iterable[Mapping[str, int]], seed: int,
     for sizes in candidates:
         rng = np.random.default_rng(seed)
         try:
+            _check_memory(graph.inputs, sizes)
             feeds = {v.name: make(v, tuple(evaluate(d, sizes) for d in v.shape), rng) for v in graph.inputs}
-            bind_sizes(graph, feeds)
-        except (InputError, ValueError) as error:
+            _check_memory((v for n in graph.nodes for v in n.outputs), bind_sizes(graph, feeds))
+        except (InputError, ValueError, ZeroDivisionError) as error:
             problem = error
             continue
         return feeds
     raise InputError(f"no sizes were found that fit graph {graph.name} ({problem}); give them")
+
+
+def _check_memory(values: Iterable[Value], sizes: Mapping[str, int]) -> None:
+    """Raise InputError if a value would be too large to compute on the side."""
+    for value in values:
+        shape = [evaluate(d, sizes) for d in value.shape]
+        if math.prod(shape) * value.dtype.itemsize > _MOST_BYTES:
+            raise InputError(f"%{value.name} would be {value.dtype}{shape}, too large for made-up inputs")
 
 
 def _random(value: Value, shape: tuple[int, ...], rng: np.random.Generator) -> Array:

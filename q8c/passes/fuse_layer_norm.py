@@ -8,6 +8,7 @@ from q8c.ir import Graph, Node, Value
 from q8c.passes.manager import Pass, Report
 from q8c.passes.norm import (
     Normalized,
+    fits_ones,
     inverse_root,
     match_normalized,
     mean_square,
@@ -77,7 +78,7 @@ def fuse_folded(r: Rewriter, node: Node) -> Value | Declined | None:
                 continue
             scale, epsilon = variance
             bias = rest.input(0)
-            if bias.shape != x.shape[-1:] or (scale is not None and scale.shape != x.shape[-1:]):
+            if bias.shape != x.shape[-1:] or (scale.shape != x.shape[-1:] if scale else not fits_ones(x)):
                 return Declined(f"scale and bias are not vectors of the last axis of {x.type}")
             scale = ones(r, x) if scale is None else scale
             nodes = nodes_between(node, [x, scale, bias])

@@ -10,6 +10,8 @@ from q8c.ir import Node, Value
 from q8c.passes.rewrite import sole_reader
 from q8c.passes.rules import Declined, Rewriter, attr, is_close, orders, producer, uniform, with_constant
 
+_MOST_COLS = 2**24
+
 
 @dataclass(frozen=True, slots=True)
 class Normalized:
@@ -36,8 +38,8 @@ def match_normalized(node: Node) -> Normalized | Declined | None:
         reason = not_last_axis(mean)
         if epsilon < 0:
             reason = f"epsilon is {epsilon:g}, expected a number >= 0"
-        elif not others and not isinstance(x.shape[-1], int):
-            reason = reason or f"the last axis of {x.type} has no fixed size to make a scale of ones for"
+        elif not others and not fits_ones(x):
+            reason = reason or f"the last axis of {x.type} has no fixed, or a huge size to make a scale of ones for"
         return Declined(reason) if reason else Normalized(x, epsilon, others[0] if others else None)
     return None
 
@@ -97,6 +99,12 @@ def not_last_axis(mean: Node) -> str | None:
     if [a % rank for a in axes] != [rank - 1]:
         return f"the mean is over axes {axes} of {mean.input(0).type}, expected the last"
     return None if attr(mean, "keepdims") else "the mean drops its axis"
+
+
+def fits_ones(x: Value) -> bool:
+    """Whether x's last axis has a fixed size that memory has room for, whatever a file says it is."""
+    size = x.shape[-1]
+    return isinstance(size, int) and size <= _MOST_COLS
 
 
 def ones(r: Rewriter, x: Value) -> Value:

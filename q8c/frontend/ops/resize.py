@@ -205,9 +205,9 @@ def _covered(c: Call, x: Tensor, a: _Axis, mode: str, at: Numbers) -> Tensor:
 
 def _covering(c: Call, mode: str, at: Array, old: int, shrink: float) -> Array:
     """[old, new]: what each old element counts in each new one; those beyond the ends are the ones at the ends."""
-    if old * at.size > _LIMIT:
-        c.unsupported(f"antialias for an axis of {old} elements as {at.size}")
     reach = math.ceil((1 if mode == "linear" else 2) / shrink)
+    if max(old, 2 * reach) * at.size > _LIMIT:
+        c.unsupported(f"antialias for an axis of {old} elements as {at.size}")
     taps = np.floor(at).astype(np.int64)[:, None] - reach + 1 + np.arange(2 * reach)
     distances: Array = np.abs(taps - at[:, None]) * shrink
     factors = kernel(mode, distances, c.attr_float("cubic_coeff_a", -0.75))

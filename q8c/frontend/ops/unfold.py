@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 
 import numpy as np
 
@@ -9,6 +10,7 @@ from q8c.frontend.registry import Call, importer
 from q8c.frontend.tensor import Tensor, constant
 from q8c.ir.dims import floordiv, product
 
+_LIMIT = 1 << 24  # elements that blocks of an image have together
 
 @importer("Col2Im", since=18)
 def col_to_image(c: Call) -> Tensor:
@@ -20,6 +22,8 @@ def col_to_image(c: Call) -> Tensor:
     if x.rank != 3 or not n == len(block) == len(strides) == len(dilations) == len(pads) // 2:
         c.fail(f"image {image}, block {block}, strides {strides}, dilations {dilations} and pads {pads} do not fit")
     wide = [d + b + a for d, b, a in zip(image, pads[:n], pads[n:], strict=True)]
+    if math.prod(wide) * math.prod(block) > _LIMIT:
+        c.unsupported(f"an image of {wide} from blocks of {block}")
     counts = [(d - (k - 1) * e - 1) // s + 1 for d, k, e, s in zip(wide, block, dilations, strides, strict=True)]
     places = [np.ravel_multi_index([np.arange(g).reshape([-1 if i == j else 1 for j in range(n)]) * s + o * e
                                     for i, (g, s, o, e) in enumerate(zip(counts, strides, at, dilations, strict=True))],
