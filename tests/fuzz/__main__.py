@@ -19,18 +19,20 @@ def main() -> int:
     parser.add_argument("--first", type=int, default=0, help="the first seed")
     parser.add_argument("--chunk", type=int, default=50, help="seeds of one subprocess")
     parser.add_argument("--passes-only", action="store_true", help="run what passes leave in the interpreter")
+    parser.add_argument("--hostile", action="store_true", help="models with something wrong in them")
     parser.add_argument("--child", action="store_true", help=argparse.SUPPRESS)
     args = parser.parse_args()
     seeds = range(args.first, args.first + args.seeds)
     if args.child:
-        return _child(seeds, not args.passes_only)
+        return _hostile_child(seeds) if args.hostile else _child(seeds, not args.passes_only)
     counts: Counter[str] = Counter()
     refusals: Counter[str] = Counter()
-    for found in _outcomes(seeds, args.chunk, args.passes_only):
+    mode = ["--passes-only"] * args.passes_only + ["--hostile"] * args.hostile
+    for found in _outcomes(seeds, args.chunk, mode):
         counts[found["outcome"]] += 1
         if found["outcome"] == "refused":
             refusals[_kind(found["why"])] += 1
-        elif found["outcome"] != "equal":
+        elif found["outcome"] not in ("equal", "taken"):
             print(f"seed {found['seed']}: {found['outcome']}: {found['why']}\n{found.get('text', '')}\n", flush=True)
     print(", ".join(f"{n} {what}" for what, n in counts.most_common()))
     for why, n in refusals.most_common(25):
@@ -38,12 +40,12 @@ def main() -> int:
     return int(any(counts[what] for what in ("wrong", "broken", "killed")))
 
 
-def _outcomes(seeds: range, chunk: int, passes_only: bool) -> Iterator[dict[str, str]]:
+def _outcomes(seeds: range, chunk: int, mode: list[str]) -> Iterator[dict[str, str]]:
     at = seeds.start
     while at < seeds.stop:
         count = min(chunk, seeds.stop - at)
-        command = [sys.executable, "-m", "tests.fuzz", "--child", "--first", str(at), "--seeds", str(count)]
-        done = subprocess.run(command + ["--passes-only"] * passes_only, capture_output=True, text=True, check=False)
+        command = [sys.executable, "-m", "tests.fuzz", "--child", "--first", str(at), "--seeds", str(count), *mode]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
         lines = [json.loads(line) for line in done.stdout.splitlines() if line.endswith("}")]
         yield from lines
         at += len(lines)
@@ -62,6 +64,17 @@ def _child(seeds: range, native: bool) -> int:
             model, why = shrink(g, native)
             line |= {"text": text_of(model), "why": f"{why[:600]} (at first: {verdict.why[:300]})"}
         print(json.dumps(line), flush=True)
+    return 0
+
+
+def _hostile_child(seeds: range) -> int:
+    from tests.fuzz.hostile import judge_hostile
+    from tests.fuzz.judge import text_of
+
+    for seed in seeds:
+        verdict, model = judge_hostile(seed)
+        line = {"seed": seed, "outcome": verdict.outcome, "why": verdict.why[:1000]}
+        print(json.dumps(line | ({"text": text_of(model)[:3000]} if verdict.failed else {})), flush=True)
     return 0
 
 

@@ -29,7 +29,7 @@ _REDUCTIONS = ("ReduceMean", "ReduceMax", "ReduceMin", "ReduceSumSquare", "Reduc
                "ReduceLogSum", "ReduceLogSumExp")
 _OPERAND_SINCE = {"Squeeze": 13, "Unsqueeze": 13, "Split": 13, "ReduceSum": 13, **dict.fromkeys(_REDUCTIONS, 18)}
 _LAST_ONLY = ("Softmax", "LogSoftmax")  # which took all axes from one on, before opset 13
-_ODD_FLOATS = np.array([np.nan, np.inf, -np.inf, -0.0, 1e-40, 1e12, 0.0], np.float32)
+_ODD_FLOATS = np.array([np.nan, np.inf, -np.inf, -0.0, 1e-40, 1e6, 0.0], np.float32)
 _BY_TYPE = ("Gelu",)  # whose definition depends on the types of operands, which a node alone does not have
 
 

@@ -88,13 +88,14 @@ def conv(g: Grower) -> None:
 def pool(g: Grower) -> None:
     x = _image(g)
     op = g.choice(["MaxPool", "AveragePool", "GlobalAveragePool", "GlobalMaxPool"])
-    if x.rank < 4 or g.special:  # of which the reference makes other shapes, and passes over NaN
+    if x.rank < 4 or g.special:  # the reference makes other shapes, also of uneven padding, and passes over NaN
         raise Discard
     if op.startswith("Global"):
         g.add(op, x)
         return
     attrs = _window(g, x.rank - 2)
-    attrs.pop("auto_pad", None)
+    for name in ("auto_pad", "pads"):
+        attrs.pop(name, None)
     if op == "AveragePool":
         attrs["count_include_pad"] = g.integer(0, 1)
         attrs.pop("dilations", None)

@@ -7,9 +7,10 @@ import pytest
 
 from tests.fuzz.grow import ALL_STEPS, grow
 from tests.fuzz.grower import Grown
+from tests.fuzz.hostile import judge_hostile
 from tests.fuzz.judge import Verdict, judge, shrink, text_of, verdict_on
 
-PASSES, NATIVE, CHUNK = 140, 18, 20  # compiling to machine code takes ten times as long as the passes do
+PASSES, NATIVE, HOSTILE, CHUNK = 140, 18, 60, 20  # compiling to machine code takes ten times as long as the passes do
 MOST_REFUSED = 0.08
 
 
@@ -28,6 +29,12 @@ def test_what_passes_leave_means_the_same(start: int) -> None:
 def test_compiled_code_gives_what_the_standard_says(start: int) -> None:
     verdicts = [judge(seed)[0] for seed in range(1000 + start, 1000 + start + 6)]
     assert not failures(verdicts)
+
+
+def test_models_with_something_wrong_are_one_clear_error() -> None:
+    verdicts = [judge_hostile(seed)[0] for seed in range(HOSTILE)]
+    assert not failures(verdicts)
+    assert {v.outcome for v in verdicts} == {"refused", "taken"}
 
 
 def test_every_step_is_taken() -> None:
