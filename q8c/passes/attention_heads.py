@@ -1,10 +1,10 @@
 """Finding the tensor whose heads an operand of attention is."""
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from q8c.ir.dims import Dim
+from q8c.ir.dims import Dim, product
 from q8c.ir.graph import Graph, Node, Value
 from q8c.passes.axis_parts import REPEAT, Axis, move, run, whole
 from q8c.passes.rules import uniform
@@ -12,18 +12,20 @@ from q8c.passes.rules import uniform
 MOVES = ("reshape", "transpose", "slice", "broadcast_to")
 
 
-PREFERENCE = (3, 2, 4)  # ranks of sources: as it lies, behind a reshape that costs nothing, or with heads split already
+PREFERENCE = (3, 2, 4)  # ranks of sources: as it lies, rows that a reshape for free deals out, or heads split already
 
 
 @dataclass(frozen=True)
 class Heads:
     """An operand of attention: `heads` heads of `size` channels from `offset` on in `value`.
 
-    `value` is [batch, seq, channels], or [batch * seq, channels], or [batch, heads, seq, size]. `scale` is what it is
-    multiplied by, `repeat` how often each head is used in turn, `batch` and `seq` the sizes.
+    `value` is [batch, seq, channels], or the same rows of channels in other axes, or [batch, heads, seq, size]; `shape`
+    is the first of these, or the last. `scale` is what it is multiplied by, `repeat` how often each head is used in
+    turn, `batch` and `seq` the sizes.
     """
 
     value: Value
+    shape: tuple[Dim, ...]
     heads: int
     size: int
     offset: int
@@ -31,6 +33,11 @@ class Heads:
     scale: float
     batch: Dim
     seq: Dim
+
+    @property
+    def preference(self) -> int:
+        """0 for the best of several sources."""
+        return PREFERENCE.index(len(self.shape) if self.value.shape == self.shape else 2)
 
 
 def scaling(node: Node) -> tuple[Value, float] | None:
@@ -56,21 +63,27 @@ def find_heads(graph: Graph, value: Value, order: Sequence[int]) -> Heads | None
     path: list[Node] = []
     found: list[Heads] = []
     while True:
-        heads = _follow(graph, value, path, order)
-        if heads is not None:
-            found.append(heads)
+        found += [heads for view in _views(value, path) if (heads := _follow(graph, value, view, path, order))]
         node = value.producer
         scaled = None if node is None else scaling(node)
         if node is None or (scaled is None and node.op not in MOVES):
             break
         value = node.input(0) if scaled is None else scaled[0]
         path.insert(0, node)
-    return min(reversed(found), key=lambda h: PREFERENCE.index(h.value.type.rank), default=None)
+    return min(reversed(found), key=lambda h: h.preference, default=None)
 
 
-def _follow(graph: Graph, source: Value, path: list[Node], order: Sequence[int]) -> Heads | None:
-    """The operand if it is heads of `source` after the nodes of `path`."""
-    moved = whole(source.shape)
+def _views(source: Value, path: list[Node]) -> Iterator[tuple[Dim, ...]]:
+    """The shapes a source can be looked at in: its own, and its rows in one axis where these are dealt out anew."""
+    if source.type.rank in PREFERENCE:
+        yield source.shape
+    if source.type.rank > 3 and path and path[0].op == "reshape":
+        yield product(source.shape[:-1]), source.shape[-1]
+
+
+def _follow(graph: Graph, source: Value, view: tuple[Dim, ...], path: list[Node], order: Sequence[int]) -> Heads | None:
+    """The operand if it is heads of `source`, looked at in the shape `view`, after the nodes of `path`."""
+    moved = whole(view)
     scale = 1.0
     for node in path:
         scaled = scaling(node)
@@ -84,13 +97,14 @@ def _follow(graph: Graph, source: Value, path: list[Node], order: Sequence[int])
     axes = [moved.axes[axis] for axis in order]
     if len(axes) == 3:
         axes[:1] = [tuple(p for p in axes[0] if p.axis == 0), tuple(p for p in axes[0] if p.axis != 0)]
-    return _cut(source, tuple(axes), moved.offsets, scale) if len(axes) == 4 else None
+    return _cut(source, view, tuple(axes), moved.offsets, scale) if len(axes) == 4 else None
 
 
-def _cut(source: Value, axes: tuple[Axis, ...], offsets: tuple[Dim, ...], scale: float) -> Heads | None:
-    """The heads of a source, if the axes batch, heads, seq and channels are these."""
-    rank, last = source.type.rank, source.type.rank - 1
-    if rank not in PREFERENCE or any(o != 0 for o in offsets[:-1]) or not isinstance(offsets[-1], int):
+def _cut(source: Value, view: tuple[Dim, ...], axes: tuple[Axis, ...], offsets: tuple[Dim, ...],
+         scale: float) -> Heads | None:
+    """The heads of a source, if the axes batch, heads, seq and channels are these of its view."""
+    rank, last = len(view), len(view) - 1
+    if any(o != 0 for o in offsets[:-1]) or not isinstance(offsets[-1], int):
         return None
     batch, heads, seq, channels = axes
     repeat: Dim = 1
@@ -99,12 +113,13 @@ def _cut(source: Value, axes: tuple[Axis, ...], offsets: tuple[Dim, ...], scale:
     count, size = _length(heads), _length(channels)
     if not isinstance(count, int) or not isinstance(size, int) or not isinstance(repeat, int):
         return None
-    sizes = (_length(batch), _length(seq)) if rank == 2 else (source.shape[0], source.shape[-2])
+    sizes = (_length(batch), _length(seq)) if rank == 2 else (view[0], view[-2])
     split = run(1, 1, count) if rank == 4 else run(last, size, count)
     expected = (run(0, sizes[1] if rank == 2 else 1, sizes[0]), split, run(last - 1, 1, sizes[1]), run(last, 1, size))
-    if (batch, heads, seq, channels) != expected or (rank == 4 and source.shape[1::2] != (count, size)):
+    if (batch, heads, seq, channels) != expected or (rank == 4 and view[1::2] != (count, size)):
         return None
-    return Heads(source, count, size, offsets[-1], repeat, scale, *sizes)
+    shape = (*sizes, view[-1]) if rank == 2 else view
+    return Heads(source, shape, count, size, offsets[-1], repeat, scale, *sizes)
 
 
 def _length(axis: Axis) -> Dim:

@@ -176,11 +176,10 @@ def fuse(graph: Graph, found: Found, masks: SharedMasks) -> Node:
 
 
 def channels(graph: Graph, heads: Heads, before: Node) -> Value:
-    """An operand as [batch, seq, channels], or as it is where heads are split from it already."""
-    if heads.value.type.rank != 2:
+    """An operand in the shape that an attention reads."""
+    if heads.value.shape == heads.shape:
         return heads.value
-    shape = (heads.batch, heads.seq, heads.value.shape[-1])
-    return graph.add("reshape", [heads.value], {"shape": shape}, name=heads.value.name, before=before).output
+    return graph.add("reshape", [heads.value], {"shape": heads.shape}, name=heads.value.name, before=before).output
 
 
 def join_operands(graph: Graph, node: Node) -> bool:

@@ -68,7 +68,7 @@ ENCODERS: dict[str, Family] = {
     "beit": Family("BeitModel", {**PATCHES, "vocab_size": VOCABULARY}, IMAGE, sizes=IMAGES),
     "swin": Family("SwinModel", {
         "image_size": 32, "patch_size": 2, "embed_dim": HIDDEN, "depths": [2, 2], "num_heads": [2, 4],
-        "window_size": 4}, IMAGE, sizes=IMAGES, attentions=0, float_products=COMPUTED, compiled=True),
+        "window_size": 4}, IMAGE, sizes=IMAGES, attentions=4, compiled=True),
     "whisper-encoder": Family("WhisperModel", {
         "vocab_size": VOCABULARY, "d_model": HIDDEN, "encoder_layers": 2, "encoder_attention_heads": HEADS,
         "encoder_ffn_dim": 2 * HIDDEN, "decoder_layers": 1, "decoder_attention_heads": HEADS,

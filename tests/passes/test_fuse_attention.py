@@ -172,6 +172,30 @@ def test_a_mask_of_batch_and_heads_in_one_axis() -> None:
       %mask: f32[b, 3, s, t] = add(%e, %r4)""", "scale = 1.0").replace("%c:", "%full: f32[b, 3, s, t], %c:"))
 
 
+def test_rows_in_windows() -> None:
+    """As Swin's projections, of rows [batch, windows, seq]: the attention's batch is both."""
+    run("""
+    graph @g(%x: f32[b, 2, s, 24]) {
+      %h: f32[2*b, s, 3, 8] = reshape(%x) {shape = (2*b, s, 3, 8)}
+      %q: f32[2*b, 3, s, 8] = transpose(%h) {perm = (0, 2, 1, 3)}
+      %kt: f32[2*b, 3, 8, s] = transpose(%h) {perm = (0, 2, 3, 1)}
+      %m: f32[2*b, 3, s, s] = matmul(%q, %kt)
+      %p: f32[2*b, 3, s, s] = softmax(%m)
+      %zh: f32[2*b, 3, s, 8] = matmul(%p, %q)
+      %zt: f32[2*b, s, 3, 8] = transpose(%zh) {perm = (0, 2, 1, 3)}
+      %z: f32[b, 2, s, 24] = reshape(%zt) {shape = (b, 2, s, 24)}
+      return %z
+    }""", f"""
+    graph @g(%x: f32[b, 2, s, 24]) {{
+      %q: f32[2*b, s, 24] = reshape(%x) {{shape = (2*b, s, 24)}}
+      %k: f32[2*b, s, 24] = reshape(%x) {{shape = (2*b, s, 24)}}
+      %v: f32[2*b, s, 24] = reshape(%x) {{shape = (2*b, s, 24)}}
+      %a: f32[2*b, s, 24] = attention(%q, %k, %v) {{{ATTRS}, scale = 1.0}}
+      %z: f32[b, 2, s, 24] = reshape(%a) {{shape = (b, 2, s, 24)}}
+      return %z
+    }}""")
+
+
 def test_products_given_transposed() -> None:
     run(INPUTS + HEADS.replace("%kt: f32[b, 3, 8, t] = transpose(%k1) {perm = (0, 2, 3, 1)}",
                                "%kt: f32[b, 3, t, 8] = transpose(%k1) {perm = (0, 2, 1, 3)}")
