@@ -349,6 +349,8 @@ def _floordiv_by(a: Expr, b: int) -> Dim:
         (monomial, coefficient), *more = rest.terms
         inner = monomial[0] if len(monomial) == 1 and coefficient == 1 and all(m == () for m, _ in more) else None
         if isinstance(inner, Call) and inner.op == "//" and isinstance(inner.args[1], int) and inner.args[1] > 0:
+            if inner.args[1] * b >= SIZE_LIMIT:
+                raise OverflowError(f"a size is divided by {inner.args[1] * b}, and none is so large")
             dividend, divisor = inner.args[0], inner.args[1]
             return whole + floordiv(dividend + (rest - Expr({monomial: 1})) * divisor, divisor * b)
     return whole + (rest // b if isinstance(rest, int) else Expr({(Call("//", (rest, b)),): 1}))
