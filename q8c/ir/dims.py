@@ -9,6 +9,7 @@ from __future__ import annotations
 import ast
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, TypeAlias
 
 Dim: TypeAlias = "int | Expr"
@@ -17,6 +18,7 @@ Monomial: TypeAlias = "tuple[Atom, ...]"
 Program: TypeAlias = "int | list[Any]"
 TERM_LIMIT = 1000  # terms of a product and factors of a term; models stay below ten, squaring a few times does not
 TEXT_LIMIT = 20_000  # characters of an expression; models stay below a hundred
+_REMEMBERED = 4096  # results of each operation: a model has few sizes, and all its layers ask for the same ones
 SIZE_LIMIT = 2**47  # every size is below this (the x86-64 address space), so a larger bound bounds nothing
 
 
@@ -44,7 +46,7 @@ class Expr:
         self._hash = hash(self.terms)
 
     def __add__(self, other: Dim) -> Dim:
-        return _sum([self, other])
+        return _plus(self, other)
 
     __radd__ = __add__
 
@@ -52,20 +54,13 @@ class Expr:
         return self * -1
 
     def __sub__(self, other: Dim) -> Dim:
-        return _sum([self, other * -1])
+        return self + other * -1
 
     def __rsub__(self, other: Dim) -> Dim:
-        return _sum([other, self * -1])
+        return self * -1 + other
 
     def __mul__(self, other: Dim) -> Dim:
-        if len(self.terms) * len(_terms(other)) > TERM_LIMIT or _degree(self) + _degree(other) > TERM_LIMIT:
-            raise OverflowError(f"a product of sizes grows beyond {TERM_LIMIT} terms or factors")
-        terms: dict[Monomial, int] = {}
-        for m1, c1 in self.terms:
-            for m2, c2 in _terms(other):
-                m = tuple(sorted(m1 + m2, key=str))
-                terms[m] = terms.get(m, 0) + c1 * c2
-        return _reduce(terms)
+        return _times(self, other)
 
     __rmul__ = __mul__
 
@@ -108,6 +103,7 @@ def sym(name: str) -> Expr:
     return Expr({(name,): 1})
 
 
+@lru_cache(_REMEMBERED)
 def floordiv(a: Dim, b: Dim) -> Dim:
     """a // b, divided out where it is exact. A division whose divisor turns out 0 at run time raises there.
 
@@ -312,11 +308,23 @@ def _reduce(terms: Mapping[Monomial, int]) -> Dim:
     return Expr(kept)
 
 
-def _sum(parts: Iterable[Dim]) -> Dim:
+@lru_cache(_REMEMBERED)
+def _plus(a: Expr, b: Dim) -> Dim:
+    terms = dict(a.terms)
+    for m, c in _terms(b):
+        terms[m] = terms.get(m, 0) + c
+    return _reduce(terms)
+
+
+@lru_cache(_REMEMBERED)
+def _times(a: Expr, b: Dim) -> Dim:
+    if len(a.terms) * len(_terms(b)) > TERM_LIMIT or _degree(a) + _degree(b) > TERM_LIMIT:
+        raise OverflowError(f"a product of sizes grows beyond {TERM_LIMIT} terms or factors")
     terms: dict[Monomial, int] = {}
-    for part in parts:
-        for m, c in _terms(part):
-            terms[m] = terms.get(m, 0) + c
+    for m1, c1 in a.terms:
+        for m2, c2 in _terms(b):
+            m = tuple(sorted(m1 + m2, key=str))
+            terms[m] = terms.get(m, 0) + c1 * c2
     return _reduce(terms)
 
 
@@ -365,7 +373,8 @@ def _cancel(monomial: Monomial, divisor: Monomial) -> Monomial | None:
     return tuple(left)
 
 
-def _extreme(op: str, args: Iterable[Dim], fold: Callable[[list[int]], int]) -> Dim:
+@lru_cache(_REMEMBERED)
+def _extreme(op: str, args: tuple[Dim, ...], fold: Callable[[list[int]], int]) -> Dim:
     sign = 1 if op == "max" else -1
     flat: list[Dim] = []
     for arg in args:
