@@ -1,9 +1,9 @@
 """Passes, the text that names them, and the manager that runs them one after the other.
 
 A pass is a frozen dataclass: its fields are its arguments, so `fold-weights{format=q8-channel}` is
-`FoldWeights(format="q8-channel")`. The manager verifies the graph after every pass and keeps in a `Report` what was
-rewritten, what was declined and why, and how long it took. Printing, dumping and comparing results between passes are
-observers (`observers.py`).
+`FoldWeights(format="q8-channel")`. The manager verifies the graph after every pass that changed it and keeps in a
+`Report` what was rewritten, what was declined and why, and how long it took. Printing, dumping and comparing results
+between passes are observers (`observers.py`).
 """
 from __future__ import annotations
 
@@ -105,7 +105,7 @@ Observer: TypeAlias = "Callable[[Graph, Step], None]"
 
 def run_passes(graph: Graph, passes: Iterable[Pass], *, observers: Sequence[Observer] = (),
                report: Report | None = None) -> Report:
-    """Run passes in order on the graph, verifying it after each, and return the report.
+    """Run passes in order on the graph, verifying it after each that changed it, and return the report.
 
     Every observer is called with the graph before the first pass (step 0) and after each pass. Raises CompileError
     that names the passes already run if a pass fails or leaves a graph that does not verify.
@@ -133,7 +133,8 @@ def _run_one(graph: Graph, item: Pass, index: int, report: Report, done: Sequenc
     try:
         changed = item.run(graph, report)
         stage = "left a graph that does not verify"
-        verify(graph)
+        if changed:
+            verify(graph)
     except Exception as error:
         cause = str(error) if isinstance(error, CompileError) else f"{type(error).__name__}: {error}"
         raise CompileError(f"pass {item} {stage}: {cause}; passes already run: {', '.join(done) or 'none'}") from error
