@@ -12,6 +12,7 @@ import llvmlite.ir as ir
 from q8c.codegen import frame as frames
 from q8c.codegen.builder import I64, PTR
 from q8c.codegen.builder import Value as Code
+from q8c.codegen.calls import helpers
 from q8c.codegen.constants import packed_name
 from q8c.codegen.cost import cost_of
 from q8c.codegen.draw import draw
@@ -32,8 +33,6 @@ SHARED = Place("shared")
 nodes are never in a phase together."""
 PIECE = 1500
 """Nanoseconds of work that are worth drawing (some 100 ns where threads meet at the counter)."""
-PIECES_PER_THREAD = 8
-"""So that a thread slowed by others leaves little for the rest to wait for."""
 
 
 @dataclass(frozen=True)
@@ -113,6 +112,7 @@ class Entry:
     def __init__(self, module: ir.Module, tier: Tier, plan: Schedule, offsets: Mapping[str, int]) -> None:
         self.plan, self.offsets = plan, offsets
         self.b = Body(module, tier, len(plan.phases))
+        self.helpers = helpers(module, tier)
 
     def emit(self) -> None:
         """Write the functions."""
@@ -127,9 +127,7 @@ class Entry:
         self.threads = self.word(frames.THREADS)
         self.weights = b.load(PTR, self.address(frames.WEIGHTS))
         self.arena = b.load(PTR, self.address(frames.ARENA))
-        self.stamps = self.word(frames.STAMPS)
-        self.timed = b.icmp("!=", self.stamps, 0)
-        self.stamps = b.add(self.stamps, b.mul(self.tid, 16 * self.plan.nodes))
+        self.stamps = b.mul(self.tid, 16 * self.plan.nodes)
         for call in calls:
             self.call(call)
 
@@ -172,19 +170,17 @@ class Entry:
             args.append(b.at(self.arena, self.word(self.plan.frame.slot(len(self.plan.frame.slots) - 1))))
         if kernel.reports:
             args += [self.frame, ir.Constant(I64, call.number)]
-        self.stamp(2 * call.number, again=False)
+        b.ir.call(self.helpers.begun, [self.frame, b.add(self.stamps, 16 * call.number)])
         if kernel.draws:
             self.call_kernel(call, [*args, self.threads, b.queue()])
         else:
             self.pieces(call, args)
-        self.stamp(2 * call.number + 1, again=True)
+        b.ir.call(self.helpers.ended, [self.frame, b.add(self.stamps, 16 * call.number + 8)])
 
     def pieces(self, call: Call, args: Sequence[Code]) -> None:
-        """Draw pieces until there are no more; a thread alone takes all as one."""
+        """Draw pieces until there are no more."""
         b, queue = self.b, self.b.queue()
-        count = b.imin(b.mul(self.threads, PIECES_PER_THREAD), self.size(call.pieces))
-        whole = b.mul(b.ir.udiv(count, self.threads), self.threads)  # parts that are the same rows in all kernels
-        count = b.select(b.icmp("==", self.threads, 1), 1, b.select(b.icmp(">", whole, 0), whole, count))
+        count = b.ir.call(self.helpers.pieces, [self.threads, self.size(call.pieces)])
 
         def make(drawn: Sequence[Code]) -> list[Code]:
             self.call_kernel(call, [*args, drawn[0], count])
@@ -198,12 +194,3 @@ class Entry:
         if [a.type for a in args] != [a.type for a in function.args]:
             raise CompileError(f"{call.node}: the call of {function.name} does not fit its parameters")
         self.b.ir.call(function, args)
-
-    def stamp(self, index: int, again: bool) -> None:
-        """Note the time in the thread's stamps, if anybody wants it: else a branch that is always predicted. Where
-        there is a time, it is the first step's of the same node: only `again` puts another in its place."""
-        b = self.b
-        with b.if_(self.timed, likely=False):
-            address = b.ir.inttoptr(b.add(self.stamps, 8 * index), PTR)
-            noted = b.load(I64, address)
-            b.store(b.clock() if again else b.select(b.icmp("==", noted, 0), b.clock(), noted), address)

@@ -43,8 +43,8 @@ _LAUNCHES, _IDLE, _TAKEN, _CORES, _FRAME, _FIRST, _THREADS = 0, 1, 2, 3, 8, 9, 1
 _STATE, _WAITING, _BUSY, _QUEUED, _SLOTS = 16, 17, 24, 25, 32
 _ONE_THREAD = 1 << 32
 _BODY = [("place", PTR), ("slots", PTR), ("pool", PTR), ("first", I32), ("tid", I64)]
-PART = 128
-"""Phases in one function: LLVM's time for a function grows faster than the function (1.7th power of its phases)."""
+PART = 32
+"""Phases in one function: LLVM's time for a function grows faster than the function."""
 
 
 class Body(Builder):

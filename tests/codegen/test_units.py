@@ -50,7 +50,7 @@ def test_what_was_compiled_before_changes_no_byte(monkeypatch: pytest.MonkeyPatc
 
 def test_a_known_kernel_is_not_generated_again(monkeypatch: pytest.MonkeyPatch) -> None:
     first = made(SOFTMAX, SOFTMAX)
-    assert len(first.parts) == 4  # the body, the loop, what threads do, draw
+    assert len(first.parts) == 5  # the body, the loop, what threads do, what goes with calls, draw
     monkeypatch.setattr(loop, "emit_loop", None)
     assert made(SOFTMAX, SOFTMAX) == first
     with pytest.raises(TypeError):
