@@ -13,7 +13,7 @@ from q8c.codegen.builder import F32, I16, I32, I64, LANES, V16F, V16I, VOID, Bui
 from q8c.codegen.layout import PANEL
 from q8c.codegen.linear_spec import STEP_BYTES
 from q8c.codegen.q8_spec import Q8LinearSpec
-from q8c.codegen.q8_tile import FLOAT_OFFSET
+from q8c.codegen.q8_tile import FLOAT_OFFSET, load_scales
 
 ROWS_AHEAD = 8
 """So many rows ahead results are asked for: stores wait for each other to reach the first-level cache."""
@@ -58,14 +58,16 @@ class Work(ABC):
         self.columns = [b.add(panel, n) for n in range(self.shape.panels)]
         if not operands.whole:
             self.columns = [b.imin(c, b.sub(operands.last, 1)) for c in self.columns]
-        self.w_scale = [self._of_block("w_scale", V16F, c) for c in self.columns]
-        self.w_sum = [self._of_block("w_sum", V32S, c) for c in self.columns] if self.spec.zero_point else []
+        scale_type = I16 if self.spec.half else F32
+        self.w_scale = [load_scales(b, scale_type, self._of_block("w_scale", scale_type, c)) for c in self.columns]
+        self.w_sum = [b.load(V32S, self._of_block("w_sum", I32, c))
+                      for c in self.columns] if self.spec.zero_point else []
 
     def _of_block(self, name: str, typ: ir.Type, column: Value) -> Value:
-        """16 per-column values of the block, from [panels][blocks][16]."""
+        """Where 16 per-column values of the block are, in [panels][blocks][16]."""
         b = self.b
         place = b.add(b.mul(column, self.spec.blocks), self.block)
-        return b.load(typ, b.at(self.operands.values[name], b.mul(place, STEP_BYTES)), align=STEP_BYTES)
+        return b.at(self.operands.values[name], b.mul(place, PANEL), typ)
 
     def start(self, row: Value) -> list[Value]:
         """The state before a row: its number, where its sums are, and what else moves from row to row."""

@@ -23,6 +23,7 @@ from q8c.codegen.units import shared
 from q8c.errors import CompileError
 from q8c.ir.dims import Dim, product
 from q8c.ir.graph import Node
+from q8c.ir.types import DType
 
 EmitKernel = Callable[[ir.Module, Tier, Node], Kernel]
 
@@ -40,7 +41,8 @@ def q8_linear_kernel(module: ir.Module, tier: Tier, node: Node) -> Kernel:
     bias, residual = _present(node, 5), _present(node, 6)
     depth, cols = map(_fixed, node.input(3).shape)
     spec = Q8LinearSpec(depth, cols, bias=bias, residual=residual, activation=_activation(node),
-                        block=int(str(node.attrs.get("block", 0))), zero_point=_present(node, 7))
+                        block=int(str(node.attrs.get("block", 0))), zero_point=_present(node, 7),
+                        half=node.input(4).dtype is DType.f16)
     return _adapt(module, tier, spec.name, node, spec.params, {"ldy": cols, "ldr": cols},
                   lambda unit: emit_q8_linear(unit, tier, spec))
 

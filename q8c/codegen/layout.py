@@ -51,7 +51,7 @@ def unpack_q8(packed: NDArray[np.uint8], depth: int, cols: int) -> NDArray[np.ui
     return np.ascontiguousarray(full[:depth, :cols])
 
 
-def pack_f32(weight: NDArray[np.float32]) -> NDArray[np.float32]:
+def pack_f32(weight: NDArray[Scalar]) -> NDArray[Scalar]:
     """A float weight [depth, cols] as [panels, depth, 16]."""
     depth, cols = weight.shape
     full = _padded(weight, (depth, panels(cols) * PANEL), 0)
@@ -64,7 +64,7 @@ def unpack_f32(packed: NDArray[np.float32], depth: int, cols: int) -> NDArray[np
     return np.ascontiguousarray(full[:, :cols])
 
 
-def pack_scales(scale: NDArray[np.float32]) -> NDArray[np.float32]:
+def pack_scales(scale: NDArray[Scalar]) -> NDArray[Scalar]:
     """Scales [cols] or [blocks, cols] as [panels, blocks, 16]."""
     return pack_f32(scale.reshape(-1, scale.shape[-1]))
 

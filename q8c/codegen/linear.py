@@ -136,9 +136,9 @@ class LinearKernel:
     def _from_group(self, b: Builder, operands: dict[str, Value], group: Value, panels: int) -> dict[str, Value]:
         """The operands from column group `group` on."""
         moved = {**operands, "w": b.at(operands["w"], b.mul(group, self.spec.panel_bytes * panels))}
-        for name, count in {**self.spec.col_values, "residual": 1, "y": 1}.items():
+        for name, size in {**self.spec.col_values, "residual": 4, "y": 4}.items():
             if name in operands:
-                moved[name] = b.at(operands[name], b.mul(group, PANEL * panels * count), F32)
+                moved[name] = b.at(operands[name], b.mul(group, PANEL * panels * size))
         return moved
 
     def _ahead(self, b: Builder, task: Task, panels: int, tile: Value) -> dict[str, Value]:
@@ -173,8 +173,8 @@ class LinearKernel:
         name = f"{self.name}.{tile.rows}x{tile.cols}{'.ahead' if tile.ahead else ''}"
         b = Builder(self.module, self.tier, name, [*params, ("count", I64)], internal=True)
         operands = {n: b.arg(n) for n, _ in params}
-        per_col = {**spec.col_values, "y": 1, **({"residual": 1} if spec.residual else {})}
-        right: dict[str, Value | int] = {name: 4 * PANEL * tile.panels * count for name, count in per_col.items()}
+        per_col = {**spec.col_values, "y": 4, **({"residual": 4} if spec.residual else {})}
+        right: dict[str, Value | int] = {name: PANEL * tile.panels * size for name, size in per_col.items()}
         right["w"] = spec.panel_bytes * tile.panels
         if tile.ahead:
             right["ahead"] = b.mul(operands["ahead_step"], spec.steps)

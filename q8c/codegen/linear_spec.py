@@ -54,8 +54,8 @@ class LinearSpec(ABC):
 
     @property
     def col_values(self) -> dict[str, int]:
-        """Operands that belong to columns, in panels: how many 4-byte values each column has."""
-        return {"bias": 1} if self.bias else {}
+        """Operands that belong to columns, in panels: how many bytes each column has."""
+        return {"bias": 4} if self.bias else {}
 
     @property
     def lda(self) -> int:

@@ -17,10 +17,12 @@ class Q8LinearSpec(LinearSpec):
         block: steps of depth that share scales, one of `q8.FORMATS`; 0 for all of them. Rows then have a scale, a sum
             and a zero point per block, one row after the other.
         zero_point: whether rows have zero points.
+        half: whether the weight's scales, which are per block then, are half floats.
     """
 
     block: int = 0
     zero_point: bool = False
+    half: bool = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -28,11 +30,13 @@ class Q8LinearSpec(LinearSpec):
             raise CompileError(f"int8 linear of depth {self.depth}: expected at most {q8.MAX_DEPTH}")
         if self.block not in q8.FORMATS.values():
             raise CompileError(f"int8 linear: block {self.block}, expected one of {sorted(q8.FORMATS.values())}")
+        if self.half and not self.block:
+            raise CompileError("int8 linear: scales per column are float32, not half floats")
 
     @property
     def formats(self) -> str:
         """R8 rows (z: with zero points), a Q8 weight with a scale per channel or block, a float result."""
-        scales = f"b{self.block}" if self.block else "c"
+        scales = f"b{self.block}{'' if self.half else 'f'}" if self.block else "c"
         return f"r8{'z' if self.zero_point else ''}_q8{scales}_f32"
 
     @property
@@ -59,9 +63,9 @@ class Q8LinearSpec(LinearSpec):
 
     @property
     def col_values(self) -> dict[str, int]:
-        """Scale (f32, `layout.pack_scales`) and column sums (`layout.pack_sums`) of each block, bias."""
-        names = ["w_scale", *(["w_sum"] if self.zero_point else [])]
-        return {**dict.fromkeys(names, self.blocks), **super().col_values}
+        """Scale (`layout.pack_scales`) and column sums (`layout.pack_sums`) of each block, bias."""
+        sums = {"w_sum": 4 * self.blocks} if self.zero_point else {}
+        return {"w_scale": (2 if self.half else 4) * self.blocks, **sums, **super().col_values}
 
     @property
     def pointers(self) -> list[str]:

@@ -22,6 +22,14 @@ OWN_SUMS_ROWS = 2
 are a tenth of the bytes. Of more rows the sums of products need the registers."""
 
 
+def load_scales(b: Builder, typ: ir.Type, address: Value, lanes: int = PANEL) -> Value:
+    """So many scales as f32: `typ` is F32, or I16 for half floats."""
+    scales = b.load(ir.VectorType(typ, lanes), address)
+    if typ is F32:
+        return scales
+    return b.ir.fpext(b.bitcast(scales, ir.VectorType(ir.HalfType(), lanes)), ir.VectorType(F32, lanes))
+
+
 class Columns(NamedTuple):
     """Columns that one register holds: `lanes` of a panel from lane `first` (an i64 value or a number) on."""
 
@@ -86,7 +94,7 @@ class Q8TileEmitter(TileEmitter):
         def add(number: Value, carried: list[Value], steps: int) -> list[Value]:
             totals, pointers = carried[:len(carried) - moving], carried[len(carried) - moving:]
             sums, pointers = self.block(columns, number, pointers, steps)
-            scales = [b.load(ir.VectorType(F32, c.lanes), self.block_address("w_scale", c, number)) for c in columns]
+            scales = [self.scales(c, number) for c in columns]
             offsets = [b.mul(scale, -FLOAT_OFFSET) for scale in scales]
             for r in range(self.tile.rows):
                 for n, c in enumerate(columns):
@@ -122,7 +130,7 @@ class Q8TileEmitter(TileEmitter):
             return [self.less_zeros(acc, r, number, own[n % len(columns)], 0xFFFF)
                     for n, (acc, (r, _)) in enumerate(zip(accs, rows, strict=True))], pointers
         for n, (r, c) in enumerate(rows):
-            sums = self.b.load(ir.VectorType(I32, c.lanes), self.block_address("w_sum", c, number))
+            sums = self.b.load(ir.VectorType(I32, c.lanes), self.block_address("w_sum", c, number, I32))
             starts[n] = self.less_zeros(starts[n], r, number, sums, -1)
         return self.along_depth(starts, pointers, steps, step)
 
@@ -146,11 +154,16 @@ class Q8TileEmitter(TileEmitter):
         address = b.at(self.values[name], b.add(number, row * self.spec.blocks), scalar)
         return b.splat(b.load(scalar, address), ir.VectorType(scalar, lanes))
 
-    def block_address(self, name: str, columns: Columns, number: Value) -> Value:
+    def scales(self, columns: Columns, number: Value) -> Value:
+        """The scales of some columns for a block."""
+        typ = I16 if self.spec.half else F32
+        return load_scales(self.b, typ, self.block_address("w_scale", columns, number, typ), columns.lanes)
+
+    def block_address(self, name: str, columns: Columns, number: Value, typ: ir.Type) -> Value:
         """Where the values of some columns for a block are, in [panels][blocks][16]."""
         b = self.b
-        panel = b.at(self.values[name], columns.panel * self.spec.blocks * PANEL, F32)
-        return b.at(b.at(panel, columns.first, F32), b.mul(number, PANEL), F32)
+        panel = b.at(self.values[name], columns.panel * self.spec.blocks * PANEL, typ)
+        return b.at(b.at(panel, columns.first, typ), b.mul(number, PANEL), typ)
 
     def weights(self, columns: list[Columns]) -> Value:
         """Where the weights of the first columns begin."""

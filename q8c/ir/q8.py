@@ -5,7 +5,8 @@ per column and block of 32, 64 or 128 steps of depth (`q8-block32` ...), the las
     scale = max(absmax / 127, SCALE_FLOOR),  u = clip(round_half_even(w / scale), -127, 127) + 127,
     w ~ scale * (u - 127).
 Where weights are multiples of a step already, as those of a quantized file, the scale is that step if it is nearer.
-Scales of blocks have 22 bits of mantissa (`block_scale`), so that kernels may do without an instruction.
+Scales of blocks are half floats wherever they fit (`block_scale`), and never have more than 22 bits of mantissa, so
+that kernels may do without an instruction.
 R8 (activations, on the fly): int8 in [-127, 127], blocks of a row as in the weight it meets, symmetric
     scale = max(absmax / 127, SCALE_FLOOR),  q = clip(round_half_even(x * (1 / scale)), -127, 127),
     x ~ scale * q,
@@ -34,6 +35,7 @@ QMAX = 127
 ZERO_POINT = 127
 SCALE_FLOOR = 2.0**-100  # keeps 1 / scale finite for rows of zeros and denormals, and scale products normal
 SUM_LIMIT = 2**22        # no block's sum reaches it: 254 * 127 * 128 < 2**22
+HALF_FLOOR = 2.0**-17    # below it half floats have fewer than 8 bits, and the step would be off by half a percent
 MAX_DEPTH = 66_000       # 254 * 127 * depth < 2**31: the int32 accumulator cannot overflow below it
 KEPT_SCALE_BITS = 0xFFFFFF00  # of a float32: 16 bits of mantissa times 7 are exact in 24
 
@@ -53,8 +55,9 @@ def block_count(depth: int, block: int) -> int:
     return -(-depth // block) if block else 1
 
 
-def quantize_weight(w: Array, block: int = 0) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
-    """Q8 of a float weight [depth, cols]: (u8 [depth, cols], f32 scale [cols], or [blocks, cols] if `block`).
+def quantize_weight(w: Array, block: int = 0) -> tuple[NDArray[np.uint8], Array]:
+    """Q8 of a float weight [depth, cols]: u8 [depth, cols], and scales: f32 [cols], or if `block`, f16 or f32
+    [blocks, cols].
 
     Raises CompileError for a weight that is not finite, or deeper than an int32 sum allows.
     """
@@ -69,8 +72,8 @@ def quantize_weight(w: Array, block: int = 0) -> tuple[NDArray[np.uint8], NDArra
     if steps is not None:
         scale = _nearer(parts, scale, steps)
     if block:
-        scale = block_scale(scale)
-    q = np.clip(np.rint(parts / scale[:, None]), -QMAX, QMAX)
+        scale = block_scale(scale, exact=steps is not None)
+    q = np.clip(np.rint(parts / scale[:, None].astype(np.float32)), -QMAX, QMAX)
     u = (q + ZERO_POINT).astype(np.uint8).reshape(-1, w.shape[1])[:w.shape[0]]
     return u, scale if block else scale[0]
 
@@ -95,10 +98,20 @@ def _nearer(parts: Array, scale: Array, steps: Array) -> Array:
     return np.asarray(np.where(error(own) <= error(scale), own, scale), dtype=np.float32)
 
 
-def block_scale(scale: Array) -> NDArray[np.float32]:
-    """Positive scales rounded to 22 bits of mantissa: their products with 3 * SUM_LIMIT are exact in float32."""
-    bits = np.ascontiguousarray(scale, np.float32).view(np.uint32)
-    return np.asarray(((bits + 2) & ~np.uint32(3)).view(np.float32))
+def block_scale(scale: Array, exact: bool = False) -> Array:
+    """Positive scales of blocks as they are kept: in f16, or if some are too small or too large, or lose anything where
+    they are to be `exact`, in f32 with 22 bits of mantissa. Their products with 3 * SUM_LIMIT are exact in float32.
+
+    A scale at SCALE_FLOOR is that of a block of zeros, for which any will do.
+    """
+    scale = np.ascontiguousarray(scale, np.float32)
+    used = np.where(scale > SCALE_FLOOR, scale, np.float32(1))
+    with np.errstate(over="ignore"):
+        halves = used.astype(np.float16)
+    lost = np.abs(halves.astype(np.float32) - used)
+    if (used >= HALF_FLOOR).all() and (lost <= used * np.float32(2.0**-20 if exact else 2.0**-8)).all():
+        return halves
+    return np.asarray(((scale.view(np.uint32) + 2) & ~np.uint32(3)).view(np.float32))
 
 
 def dequantize_weight(u: Array, scale: Array, block: int = 0) -> NDArray[np.float32]:

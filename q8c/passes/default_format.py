@@ -9,7 +9,7 @@ DEFAULT = "default"
 """Names `q8-block32` for decoders and `q8-channel` for other models.
 
 Each token of a decoder is chosen from what all before it left, so that errors add up; and where it computes one token
-at a time, the time goes into reading weights, of which scales per block are an eighth more.
+at a time, the time goes into reading weights, of which scales per block are a sixteenth more.
 """
 
 

@@ -35,7 +35,7 @@ class Problem:
     row_scale: NDArray[np.float32]
     row_zero: NDArray[np.int32]
     w: NDArray[np.uint8]
-    w_scale: NDArray[np.float32]
+    w_scale: NDArray[np.floating[Any]]
     bias: NDArray[np.float32]
     residual: NDArray[np.float32]
     packed: dict[str, NDArray[Any]] = field(default_factory=dict)
@@ -68,6 +68,7 @@ def problem(spec: Q8LinearSpec, rows: int, seed: int = 0, plain: bool = False) -
     row_zero = rng.integers(-127, 128, (rows, spec.blocks)).astype(np.int32)
     bias, residual = rng.normal(size=spec.cols), rng.normal(size=(rows, spec.cols))
     if spec.block:
+        w_scale[0, 0] = 1 if spec.half else 2.0**-40
         w_scale = q8.block_scale(w_scale)
     if plain:
         row_scale, w_scale = np.ones_like(row_scale), np.ones_like(w_scale)

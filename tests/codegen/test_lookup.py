@@ -16,10 +16,10 @@ from tests.codegen.kernels import NODE, compiled
 COLS = 37
 
 
-def text(depth: int, block: int, dtype: str = "i64") -> str:
+def text(depth: int, block: int, dtype: str = "i64", scale: str = "f32") -> str:
     """A graph of one lookup, its weight an input."""
     blocks = f"{q8.block_count(depth, block)}, " if block else ""
-    return f"""graph @g(%w: u8[{depth}, {COLS}], %s: f32[{blocks}{COLS}], %at: {dtype}[batch, seq]) {{
+    return f"""graph @g(%w: u8[{depth}, {COLS}], %s: {scale}[{blocks}{COLS}], %at: {dtype}[batch, seq]) {{
   %y: f32[batch, seq, {depth}] = lookup(%w, %s, %at) {{block = {block}}}
   return %y }}"""
 
@@ -28,9 +28,11 @@ def text(depth: int, block: int, dtype: str = "i64") -> str:
 @pytest.mark.parametrize(("depth", "block", "dtype"), [(16, 0, "i32"), (96, 32, "i64"), (80, 64, "i64"),
                                                    (272, 128, "i64")])
 def test_bits_of_the_interpreter(tier: Tier, depth: int, block: int, dtype: str) -> None:
-    run = compiled(tier, text(depth, block, dtype))
     rng = np.random.default_rng(0)
-    w, s = q8.quantize_weight(rng.standard_normal((depth, COLS)).astype(np.float32), block)
+    weight = rng.standard_normal((depth, COLS)).astype(np.float32) * (1e-9 if block == 64 else 1)
+    w, s = q8.quantize_weight(weight.astype(np.float32), block)
+    run = compiled(tier, text(depth, block, dtype, "f16" if s.dtype == np.float16 else "f32"))
+    assert (s.dtype == np.float16) == (block in (32, 128))
     run.packed = {"w": layout.pack_q8(w), "s": layout.pack_scales(s)}
     for batch, seq in ((2, 40), (1, 1), (0, 3)):
         at = rng.integers(-COLS, COLS, (batch, seq)).astype(dtype.replace("i", "int"))
@@ -41,7 +43,7 @@ def test_bits_of_the_interpreter(tier: Tier, depth: int, block: int, dtype: str)
 
 @pytest.mark.parametrize("index", [COLS, -COLS - 1, 2**62, -2**63])
 def test_an_index_out_of_range_is_reported(index: int) -> None:
-    run = compiled(tier("avx2"), text(32, 32))
+    run = compiled(tier("avx2"), text(32, 32, scale="f16"))
     w, s = q8.quantize_weight(np.ones((32, COLS), np.float32), 32)
     frame = np.zeros(8, np.int64)
     run.packed = {"w": layout.pack_q8(w), "s": layout.pack_scales(s)}

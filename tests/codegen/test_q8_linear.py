@@ -14,7 +14,7 @@ from tests.codegen.jit import all_tiers, runnable_tiers
 from tests.codegen.q8 import linear_ref, problem, products, run, sum_of_blocks
 
 FUSED = Q8LinearSpec(70, 53, bias=True, activation="relu", residual=True)
-BLOCKS = Q8LinearSpec(163, 53, bias=True, residual=True, block=64, zero_point=True)
+BLOCKS = Q8LinearSpec(163, 53, bias=True, residual=True, block=64, zero_point=True, half=True)
 ROUNDINGS = 2
 """Half-ulp roundings that `linear_ref` does not make: the fma's (one per block) and the residual's."""
 
@@ -31,7 +31,7 @@ def test_integers_are_exact(tier: Tier, depth: int, cols: int) -> None:
 @all_tiers
 @pytest.mark.parametrize(("depth", "block"), [(33, 32), (130, 32), (200, 64), (260, 64), (128, 128), (260, 128)])
 def test_blocks_are_exact(tier: Tier, depth: int, block: int) -> None:
-    spec = Q8LinearSpec(depth, 49, block=block, zero_point=block != 64)
+    spec = Q8LinearSpec(depth, 49, block=block, zero_point=block != 64, half=block == 32)
     for rows in (1, 3, 7, 13, 26, 70):
         p = problem(spec, rows, seed=rows, plain=True)
         np.testing.assert_array_equal(run(tier, p), products(p).sum(axis=1))
@@ -127,5 +127,7 @@ def test_impossible_specs_are_refused() -> None:
         Q8LinearSpec(66_001, 4)
     with pytest.raises(CompileError, match=r"block 48, expected one of \[0, 32, 64, 128\]"):
         Q8LinearSpec(64, 4, block=48)
+    with pytest.raises(CompileError, match="scales per column are float32"):
+        Q8LinearSpec(64, 4, half=True)
     with pytest.raises(CompileError, match="activation 'gelu', expected one of none, relu"):
         Q8LinearSpec(4, 4, activation="gelu")

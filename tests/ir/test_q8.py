@@ -48,6 +48,19 @@ def test_scales_of_blocks_times_an_offset_are_exact() -> None:
     np.testing.assert_array_equal(scales, q8.block_scale(scales))
 
 
+def test_scales_of_blocks_are_half_floats_where_those_are_near() -> None:
+    scale = np.exp(RNG.uniform(np.log(q8.HALF_FLOOR), np.log(65_000), 1000)).astype(np.float32)
+    scale[7] = q8.SCALE_FLOOR  # of a block of zeros
+    halves = q8.block_scale(scale)
+    assert halves.dtype == np.float16 and halves[7] > 0
+    near = np.abs(halves.astype(np.float64) - scale) <= scale * np.where(scale < 2.0**-14, 2.0**-8, 2.0**-11)
+    assert np.delete(near, 7).all()
+    for other in (q8.HALF_FLOOR / 2, 1e5):
+        assert q8.block_scale(np.append(scale, other)).dtype == np.float32
+    assert q8.block_scale(scale, exact=True).dtype == np.float32
+    assert q8.block_scale(halves.astype(np.float32), exact=True).tobytes() == halves.tobytes()
+
+
 @pytest.mark.parametrize("depth", [1, 31, 64, 300])
 def test_kept_rows_are_within_half_a_step_and_round_once(depth: int) -> None:
     named = np.stack([row[:depth] for row in ROWS.values()]).astype(np.float32)

@@ -17,7 +17,8 @@ BLOCK = {"block": AttrSpec("int", 0)}
 
 
 def expect_weight(o: Operands, w: TensorType, scale: TensorType) -> None:
-    """Fail unless w is u8[depth, cols] and scale f32[cols], or f32[blocks, cols] if there are blocks, sizes fixed."""
+    """Fail unless w is u8[depth, cols] and scale f32[cols], or f32 or f16 [blocks, cols] if there are blocks, sizes
+    fixed."""
     block = o.attrs["block"]
     o.expect(w.dtype is DType.u8 and w.rank == 2 and all(isinstance(d, int) for d in w.shape),
              "expected a weight u8[depth, cols] of fixed size")
@@ -25,7 +26,8 @@ def expect_weight(o: Operands, w: TensorType, scale: TensorType) -> None:
     depth, cols = w.shape
     assert isinstance(depth, int)
     expected = (q8.block_count(depth, block), cols) if block else (cols,)
-    o.expect(scale == TensorType(DType.f32, expected), f"expected scales f32{list(expected)}")
+    kept = DType.f16 if block and scale.dtype is DType.f16 else DType.f32
+    o.expect(scale == TensorType(kept, expected), f"expected scales f32{list(expected)}{' or f16' * (block > 0)}")
 
 
 def block_dim(depth: Dim, block: int) -> Dim:
@@ -89,7 +91,8 @@ def _dequantize(o: Operands) -> Sequence[TensorType]:
     acc, row_scale, col_scale = o.type(0), o.type(1), o.type(2)
     block = o.attrs["block"]
     o.expect(acc.dtype is DType.i32, "expected i32 accumulators")
-    o.expect(col_scale.rank == (2 if block else 1) and col_scale.dtype is DType.f32, "expected f32 scales per column")
+    o.expect(col_scale.rank == (2 if block else 1) and col_scale.dtype in (DType.f32, *[DType.f16] * (block > 0)),
+             "expected f32 scales per column")
     o.same(col_scale.shape[-1], acc.shape[-1])
     rows = acc.shape[:-2] if block else acc.shape[:-1]
     o.expect(row_scale.rank == len(rows) + 1, "expected the scales of the rows")
