@@ -18,10 +18,15 @@ def own_steps(parts: Array) -> NDArray[np.float32] | None:
     The step is the least difference between the absolute values of a column: of dozens of weights on at most 255 steps
     some two are neighbours. Where that is wrong no step is found, or one that fits as well.
     """
+    return _steps(parts) if shows_steps(parts) else None
+
+
+def shows_steps(parts: Array) -> bool:
+    """Whether any column looked at first, of the first block, has a step: a small part of `own_steps`' work."""
     if not parts.size:
-        return None
+        return False
     sample = parts[:1, :, ::max(1, parts.shape[2] // _SAMPLED)]
-    return _steps(parts) if _steps(sample).any() else None
+    return bool(_steps(sample).any())
 
 
 def _steps(parts: Array) -> NDArray[np.float32]:

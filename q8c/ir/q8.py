@@ -29,7 +29,7 @@ from numpy.typing import NDArray
 
 from q8c.errors import CompileError
 from q8c.ir.graph import Array
-from q8c.ir.own_steps import own_steps
+from q8c.ir.own_steps import own_steps, shows_steps
 
 QMAX = 127
 ZERO_POINT = 127
@@ -80,13 +80,12 @@ def quantize_weight(w: Array, block: int = 0) -> tuple[NDArray[np.uint8], Array]
 
 def has_own_steps(w: Array) -> bool:
     """Whether the columns of a float weight [depth, cols] are multiples of a step already, each of its own."""
-    return own_steps(w.astype(np.float32, copy=False)[None]) is not None
+    return shows_steps(w.astype(np.float32, copy=False)[None])
 
 
 def has_own_blocks(w: Array, block: int) -> bool:
     """Whether a float weight [depth, cols] is made of steps block by block, and its columns are not."""
-    parts = _blocks(w.astype(np.float32, copy=False), block, axis=0)
-    return own_steps(parts) is not None and not has_own_steps(w)
+    return shows_steps(w[None, :block].astype(np.float32, copy=False)) and not has_own_steps(w)
 
 
 def _nearer(parts: Array, scale: Array, steps: Array) -> Array:

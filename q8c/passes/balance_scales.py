@@ -72,14 +72,19 @@ class BalanceScales(Pass):
 
 def best_factors(rows: Array, weights: list[Array], block: int) -> Array:
     """The factor of each channel, f32[depth], of the strength that leaves the least error."""
-    a = np.abs(rows).max(axis=0, initial=0.0).astype(np.float64)
-    b = np.max([np.abs(w).max(axis=1, initial=0.0) for w in weights], axis=0).astype(np.float64)
+    a = absmax(rows, axis=0)
+    b = np.max([absmax(w, axis=1) for w in weights], axis=0)
     step = max(sum(w.shape[1] for w in weights) // SAMPLED_COLS, 1)
     w = np.ascontiguousarray(np.concatenate([w[:, ::step] for w in weights], axis=1))
     sample = np.ascontiguousarray(rows[::max(len(rows) // SAMPLED_ROWS, 1)])
     exact = sample @ w
     candidates = [factors(a, b, s) for s in STRENGTHS]
     return min(candidates, key=lambda f: product_error(sample, w, f, block, exact))
+
+
+def absmax(x: Array, axis: int) -> Array:
+    """The largest absolute value along an axis in double precision, without a copy of x."""
+    return np.asarray(np.maximum(x.max(axis=axis, initial=0.0), -x.min(axis=axis, initial=0.0)), np.float64)
 
 
 def factors(a: Array, b: Array, strength: float) -> Array:
