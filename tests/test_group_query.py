@@ -116,12 +116,14 @@ def test_a_length_without_room_is_refused(tmp_path: Path) -> None:
             session.run(None, group_feed(proto, 2, 1, 8, 8, [7, 8]))
 
 
-def test_a_state_says_the_lengths(tmp_path: Path) -> None:
+@pytest.mark.parametrize("kv_cache", ["f32", "int8"])
+def test_a_state_says_the_lengths(tmp_path: Path, kv_cache: str) -> None:
     proto = group_model(True, None, rotary=True, packed=True, mask=True)
     rng = np.random.default_rng(5)
     parts = [rng.standard_normal((2, n, WIDTH + 2 * KV_WIDTH)).astype(F32) for n in (4, 1, 1)]
     lengths = [4, 2]
-    with q8c.load(q8c.compile(proto, tmp_path / "group.q8c", target="avx2", quantize=False)) as session:
+    path = q8c.compile(proto, tmp_path / "group.q8c", target="avx2", quantize=False, kv_cache=kv_cache)
+    with q8c.load(path) as session:
         state = session.new_state(max_tokens=9, batch=2)
         mask = (np.arange(4) < np.array(lengths)[:, None]).astype(I64)
         found = [session.run(None, {"q": parts[0], "attention_mask": mask}, state=state)[0]]

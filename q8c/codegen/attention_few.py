@@ -30,8 +30,6 @@ BLOCK = 64
 AHEAD = 64
 """Keys, or values, that memory is asked for before their turn. Between blocks nothing is read, and what the CPU fetches
 by itself then stops: 8.1 and 9.8 GB/s of 16 became 14.2 and 14.6."""
-BYTES_AHEAD = 256
-"""As many, where they are kept in 8 bits."""
 PREFETCH_LEVEL = 2
 
 

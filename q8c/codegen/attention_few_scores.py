@@ -3,7 +3,7 @@ from __future__ import annotations
 
 import llvmlite.ir as ir
 
-from q8c.codegen.attention_few import AHEAD, BLOCK, BYTES_AHEAD, PREFETCH_LEVEL, FewStep, row_bytes
+from q8c.codegen.attention_few import AHEAD, BLOCK, PREFETCH_LEVEL, FewStep, row_bytes
 from q8c.codegen.attention_math import transpose
 from q8c.codegen.attention_operands import HIDDEN, key_mask_bytes
 from q8c.codegen.attention_spec import AttentionSpec
@@ -71,7 +71,7 @@ class FewScores(FewStep):
         b, spec = self.b, self.spec
         if spec.int8:
             kept = self.operands.kept(1)
-            keys, ahead = kept.row(self.item, key), kept.row(self.item, b.add(key, BYTES_AHEAD))
+            keys, ahead = kept.row(self.item, key), kept.row(self.item, b.add(key, AHEAD))
             more = [kept.scales(self.item, key)]
         else:
             self._turn(key)

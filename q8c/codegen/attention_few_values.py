@@ -3,7 +3,7 @@ from __future__ import annotations
 
 import llvmlite.ir as ir
 
-from q8c.codegen.attention_few import AHEAD, BLOCK, BYTES_AHEAD, FEW, PREFETCH_LEVEL, FewStep, sum_vectors
+from q8c.codegen.attention_few import AHEAD, BLOCK, FEW, PREFETCH_LEVEL, FewStep, sum_vectors
 from q8c.codegen.attention_math import exp_nonpositive
 from q8c.codegen.attention_operands import HIDDEN, key_mask_bytes
 from q8c.codegen.attention_spec import SPAN, AttentionSpec
@@ -201,7 +201,7 @@ def _emit_weigh(module: ir.Module, tier: Tier, spec: AttentionSpec, rows: int, c
             source = b.select(b.fcmp("==", b.load(F32, b.at(b.arg("shown"), key, F32)), 0.0), value, zeros)
         vectors = [load(source, n) for n in range(columns)]
         for line in range(0, LANES * columns * sizeof(typ), CACHE_LINE):
-            b.prefetch(b.at(b.at(value, (BYTES_AHEAD if spec.int8 else AHEAD) * value_step, typ), line), PREFETCH_LEVEL)
+            b.prefetch(b.at(b.at(value, AHEAD * value_step, typ), line), PREFETCH_LEVEL)
         for row in range(rows):
             weight, *scaled = (b.load(F32, b.at(b.at(b.arg(name), row * 4 * BLOCK), key, F32)) for name in weights)
             at = row * (columns + 1)
