@@ -11,8 +11,7 @@ from q8c.passes.rules import uniform
 
 MOVES = ("reshape", "transpose", "slice", "broadcast_to")
 
-
-PREFERENCE = (3, 2, 4)  # ranks of sources: as it lies, rows that a reshape for free deals out, or heads split already
+RANKS = (2, 3, 4)  # of tensors that heads can be cut from as they stand
 
 
 @dataclass(frozen=True)
@@ -20,12 +19,13 @@ class Heads:
     """An operand of attention: `heads` heads of `size` channels from `offset` on in `value`.
 
     `value` is [batch, seq, channels], or the same rows of channels in other axes, or [batch, heads, seq, size]; `shape`
-    is the first of these, or the last. `scale` is what it is multiplied by, `repeat` how often each head is used in
-    turn, `batch` and `seq` the sizes.
+    is the first of these, or the last; `swapped`: it is [seq, batch, channels]. `scale` is what it is multiplied by,
+    `repeat` how often each head is used in turn, `batch` and `seq` the sizes.
     """
 
     value: Value
     shape: tuple[Dim, ...]
+    swapped: bool
     heads: int
     size: int
     offset: int
@@ -35,9 +35,11 @@ class Heads:
     seq: Dim
 
     @property
-    def preference(self) -> int:
-        """0 for the best of several sources."""
-        return PREFERENCE.index(len(self.shape) if self.value.shape == self.shape else 2)
+    def preference(self) -> tuple[bool, int]:
+        """Of several sources, the least is the best: several heads, as batch and heads in one axis look like one; then
+        as it lies, rows that a reshape for free deals out, rows to be put in another order, heads split already."""
+        way = 2 if self.swapped else 3 if len(self.shape) == 4 else 0 if self.value.type.rank == 3 else 1
+        return self.heads * self.repeat == 1, way
 
 
 def scaling(node: Node) -> tuple[Value, float] | None:
@@ -75,7 +77,7 @@ def find_heads(graph: Graph, value: Value, order: Sequence[int]) -> Heads | None
 
 def _views(source: Value, path: list[Node]) -> Iterator[tuple[Dim, ...]]:
     """The shapes a source can be looked at in: its own, and its rows in one axis where these are dealt out anew."""
-    if source.type.rank in PREFERENCE:
+    if source.type.rank in RANKS:
         yield source.shape
     if source.type.rank > 3 and path and path[0].op == "reshape":
         yield product(source.shape[:-1]), source.shape[-1]
@@ -94,17 +96,27 @@ def _follow(graph: Graph, source: Value, view: tuple[Dim, ...], path: list[Node]
         scale *= 1.0 if scaled is None else scaled[1]
     if len(moved.axes) != len(order):
         return None
-    axes = [moved.axes[axis] for axis in order]
-    if len(axes) == 3:
-        axes[:1] = [tuple(p for p in axes[0] if p.axis == 0), tuple(p for p in axes[0] if p.axis != 0)]
-    return _cut(source, view, tuple(axes), moved.offsets, scale) if len(axes) == 4 else None
+    axes = tuple(moved.axes[axis] for axis in order)
+    for batch_axis in (0, 1) if len(view) == 3 else (0,):
+        found = _cut(source, view, _four(axes, batch_axis), moved.offsets, scale, batch_axis)
+        if found is not None:
+            return found
+    return None
 
 
-def _cut(source: Value, view: tuple[Dim, ...], axes: tuple[Axis, ...], offsets: tuple[Dim, ...],
-         scale: float) -> Heads | None:
+def _four(axes: tuple[Axis, ...], batch_axis: int) -> tuple[Axis, ...]:
+    """The axes batch, heads, seq and channels, where the first two may be one."""
+    if len(axes) != 3:
+        return axes
+    batch, heads = (tuple(p for p in axes[0] if (p.axis == batch_axis) is is_batch) for is_batch in (True, False))
+    return batch, heads, axes[1], axes[2]
+
+
+def _cut(source: Value, view: tuple[Dim, ...], axes: tuple[Axis, ...], offsets: tuple[Dim, ...], scale: float,
+         batch_axis: int) -> Heads | None:
     """The heads of a source, if the axes batch, heads, seq and channels are these of its view."""
     rank, last = len(view), len(view) - 1
-    if any(o != 0 for o in offsets[:-1]) or not isinstance(offsets[-1], int):
+    if len(axes) != 4 or any(o != 0 for o in offsets[:-1]) or not isinstance(offsets[-1], int):
         return None
     batch, heads, seq, channels = axes
     repeat: Dim = 1
@@ -113,13 +125,15 @@ def _cut(source: Value, view: tuple[Dim, ...], axes: tuple[Axis, ...], offsets: 
     count, size = _length(heads), _length(channels)
     if not isinstance(count, int) or not isinstance(size, int) or not isinstance(repeat, int):
         return None
-    sizes = (_length(batch), _length(seq)) if rank == 2 else (view[0], view[-2])
+    seq_axis = last - 1 - batch_axis
+    sizes = (_length(batch), _length(seq)) if rank == 2 else (view[batch_axis], view[seq_axis])
     split = run(1, 1, count) if rank == 4 else run(last, size, count)
-    expected = (run(0, sizes[1] if rank == 2 else 1, sizes[0]), split, run(last - 1, 1, sizes[1]), run(last, 1, size))
+    expected = (run(batch_axis, sizes[1] if rank == 2 else 1, sizes[0]), split, run(seq_axis, 1, sizes[1]),
+                run(last, 1, size))
     if (batch, heads, seq, channels) != expected or (rank == 4 and view[1::2] != (count, size)):
         return None
-    shape = (*sizes, view[-1]) if rank == 2 else view
-    return Heads(source, shape, count, size, offsets[-1], repeat, scale, *sizes)
+    shape = view if rank == 4 else (*sizes, view[-1])
+    return Heads(source, shape, batch_axis == 1, count, size, offsets[-1], repeat, scale, *sizes)
 
 
 def _length(axis: Axis) -> Dim:

@@ -15,6 +15,8 @@ from q8c.passes.manager import Pass, Report
 from q8c.passes.rewrite import sources, substitute
 from q8c.passes.rules import attr, nodes_between, producer, uniform
 
+SWAP = (1, 0, 2)  # [seq, batch, channels] to [batch, seq, channels] and back
+
 
 @dataclass(frozen=True)
 class Found:
@@ -84,6 +86,9 @@ def find_attention(graph: Graph, product: Node) -> Found | str | None:
     assert q is not None and k is not None and v is not None
     if v.scale != 1 or q.repeat != 1:
         return "its values are scaled" if v.scale != 1 else "its queries are repeated"
+    if any(q.batch * q.heads == x.batch * x.heads * x.repeat and q.batch != x.batch for x in (k, v)):
+        return (f"{q.batch} x {q.heads} heads of queries meet {k.batch} x {k.heads} of keys, "
+                f"{v.batch} x {v.heads} of values")
     if (k.heads, k.size) != (v.heads, v.size) or k.size != q.size:
         return f"{q.heads} x {q.size} queries meet {k.heads} x {k.size} keys and {v.heads} x {v.size} values"
     if q.heads != k.heads * k.repeat and k.heads != 1 or k.repeat != v.repeat:
@@ -177,6 +182,8 @@ def fuse(graph: Graph, found: Found, masks: SharedMasks) -> Node:
 
 def channels(graph: Graph, heads: Heads, before: Node) -> Value:
     """An operand in the shape that an attention reads."""
+    if heads.swapped:
+        return graph.add("transpose", [heads.value], {"perm": SWAP}, name=heads.value.name, before=before).output
     if heads.value.shape == heads.shape:
         return heads.value
     return graph.add("reshape", [heads.value], {"shape": heads.shape}, name=heads.value.name, before=before).output
@@ -213,18 +220,32 @@ def give_result(graph: Graph, product: Node, result: Value, found: Found) -> Non
 
 
 def join_heads(graph: Graph, value: Value, moved: Moved, result: Value) -> None:
-    """Replace what moves the heads' results into the order of `result` by `result`."""
+    """Replace what moves the heads' results into the order of `result`, or of [seq, batch, channels], by `result`."""
     for reader in list(dict.fromkeys(value.users)):
         after = move(graph, moved, reader) if reader.op in ("reshape", "transpose") else None
         if after is None:
             continue
         join_heads(graph, reader.output, after, result)
-        if after.parts != whole(result.shape).parts:
-            continue
-        if reader.output.shape == result.shape:
-            graph.replace_uses(reader.output, result)
-        elif reader.output.users or graph.is_output(reader.output):
-            shaped = graph.add("reshape", [result], {"shape": reader.output.shape}, before=reader)
+        joined = in_order(graph, after, result, reader) if is_read(graph, reader) else None
+        if joined is not None and reader.output.shape == joined.shape:
+            graph.replace_uses(reader.output, joined)
+        elif joined is not None:
+            shaped = graph.add("reshape", [joined], {"shape": reader.output.shape}, before=reader)
             substitute(graph, reader.output, shaped.output)
-        if not reader.output.users and not graph.is_output(reader.output):
+        if not is_read(graph, reader):
             graph.erase(reader)
+
+
+def is_read(graph: Graph, node: Node) -> bool:
+    """Whether anybody reads what a node computes."""
+    return bool(node.output.users) or graph.is_output(node.output)
+
+
+def in_order(graph: Graph, moved: Moved, result: Value, before: Node) -> Value | None:
+    """The value whose elements, in order, are those of `result` as they were moved; None if heads are not joined."""
+    batch, seq, channels = whole(result.shape).axes
+    if moved.parts == (*batch, *seq, *channels):
+        return result
+    if moved.parts != (*seq, *batch, *channels):
+        return None
+    return graph.add("transpose", [result], {"perm": SWAP}, before=before).output

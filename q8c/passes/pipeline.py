@@ -96,6 +96,8 @@ def pipeline(options: Options) -> tuple[Pass, ...]:
         SinkReshapes(),           # flattened rows as they were, so that products and loops see one shape
         FuseRotary(),             # before attention, which reads what is rotated where it lies
         FuseAttention(),          # while heads still show as reshape, transpose and matmul
+        SinkReshapes(),           # what an attention's result was moved by
+        ShareCommon(),            # what was put before an attention once for q, k and v each
         KeepCache(options.kv_cache),  # before products merge: what is appended may be a part of a wider tensor too
         *_balanced(options, calibration, blocked),
         MergeMatmuls(),           # q, k and v as one product, now that attention reads parts of a wider tensor

@@ -44,6 +44,9 @@ ENCODERS: dict[str, Family] = {
     "t5-encoder": Family("T5EncoderModel", {
         "vocab_size": VOCABULARY, "d_model": HIDDEN, "d_kv": 32, "d_ff": 2 * HIDDEN, "num_layers": 2,
         "num_heads": HEADS}, TEXT, int8_error=0.08, compiled=True),
+    "torch-encoder": Family("TorchEncoder", LAYERS, {
+        "inputs_embeds": Input("normal", (*ROWS, HIDDEN)), "attention_mask": TEXT["attention_mask"]},
+        forms=("dynamo-sdpa",)),
     "sentence": Family("BertModel", SMALL, PAIRS, ("sentence_embedding",), head="sentence"),
     "sequence-classification": Family("RobertaForSequenceClassification", {**SMALL, "num_labels": 5}, TEXT,
                                       ("logits",)),
@@ -60,7 +63,7 @@ ENCODERS: dict[str, Family] = {
     "siglip-text": Family("SiglipTextModel", {**SMALL, "projection_size": HIDDEN}, {"input_ids": TEXT["input_ids"]},
                           ("pooler_output", "last_hidden_state")),
     "siglip-vision": Family("SiglipVisionModel", PATCHES, IMAGE, ("pooler_output", "last_hidden_state"),
-                            sizes=IMAGES, float_products=COMPUTED, compiled=True),
+                            sizes=IMAGES, attentions=3, compiled=True),
     "vit": Family("ViTForImageClassification", {**PATCHES, "num_labels": 10}, IMAGE, ("logits",), sizes=IMAGES),
     "dinov2": Family("Dinov2Model", PATCHES, IMAGE, ("last_hidden_state", "pooler_output"), sizes=IMAGES),
     "dinov2-resized": Family("Dinov2Model", {**PATCHES, "image_size": 56}, IMAGE, sizes=IMAGES),

@@ -9,6 +9,7 @@ import io
 import sys
 import warnings
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import onnx
@@ -46,6 +47,22 @@ class Sentence(Outputs):
         return (torch.nn.functional.normalize(mean, p=2, dim=1),)
 
 
+class TorchEncoder(torch.nn.Module):  # type: ignore[misc]
+    """PyTorch's own encoder, which has nothing of transformers."""
+
+    config_class = SimpleNamespace
+
+    def __init__(self, config: SimpleNamespace) -> None:
+        super().__init__()
+        layer = torch.nn.TransformerEncoderLayer(config.hidden_size, config.num_attention_heads,
+                                                 config.intermediate_size, batch_first=True)
+        self.encoder = torch.nn.TransformerEncoder(layer, config.num_hidden_layers, enable_nested_tensor=False)
+
+    def forward(self, inputs_embeds: torch.Tensor, attention_mask: torch.Tensor) -> dict[str, torch.Tensor]:
+        """The last hidden state [batch, seq, hidden]."""
+        return {"last_hidden_state": self.encoder(inputs_embeds, src_key_padding_mask=attention_mask == 0)}
+
+
 def encoder(model: torch.nn.Module, family: Family) -> torch.nn.Module:
     """The encoder of an encoder-decoder alone."""
     return Outputs(model.get_encoder(), family)
@@ -57,7 +74,7 @@ HEADS: dict[str, Any] = {"outputs": Outputs, "sentence": Sentence, "encoder": en
 def build(family: Family, attention: str) -> torch.nn.Module:
     """The model, with random weights that give every layer something to do."""
     torch.manual_seed(0)
-    kind = getattr(transformers, family.model)
+    kind = globals().get(family.model) or getattr(transformers, family.model)
     model = kind(kind.config_class(**family.config, attn_implementation=attention))
     with torch.no_grad():
         for parameter in model.parameters():

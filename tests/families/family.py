@@ -27,7 +27,7 @@ class Input:
 
 @dataclass(frozen=True)
 class Family:
-    """One model: the class of transformers and its config, tiny; its `inputs`, and `outputs` by transformers' names.
+    """One model: the class of transformers (or of `export`) and its config, tiny; its `inputs`, and `outputs` by name.
 
     `head` names a function of `export` that wraps the model, `sizes` what is run one after the other in one session
     (the first is what the exporters see: no two of its axes alike), `attentions` how many are fused into one kernel,

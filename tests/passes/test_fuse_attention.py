@@ -196,6 +196,50 @@ def test_rows_in_windows() -> None:
     }}""")
 
 
+@pytest.mark.parametrize("size", ["s", "3"])
+def test_the_sequence_before_the_batch(size: str) -> None:
+    """As torch.nn.MultiheadAttention has it, q, k and v from one product; sizes alike must not hide that."""
+    batch = "b" if size == "s" else size
+    run(f"""
+    graph @g(%x: f32[{size}, {batch}, 48]) {{
+      %q: f32[{size}, {batch}, 24] = slice(%x) {{starts = (0, 0, 0), sizes = ({size}, {batch}, 24), steps = (1, 1, 1)}}
+      %k: f32[{size}, {batch}, 24] = slice(%x) {{starts = (0, 0, 24), sizes = ({size}, {batch}, 24), steps = (1, 1, 1)}}
+      %q1: f32[{size}, 3*{batch}, 8] = reshape(%q) {{shape = ({size}, 3*{batch}, 8)}}
+      %qh: f32[3*{batch}, {size}, 8] = transpose(%q1) {{perm = (1, 0, 2)}}
+      %k1: f32[{size}, 3*{batch}, 8] = reshape(%k) {{shape = ({size}, 3*{batch}, 8)}}
+      %kt: f32[3*{batch}, 8, {size}] = transpose(%k1) {{perm = (1, 2, 0)}}
+      %m: f32[3*{batch}, {size}, {size}] = matmul(%qh, %kt)
+      %p: f32[3*{batch}, {size}, {size}] = softmax(%m)
+      %zh: f32[3*{batch}, {size}, 8] = matmul(%p, %qh)
+      %zt: f32[{size}, 3*{batch}, 8] = transpose(%zh) {{perm = (1, 0, 2)}}
+      %z: f32[{size}, {batch}, 24] = reshape(%zt) {{shape = ({size}, {batch}, 24)}}
+      return %z
+    }}""".replace("3*3", "9"), f"""
+    graph @g(%x: f32[{size}, {batch}, 48]) {{
+      %q: f32[{batch}, {size}, 48] = transpose(%x) {{perm = (1, 0, 2)}}
+      %k: f32[{batch}, {size}, 48] = transpose(%x) {{perm = (1, 0, 2)}}
+      %v: f32[{batch}, {size}, 48] = transpose(%x) {{perm = (1, 0, 2)}}
+      %a: f32[{batch}, {size}, 24] = attention(%q, %k, %v) {{{ATTRS}, scale = 1.0, offsets = (0, 24, 0)}}
+      %z: f32[{size}, {batch}, 24] = transpose(%a) {{perm = (1, 0, 2)}}
+      return %z
+    }}""")
+
+
+def test_batch_and_heads_that_are_told_apart_for_queries_only() -> None:
+    report = run("""
+    graph @g(%q: f32[b, s, 24], %k: f32[3*b, t, 8], %v: f32[3*b, t, 8]) {
+      %q1: f32[b, s, 3, 8] = reshape(%q) {shape = (b, s, 3, 8)}
+      %qh: f32[b, 3, s, 8] = transpose(%q1) {perm = (0, 2, 1, 3)}
+      %q3: f32[3*b, s, 8] = reshape(%qh) {shape = (3*b, s, 8)}
+      %m: f32[3*b, s, t] = matmul(%q3, %k) {transpose_b = true}
+      %p: f32[3*b, s, t] = softmax(%m)
+      %z: f32[3*b, s, 8] = matmul(%p, %v)
+      return %z
+    }""", None)
+    assert [note.text for note in report.declines] == [
+        "b x 3 heads of queries meet 3*b x 1 of keys, 3*b x 1 of values"]
+
+
 def test_products_given_transposed() -> None:
     run(INPUTS + HEADS.replace("%kt: f32[b, 3, 8, t] = transpose(%k1) {perm = (0, 2, 3, 1)}",
                                "%kt: f32[b, 3, t, 8] = transpose(%k1) {perm = (0, 2, 1, 3)}")

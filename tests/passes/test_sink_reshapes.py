@@ -68,3 +68,22 @@ def test_rows_without_elements_stay() -> None:
       return %y
     }""")
     assert not SinkReshapes().run(graph, Report())
+
+
+def test_transposes_around_work_on_rows_cancel() -> None:
+    """As around PyTorch's attention, which wants the sequence first; %y is not swapped, so the last add waits."""
+    check(SinkReshapes(), graph("""
+      %a: f32[s, b, 8] = transpose(%x) {perm = (1, 0, 2)}
+      %h: f32[s, b, 16] = matmul(%a, %w)
+      %i: f32[s, b, 16] = add(%h, %v)
+      %n: f32[s, b, 16] = softmax(%i) {axis = 2}
+      %p: f32[s, b, 16] = mul(%n, %h)
+      %q: f32[b, s, 16] = transpose(%p) {perm = (1, 0, 2)}
+      %y2: f32[s, b, 8] = transpose(%y) {perm = (1, 0, 2)}
+      %z: f32[s, b, 8] = add(%y2, %t)""", "return %q, %z").replace("%m:", "%t: f32[s, b, 8], %m:"), graph("""
+      %h: f32[b, s, 16] = matmul(%x, %w)
+      %i: f32[b, s, 16] = add(%h, %v)
+      %n: f32[b, s, 16] = softmax(%i) {axis = 2}
+      %p: f32[b, s, 16] = mul(%n, %h)
+      %y2: f32[s, b, 8] = transpose(%y) {perm = (1, 0, 2)}
+      %z: f32[s, b, 8] = add(%y2, %t)""", "return %p, %z").replace("%m:", "%t: f32[s, b, 8], %m:"))
