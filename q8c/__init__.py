@@ -30,9 +30,9 @@ __path__.append(os.path.join(os.path.dirname(__file__), "compiler.zip"))
 def compile(model: str | os.PathLike[str] | bytes | onnx.ModelProto, output: str | os.PathLike[str] | None = None, *,
             target: str = "native", weights: str = "default", quantize: bool = True, numerics: str = "fast",
             keep: Sequence[str] = (), calibrate: Iterable[Mapping[str, Any]] | None = None, balance: bool = True,
-            max_error: float | None = None, pack: bool | str = False, embeddings: str = "q8",
-            last_logits: bool = False, set_inputs: Mapping[str, bool | int | float] | None = None,
-            kv_cache: str = "f32") -> Path:
+            max_error: float | None = None, max_layer_error: float | None = None, pack: bool | str = False,
+            embeddings: str = "q8", last_logits: bool = False,
+            set_inputs: Mapping[str, bool | int | float] | None = None, kv_cache: str = "f32") -> Path:
     """Compile an ONNX model into one file and return its path.
 
     Args:
@@ -50,6 +50,8 @@ def compile(model: str | os.PathLike[str] | bytes | onnx.ModelProto, output: str
             signature serve nearly as well.
         balance: False leaves the scales of activations and weights as they are.
         max_error: with weights "auto", the largest relative L2 error of the outputs on those feeds (0.02 if not given).
+        max_layer_error: products whose int8 results would be farther off than this (relative L2, on those feeds) stay
+            float (0.2 if not given; `math.inf` for none).
         pack: leave padding out: only rows where the padding mask is not 0 are computed, results there are the same
             bits as those of each sequence alone, and padded positions of outputs read zero. True finds the input that
             is the mask, a text names it; a model this cannot be done for is compiled as it is.
@@ -74,7 +76,7 @@ def compile(model: str | os.PathLike[str] | bytes | onnx.ModelProto, output: str
         raise CompileError(f"keep must be a list of names, got {keep!r}")
     options = Options(quantize=quantize, weights=weights, numerics=numerics, keep=tuple(keep), balance=balance,
                       feeds=() if calibrate is None else as_feeds(calibrate), max_error=max_error,
-                      pack=pack, embeddings=embeddings, last_logits=last_logits,
+                      max_layer_error=max_layer_error, pack=pack, embeddings=embeddings, last_logits=last_logits,
                       set_inputs=tuple((set_inputs or {}).items()), kv_cache=kv_cache)
     return compile_model(model, output, target=target, options=options).path
 

@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -138,6 +139,10 @@ def _check_options(options: Options) -> None:
     for name in ("quantize", "balance", "last_logits"):
         if not isinstance(getattr(options, name), bool):
             raise CompileError(f"{name} must be True or False, got {getattr(options, name)!r}")
+    for name in ("max_error", "max_layer_error"):
+        given = getattr(options, name)
+        if given is not None and (isinstance(given, bool) or not isinstance(given, (int, float))):
+            raise CompileError(f"{name} must be a number, got {given!r}")
     if not isinstance(options.weights, str):
         raise CompileError(f"weights must be the name of a format, got {options.weights!r}")
     if not all(isinstance(name, str) for name in options.keep):
@@ -316,6 +321,7 @@ def _with_last(sizes: tuple[Expr, ...], last: Dim, other: Dim) -> tuple[Expr, ..
 def _described(options: Options) -> dict[str, Any]:
     """The options as JSON values; of the feeds, how many there were."""
     values = {f.name: getattr(options, f.name) for f in fields(options)}
+    values = {name: str(value) if value == math.inf else value for name, value in values.items()}  # JSON has none
     return values | {"feeds": len(options.feeds), "keep": list(options.keep), "set_inputs": dict(options.set_inputs)}
 
 

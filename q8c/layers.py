@@ -3,7 +3,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from q8c.errors import CompileError
@@ -75,6 +75,8 @@ def prepare(graph: Graph, options: Options) -> dict[Node, str]:
     at = next((i for i, item in enumerate(passes) if isinstance(item, (FoldWeights, ChooseFormats))), len(passes))
     run_passes(graph, passes[:at])
     fold = passes[at] if at < len(passes) else None
+    if isinstance(fold, FoldWeights):  # products that compiling keeps float for their error are what one looks for
+        fold = replace(fold, max_layer_error=math.inf)
     return fold.formats(graph, Report()) if isinstance(fold, (FoldWeights, ChooseFormats)) else {}
 
 

@@ -33,6 +33,9 @@ def configure(verb: argparse.ArgumentParser) -> None:
                            "than the one before, or auto (default: q8-block32 for decoders, q8-channel for all else)")
     verb.add_argument("--max-error", type=float, metavar="X",
                       help="with --weights auto: the largest relative L2 error of the outputs (default: 0.02)")
+    verb.add_argument("--max-layer-error", type=float, metavar="X",
+                      help="products whose int8 results would be farther off than this (relative L2, on the "
+                           "calibration inputs) stay float (default: 0.2; inf: none does)")
     verb.add_argument("--calibrate", type=Path, metavar="FILE.npz|DIR",
                       help="inputs like those the model is for, arrays by input name; made up if not given")
     verb.add_argument("--no-balance", action="store_true",
@@ -69,7 +72,8 @@ def run(args: argparse.Namespace) -> int:
     from q8c.passes.pipeline import Options
 
     options = Options(quantize=not args.no_quantize, weights=args.weights, numerics=args.numerics,
-                      keep=tuple(args.keep), balance=not args.no_balance, max_error=args.max_error, pack=args.pack,
+                      keep=tuple(args.keep), balance=not args.no_balance, max_error=args.max_error,
+                      max_layer_error=args.max_layer_error, pack=args.pack,
                       embeddings=args.embeddings, last_logits=args.last_logits, kv_cache=args.kv_cache,
                       set_inputs=tuple(args.set), feeds=read_calibration(args.calibrate))
     progress = Progress()

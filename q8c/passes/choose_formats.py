@@ -1,6 +1,7 @@
 """Choose the format of every weight so that the model's error stays under a bound."""
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import ClassVar
@@ -39,7 +40,7 @@ class ChooseFormats(Pass):
 
     def formats(self, graph: Graph, report: Report) -> dict[Node, str]:
         """The matmuls whose weights are to be quantized, each with its format; the choice goes to the report."""
-        products = list(FoldWeights(keep=self.keep).formats(graph, report))
+        products = list(FoldWeights(keep=self.keep, max_layer_error=math.inf).formats(graph, report))
         if not products:
             return {}
         search = Search(graph, products, self.calibration.inputs(graph))

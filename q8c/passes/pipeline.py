@@ -47,7 +47,8 @@ class Options:
     """What a compilation can be told.
 
     `quantize`: int8 products, or float ones; `weights`: the format of int8 weights, or `auto`, the fastest for each
-    product that keeps the model's relative L2 under `max_error`; `numerics`: `fast` or `reproducible`, for code
+    product that keeps the model's relative L2 under `max_error`; `max_layer_error`: products farther off than this stay
+    float; `numerics`: `fast` or `reproducible`, for code
     generation; `keep`: names of the model's nodes whose products stay float; `balance`: scales balanced between
     activations and weights; `feeds`: inputs to calibrate on, made up from the signature if empty;
     `pack`: padding left out, True or the name of the padding mask; `embeddings`: tables of embeddings as `q8` or
@@ -62,6 +63,7 @@ class Options:
     balance: bool = True
     feeds: Feeds = ()
     max_error: float | None = None
+    max_layer_error: float | None = None
     pack: bool | str = False
     embeddings: str = "q8"
     last_logits: bool = False
@@ -75,6 +77,8 @@ class Options:
             raise CompileError(f"embeddings {self.embeddings!r} are unknown; expected {' or '.join(EMBEDDINGS)}")
         if self.max_error is not None and self.weights != AUTO:
             raise CompileError(f"a largest error goes with weights {AUTO!r}, not {self.weights!r}")
+        if self.max_layer_error is not None and self.weights == AUTO:
+            raise CompileError(f"weights {AUTO!r} go by the error of the whole model, not by a largest error of layers")
 
 
 def pipeline(options: Options) -> tuple[Pass, ...]:
@@ -139,8 +143,12 @@ def _linear(options: Options, calibration: Calibration, blocked: set[str]) -> tu
     if not options.quantize:
         return (FuseLinear(),)
     keep = Names(options.keep)
-    fold: Pass = FoldWeights(options.weights, keep, blocked) if options.weights != AUTO else ChooseFormats(
-        ChooseFormats.max_error if options.max_error is None else options.max_error, keep, calibration)
+    if options.weights == AUTO:
+        bound = ChooseFormats.max_error if options.max_error is None else options.max_error
+        fold: Pass = ChooseFormats(bound, keep, calibration)
+    else:
+        bound = FoldWeights.max_layer_error if options.max_layer_error is None else options.max_layer_error
+        fold = FoldWeights(options.weights, keep, blocked, bound, calibration)
     return (
         fold,                     # weights become Q8 offline
         *((QuantizeEmbeddings(),) if options.embeddings == "q8" else ()),  # once it shows which weights they may share

@@ -1,6 +1,7 @@
 """What quantizing does to a product: a float product's result with its rows and weight rounded, and how far it is."""
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -14,6 +15,7 @@ from q8c.ir.single import product
 # A zero point costs two instructions per register of results and two per register of quantized elements, some 3 % of a
 # layer; it must take this share off the rows' mean squared rounding error to be worth it.
 MIN_GAIN = 0.2
+SAMPLED = 64  # rows and columns of a product that tell its error
 
 
 def zero_point_gain(rows: Array, block: int) -> float:
@@ -44,6 +46,21 @@ def rounded_rows(x: Array, block: int, zero_point: bool) -> Array:
 def rounded_weight(w: Array, block: int) -> Array:
     """The float weight [depth, cols] that w becomes as Q8."""
     return q8.dequantize_weight(*q8.quantize_weight(w, block), block)
+
+
+def relative_error(rows: Array, w: Array, block: int) -> float:
+    """|product of rounded operands - product| / |product|, on samples of rows [n, depth] and columns of w; 0 of none.
+
+    Weights that are not finite have no such error; quantizing them is an error of its own.
+    """
+    x = rows[::max(len(rows) // SAMPLED, 1)]
+    w = np.ascontiguousarray(w[:, ::max(w.shape[1] // SAMPLED, 1)])
+    if not x.size or not np.isfinite(w).all():
+        return 0.0
+    exact = x @ w
+    noise = rounded_rows(x, block, wants_zero_point(rows, block)) @ rounded_weight(w, block) - exact
+    power = float((exact.astype(np.float64)**2).sum())
+    return math.sqrt(float((noise.astype(np.float64)**2).sum()) / power) if power else 0.0
 
 
 def quantized_product(block: int, zero_point: bool) -> Reference:

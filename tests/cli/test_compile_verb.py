@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from pathlib import Path
 
 import onnx
@@ -23,6 +24,16 @@ def test_the_summary_says_what_became_of_each_product(cli: Cli, mlp: Path, tmp_p
     assert "1 of 2 matrix products are int8, in 1 kernel\n    1 float: it was asked to stay float (matmul1)" in text
     text = cli.good("compile", mlp, "-o", output, "--no-quantize")
     assert "0 of 2 matrix products are int8\n    2 float: nothing was to be int8 (matmul0, matmul1)" in text
+
+
+def test_products_that_are_too_far_off_stay_float(cli: Cli, mlp: Path, tmp_path: Path) -> None:
+    output = tmp_path / "m.q8c"
+    text = cli.good("compile", mlp, "-o", output, "--max-layer-error", "1e-6")
+    assert "1 of 2 matrix products are int8, in 1 kernel" in text  # what a model is fed may be anything
+    said = r"as q8-channel its results would be 0\.0\d+ off, 1e-06 is allowed \(--max-layer-error\) \(matmul1\)"
+    assert re.search(f"1 float: {said}", text)
+    assert re.search(f"left alone by fold-weights: {said}", cli.good("explain", output))
+    cli.good("compile", mlp, "-o", output, "--max-layer-error", "inf")
 
 
 def test_the_summary_as_json(cli: Cli, mlp: Path, tmp_path: Path) -> None:
@@ -88,6 +99,7 @@ def test_wrong_options(cli: Cli, mlp: Path, tmp_path: Path) -> None:
         (["--weights", "q4"], "weight format 'q4' is unknown; expected"),
         (["--numerics", "exact"], "numerics 'exact' are unknown; expected fast or reproducible"),
         (["--keep", "nobody"], "'nobody'"),
+        (["--max-layer-error", "-1"], "the largest error of a layer is -1.0; expected a number above 0"),
     ]:
         assert says in cli.bad(1, "compile", mlp, "-o", output, *words)
     assert not list(tmp_path.iterdir())

@@ -103,6 +103,34 @@ def test_named_nodes_stay_float() -> None:
     assert str(FoldWeights(keep=Names("a;b/c"))) == "fold-weights{keep=a;b/c}"
 
 
+LOUD = """graph @g(%x: f32[n, 32]) {
+  const %loud: f32[32] = @loud
+  const %w: f32[32, 48] = @w
+  %m: f32[n, 32] = mul(%x, %loud)
+  %y: f32[n, 48] = matmul(%m, %w)
+  return %y
+}"""
+
+
+@pytest.mark.parametrize(("format", "limit", "stays"), [
+    ("q8-channel", 0.2, True), ("q8-channel", float("inf"), False), ("q8-channel", 0.9, False),
+    ("q8-block32", 0.2, True)])
+def test_a_product_whose_loud_channel_drowns_the_others_stays_float(format: str, limit: float, stays: bool) -> None:
+    loud, weight = np.ones(32, np.float32), WEIGHT.copy()
+    loud[3], weight[3] = 300, 0  # steps of rows are as coarse as the channel that adds nothing is loud
+    graph = parse(LOUD, {"loud": loud, "w": weight})
+    report = run_passes(graph, [FoldWeights(format, max_layer_error=limit)])
+    assert [n.op for n in graph.nodes] == (["mul"] if stays else ["mul", "dequantize_weight"]) + ["matmul"]
+    assert [re.sub(r"0\.\d+ off", "X off", note.text) for note in report.declines] == [
+        f"as {format} its results would be X off, 0.2 is allowed (--max-layer-error)"] * stays
+
+
+def test_a_limit_must_be_above_nothing() -> None:
+    for limit in (0.0, -1.0, float("nan")):
+        with pytest.raises(CompileError, match="the largest error of a layer is"):
+            FoldWeights(max_layer_error=limit)
+
+
 def test_a_name_that_is_no_matmul_is_an_error() -> None:
     with pytest.raises(CompileError, match="no matmul comes from node 'dence'"):
         run_passes(parse(BEFORE), [FoldWeights(keep=Names("dence"))])
