@@ -44,8 +44,14 @@ def runnable_tiers() -> list[Tier]:
 
 
 def both_widths() -> list[Tier]:
-    """Of those, the ones with short and with long vectors. The others differ from them in dot products only."""
+    """Of those, the ones with short and with long vectors. The others differ from them in the dot products of integers
+    only, which `test_widths.py` shows."""
     return runnable_tiers()[::2]
+
+
+each_width = pytest.mark.parametrize(
+    "tier", [pytest.param(t, id=t.name, marks=needs(t)) for t in list(TIERS.values())[::2]])
+"""Parametrizes a test of float code over the widths of vectors this CPU can run."""
 
 
 class Loaded:

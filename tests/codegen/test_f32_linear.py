@@ -13,7 +13,7 @@ from q8c.codegen import layout
 from q8c.codegen.f32_linear import F32LinearSpec, emit_f32_linear
 from q8c.codegen.targets import Tier
 from q8c.errors import CompileError
-from tests.codegen.jit import Loaded, aligned, all_tiers, build, guarded, runnable_tiers
+from tests.codegen.jit import Loaded, aligned, both_widths, build, each_width, guarded
 from tests.codegen.queues import Queues
 
 Floats = NDArray[np.float32]
@@ -66,7 +66,7 @@ def bound(spec: F32LinearSpec, x: dict[str, Floats]) -> NDArray[np.float64]:
     return np.asarray((spec.depth + 2) * 2.0**-24 * terms)
 
 
-@all_tiers
+@each_width
 @pytest.mark.parametrize("spec", [FUSED, F32LinearSpec(64, 32), F32LinearSpec(515, 17, bias=True), F32LinearSpec(1, 1)])
 def test_within_the_bound_of_its_sums(tier: Tier, spec: F32LinearSpec) -> None:
     for rows in (0, 1, 2, 3, 4, 5, 6, 7, 13, 29):
@@ -74,7 +74,7 @@ def test_within_the_bound_of_its_sums(tier: Tier, spec: F32LinearSpec) -> None:
         assert (np.abs(run(tier, spec, x) - linear_ref(spec, x)) <= bound(spec, x)).all()
 
 
-@all_tiers
+@each_width
 def test_integers_are_exact(tier: Tier) -> None:
     x = {name: np.rint(8 * v) for name, v in operands(FUSED, 26).items()}
     np.testing.assert_array_equal(run(tier, FUSED, x), linear_ref(FUSED, x))
@@ -82,15 +82,15 @@ def test_integers_are_exact(tier: Tier) -> None:
 
 def test_rows_threads_and_tiers_change_nothing() -> None:
     x = operands(FUSED, 31)
-    whole = run(runnable_tiers()[0], FUSED, x)
-    for tier in runnable_tiers():
+    whole = run(both_widths()[0], FUSED, x)
+    for tier in both_widths():
         assert run(tier, FUSED, x, threads=3).tobytes() == whole.tobytes()
         for first, last in [(0, n) for n in range(1, 14)] + [(4, 5), (7, 20), (5, 31)]:
             part = {**x, "a": x["a"][first:last], "residual": x["residual"][first:last]}
             assert run(tier, FUSED, part).tobytes() == whole[first:last].tobytes()
 
 
-@all_tiers
+@each_width
 def test_a_nan_row_stays_one_row(tier: Tier) -> None:
     x = operands(FUSED, 9)
     good = run(tier, FUSED, x)

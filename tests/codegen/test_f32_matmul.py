@@ -16,7 +16,7 @@ from q8c.codegen.module import compile_module, new_module
 from q8c.codegen.targets import Tier
 from q8c.ir import interpret, parse_graph
 from q8c.ir.dims import evaluate
-from tests.codegen.jit import Loaded, all_tiers, guarded, runnable_tiers
+from tests.codegen.jit import Loaded, both_widths, each_width, guarded
 from tests.codegen.queues import Queues
 
 Floats = NDArray[np.float32]
@@ -49,7 +49,7 @@ def check(a: Floats, b: Floats, transpose_b: bool) -> None:
     """All tiers agree bit for bit, and with double precision within one rounding per term (Higham, 3.1)."""
     wide_b = np.swapaxes(b, -1, -2).astype(np.float64) if transpose_b else b.astype(np.float64)
     exact, terms = a.astype(np.float64) @ wide_b, np.abs(a).astype(np.float64) @ np.abs(wide_b)
-    results = [run(tier, a, b, transpose_b) for tier in runnable_tiers()]
+    results = [run(tier, a, b, transpose_b) for tier in both_widths()]
     assert (np.abs(results[0] - exact) <= a.shape[-1] * 2.0**-24 * terms).all()
     assert all(r.tobytes() == results[0].tobytes() for r in results)
 
@@ -69,7 +69,7 @@ def test_batches_broadcast(a: tuple[int, ...], b: tuple[int, ...]) -> None:
     check(random(*a, 5, 17), random(*b, 17, 33, seed=1), False)
 
 
-@all_tiers
+@each_width
 def test_a_row_does_not_know_its_mates(tier: Tier) -> None:
     a, b = random(13, 20), random(20, 50, seed=1)
     whole = run(tier, a, b, False)
@@ -91,7 +91,7 @@ def test_nodes_find_their_matrices(shapes: tuple[str, str], transpose_b: bool) -
             f"matmul(%a, %b) {{transpose_b = {str(transpose_b).lower()}}} return %y }}")
     graph = parse_graph(text)
     exact, = interpret(graph, {"a": a, "b": b})
-    for tier in runnable_tiers():
+    for tier in both_widths():
         module = new_module("test")
         kernel = matmul_kernel(module, tier, graph.nodes[0])
         kernel.function.linkage = "external"

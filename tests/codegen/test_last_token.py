@@ -6,7 +6,7 @@ import pytest
 
 from q8c.codegen.targets import Tier, tier
 from q8c.ir.graph import Array
-from tests.codegen.jit import all_tiers
+from tests.codegen.jit import each_width
 from tests.codegen.kernels import NODE, compiled
 
 
@@ -19,7 +19,7 @@ def text(dtype: str = "", lengths: bool = False) -> str:
   return %y }}"""
 
 
-@all_tiers
+@each_width
 @pytest.mark.parametrize(("dtype", "lengths"), [("", False), ("i64", False), ("f32", True), ("bool", True),
                                                ("i32", False)])
 def test_rows_of_the_interpreter(tier: Tier, dtype: str, lengths: bool) -> None:

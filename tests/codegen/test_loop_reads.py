@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from q8c.codegen.targets import Tier
-from tests.codegen.jit import all_tiers
+from tests.codegen.jit import each_width
 from tests.codegen.kernels import compiled, loop_text
 
 LEAD = "batch, seq"
@@ -26,7 +26,7 @@ QUANTIZED = f"""{GATE}
     {OUT} = dynamic_quantize(%y) {{block = 32}}"""
 
 
-@all_tiers
+@each_width
 @pytest.mark.parametrize("quantized", [False, True])
 def test_parts_of_a_wider_operand(tier: Tier, quantized: bool) -> None:
     wide, whole = {"x": f"f32[{LEAD}, 120]"}, {"a": f"f32[{LEAD}, 50]", "b": f"f32[{LEAD}, 50]"}
@@ -43,7 +43,7 @@ def test_parts_of_a_wider_operand(tier: Tier, quantized: bool) -> None:
                 np.testing.assert_array_equal(got, same)
 
 
-@all_tiers
+@each_width
 def test_parts_of_which_one_is_reduced(tier: Tier) -> None:
     lines = f"""{cut("a", 0)}
     {cut("b", 70)}

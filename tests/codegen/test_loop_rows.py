@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from q8c.ir import q8
 from q8c.ir.types import DType
-from tests.codegen.jit import runnable_tiers
+from tests.codegen.jit import both_widths
 from tests.codegen.kernels import Arrays, compiled, loop_text
 
 EPS = 2.0**-24
@@ -36,7 +36,7 @@ def norm_error(x: F32, scale: F32, y: NDArray[Any]) -> Any:
 def run(text: str, **feeds: NDArray[Any]) -> tuple[Arrays, Arrays]:
     """The outputs, which must be the same bits on all tiers and thread counts, and the reference's."""
     first: Arrays = []
-    for tier in runnable_tiers():
+    for tier in both_widths():
         kernel = compiled(tier, text)
         for threads in (1, 2, 3):
             got = kernel(threads, **feeds)

@@ -16,7 +16,7 @@ from q8c.codegen.targets import TIERS, Tier
 from q8c.ir import Graph, interpret, parse_graph
 from q8c.ir.dims import evaluate
 from q8c.ir.graph import Array
-from tests.codegen.jit import Loaded, guarded, runnable, runnable_tiers
+from tests.codegen.jit import Loaded, both_widths, guarded, runnable
 from tests.codegen.test_attention import Case
 from tests.codegen.test_attention import run as run_alone
 
@@ -83,7 +83,7 @@ def check(case: Case, lengths: Sequence[int], seed: int = 0, spare: int = 0) -> 
     alone = rows_of(case, lengths, seed)
     feeds = joined(case, alone)
     reference, = interpret(packed_graph(case, "tokens"), feeds)
-    for group, error in ((runnable_tiers(), 2e-5), (BF16, 0.05)):
+    for group, error in ((both_widths(), 2e-5), (BF16, 0.05)):
         parts = [run_alone(case, f, group[0])[0] for f, n in zip(alone, lengths, strict=True) if n and group]
         expected = np.concatenate([reference[0][:0], *parts])
         for tier in group:

@@ -7,13 +7,13 @@ import pytest
 from q8c.codegen.targets import Tier
 from q8c.ir.dims import evaluate
 from q8c.ir.graph import Array
-from tests.codegen.jit import all_tiers
+from tests.codegen.jit import each_width
 from tests.codegen.kernels import compiled
 
 X = {"wide": "batch, seq, 150", "split": "batch, 3, seq, 40"}
 
 
-@all_tiers
+@each_width
 @pytest.mark.parametrize("interleaved", [False, True])
 @pytest.mark.parametrize("layout, rotated, shared", [("wide", 40, "1"), ("split", 40, "batch"), ("wide", 18, "batch"),
                                                      ("split", 2, "1"), ("wide", 32, "1")])
