@@ -67,7 +67,8 @@ class AmxLinear(LinearKernel):
             def strip(shape: Shape, whole: bool, first: Value, rows: Value, count: Value, *panels: Value) -> None:
                 with b.if_(b.and_(b.icmp(">", b.mul(rows, count), 0), b.icmp("<", *panels))):
                     shapes[shape].configure(tile_rows(b, spec, shape, rows))
-                    operands = self._from_row(b, b.add(task.first_row, first)).values()
+                    operands = [*self._from_row(b, b.add(task.first_row, first)).values(),
+                                *([b.arg("wide")] if spec.bits == 4 else [])]
                     b.ir.call(strips[shape, whole], [*operands, rows, count, *panels, after, self._lines(b, together)])
 
             all_rows, middle = constant(I64, WIDE.rows), b.imax(begin, b.imin(end, spec.cols // PANEL // 2 * 2))
@@ -83,7 +84,7 @@ class AmxLinear(LinearKernel):
     def _lines(self, b: Builder, tiles: Value) -> Value:
         """Lines of weights that each of a task's tiles asks for ahead in a step, an equal part; a single tile is as
         fast as weights arrive."""
-        lines = WIDE.panels * Depth(self.spec).right_bytes // STEP_BYTES
+        lines = -(-WIDE.panels * Depth(self.spec).groups * self.spec.step_bytes // STEP_BYTES)
         return b.select(b.icmp(">", tiles, 1), b.ceildiv(constant(I64, lines), tiles), 0)
 
     def _emit_amx(self, shape: Shape, whole: bool) -> ir.Function:

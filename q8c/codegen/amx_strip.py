@@ -6,18 +6,18 @@ leave the vector units idle.
 """
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import llvmlite.ir as ir
 
 from q8c.codegen import amx
 from q8c.codegen.amx_finish import Add, Finish, FinishTotals, Group, Operands, Work
 from q8c.codegen.amx_shape import WIDE, Depth, Shape
-from q8c.codegen.builder import I64, LANES, V16I, Builder, Value, constant
+from q8c.codegen.builder import I64, LANES, PTR, V16I, Builder, Value, constant
 from q8c.codegen.layout import GROUP
 from q8c.codegen.linear_spec import STEP_BYTES
-from q8c.codegen.q8_spec import Q8LinearSpec
-from q8c.codegen.q8_tile import prepare_rows
+from q8c.codegen.q8_spec import RUN_BYTES, Q8LinearSpec
+from q8c.codegen.q8_tile import nibbles, prepare_rows
 
 NEAR_BYTES = 12 << 10
 """Rows that stay in the first-level cache while weights pass by (with several tiles, each weight comes from the second
@@ -25,9 +25,6 @@ level once for all of them)."""
 NEAR_TILES = 8
 CACHED_ROWS_BYTES = 512 << 10
 """Rows of one task, read once for every run of columns."""
-RUN_BYTES = 32 << 10
-"""Weights that stay in the second-level cache while all rows pass by; meanwhile the next ones are asked for, which are
-never in the cache before in a model."""
 PREFETCH_LEVEL = 2
 LEAD = 2
 """Steps before the first of other sums are read: so long it takes until they have come from the tile registers."""
@@ -38,6 +35,23 @@ TURNS = (1, 2, 4, 8, 16)
 def strip_rows(spec: Q8LinearSpec) -> int:
     """Rows of a task, at most."""
     return max(CACHED_ROWS_BYTES // spec.lda // WIDE.rows, 1) * WIDE.rows
+
+
+def widen_panels(b: Builder, spec: Q8LinearSpec, values: Mapping[str, Value], first: Value, last: Value,
+                 target: Value) -> None:
+    """Write the weights of panels `first` to `last` - 1 with 8 bits each to `target`, as tiles read them."""
+    each = spec.block_steps[0]
+    with b.range(first, last) as panel, b.range(0, spec.blocks) as block:
+        begin, end = b.mul(block, each), b.imin(b.mul(b.add(block, 1), each), spec.steps)
+        source = b.at(values["w"], b.mul(panel, spec.panel_bytes))
+        into = b.at(target, b.mul(b.sub(panel, first), spec.wide_panel_bytes))
+        place = b.mul(b.add(b.mul(panel, spec.blocks), block), STEP_BYTES)
+        offsets = b.load(V16I, b.at(values["w_offset"], place), align=STEP_BYTES) if spec.offsets else None
+        with b.range(begin, end, 2) as step:
+            both = b.load(V16I, b.at(source, b.mul(step, spec.step_bytes)), align=STEP_BYTES)
+            for odd in range(2):
+                at = b.mul(b.add(step, odd), STEP_BYTES)
+                b.store(nibbles(b, both, odd, offsets), b.at(into, at), align=STEP_BYTES)
 
 
 class Strip:
@@ -58,7 +72,7 @@ class Strip:
         self.values = {n: b.arg(n) for n, _ in spec.operands}
         self.values |= prepare_rows(b, spec, b.mul(self.tiles, self.rows), strip_rows(spec), self.values)
         self.near = max(1, min(NEAR_TILES, NEAR_BYTES // (shape.rows * spec.lda)))
-        self.run = max(1, RUN_BYTES // (shape.panels * spec.panel_bytes)) * shape.panels
+        self.run = max(1, RUN_BYTES // (shape.panels * spec.wide_panel_bytes)) * shape.panels
         self.several = spec.blocks > 1
         self.buffers = [b.scratch(shape.bytes) for _ in range(2 if self.several else 1)]
         self.totals = [b.scratch(shape.bytes) for _ in range(2 if self.several else 0)]
@@ -68,7 +82,8 @@ class Strip:
     @staticmethod
     def params(spec: Q8LinearSpec) -> list[tuple[str, ir.Type]]:
         """Name and type of the function's parameters."""
-        return [*spec.operands, *((n, I64) for n in ("rows", "tiles", "first", "last", "next", "lines"))]
+        wide = [("wide", PTR)] if spec.bits == 4 else []
+        return [*spec.operands, *wide, *((n, I64) for n in ("rows", "tiles", "first", "last", "next", "lines"))]
 
     def emit(self) -> None:
         """The whole function."""
@@ -101,6 +116,11 @@ class Strip:
         b = self.b
         last = b.imin(b.add(first, self.run), self.last)
         following = b.select(b.icmp("<", last, self.last), last, b.arg("next"))
+        self.wide = b.at(self.values["w"], b.mul(first, self.spec.panel_bytes))
+        if self.spec.bits == 4:
+            self.wide = b.arg("wide")
+            widen_panels(b, self.spec, self.values, first, last, self.wide)
+        self.run_first = first
 
         def near(start: Value, carried: list[Value]) -> list[Value]:
             end = b.imin(b.add(start, self.near), self.tiles)
@@ -124,7 +144,7 @@ class Strip:
         columns = [b.add(panel, n) for n in range(self.shape.panels)]
         if not self.whole:
             columns = [b.imin(c, b.sub(self.last, 1)) for c in columns]
-        self.weights = [b.at(self.values["w"], b.mul(c, spec.panel_bytes)) for c in columns]
+        self.weights = [b.at(self.wide, b.mul(b.sub(c, self.run_first), spec.wide_panel_bytes)) for c in columns]
 
         own = [self._other(t, self.totals) for t in totals]
 
@@ -231,7 +251,7 @@ class Strip:
             a, w, left = b.at(a, depth.left_bytes), b.add(w, depth.right_bytes), None
             ahead = self._ask_weights(ahead)
         if rest:
-            self._multiply(self.a_rest, STEP_BYTES, constant(I64, self.spec.panel_bytes - depth.right_bytes), left,
+            self._multiply(self.a_rest, STEP_BYTES, constant(I64, self.spec.wide_panel_bytes - depth.right_bytes), left,
                            between)
             ahead = self._ask_weights(ahead)
         return [a, w, ahead, *state]

@@ -24,14 +24,17 @@ class Layout:
 
 _PLAIN = Layout("", lambda s: s, lambda a: a)
 _Q8 = Layout("q8", lambda s: (layout.panels(s[1]), layout.groups(s[0]), layout.PANEL, layout.GROUP), layout.pack_q8)
+_Q4 = Layout("q4", lambda s: (layout.panels(s[1]), layout.groups(s[0]) // 2, layout.PANEL, layout.GROUP),
+             layout.pack_q4)
 _F32 = Layout("f32", lambda s: (layout.panels(s[1]), s[0], layout.PANEL), layout.pack_f32)
 _SCALES = Layout("scales", lambda s: (layout.panels(s[-1]), s[0] if len(s) == 2 else 1, layout.PANEL),
                  layout.pack_scales)
 _SUMS = Layout("sums", _SCALES.shape, layout.pack_sums)
+_OFFSETS = Layout("offsets", _SCALES.shape, layout.pack_offsets)
 _COLS = Layout("cols", lambda s: (layout.panels(s[0]) * layout.PANEL,), layout.pad_cols)
 
 _OPERAND_LAYOUTS: dict[str, dict[int, Layout]] = {
-    "q8_linear": {3: _Q8, 4: _SCALES, 5: _COLS, 8: _SUMS},
+    "q8_linear": {3: _Q8, 4: _SCALES, 5: _COLS, 8: _SUMS, 9: _OFFSETS},
     "linear": {1: _F32, 2: _COLS},
     "lookup": {0: _Q8, 1: _SCALES},
 }
@@ -81,4 +84,5 @@ def _uses(graph: Graph) -> Iterator[tuple[Node | None, int, Value]]:
 
 
 def _layout(node: Node | None, operand: int) -> Layout:
-    return _PLAIN if node is None else _OPERAND_LAYOUTS.get(node.op, {}).get(operand, _PLAIN)
+    found = _PLAIN if node is None else _OPERAND_LAYOUTS.get(node.op, {}).get(operand, _PLAIN)
+    return _Q4 if found is _Q8 and node is not None and node.attrs.get("bits") == 4 else found

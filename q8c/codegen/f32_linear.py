@@ -53,7 +53,7 @@ class _F32TileEmitter(TileEmitter):
         totals, _ = self.along_depth(starts, pointers, self.spec.steps, self._step)
         return [totals[r * tile.panels:(r + 1) * tile.panels] for r in range(tile.rows)]
 
-    def _step(self, accs: list[Value], pointers: list[Value]) -> list[Value]:
+    def _step(self, accs: list[Value], pointers: list[Value], number: int) -> list[Value]:
         b, tile = self.b, self.tile
         a, w = pointers
         weights = [b.load(V16F, b.at(w, p * self.spec.panel_bytes), align=STEP_BYTES) for p in range(tile.panels)]

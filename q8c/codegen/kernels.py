@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import llvmlite.ir as ir
 
@@ -42,9 +43,11 @@ def q8_linear_kernel(module: ir.Module, tier: Tier, node: Node) -> Kernel:
     depth, cols = map(_fixed, node.input(3).shape)
     spec = Q8LinearSpec(depth, cols, bias=bias, residual=residual, activation=_activation(node),
                         block=int(str(node.attrs.get("block", 0))), zero_point=_present(node, 7),
-                        half=node.input(4).dtype is DType.f16)
-    return _adapt(module, tier, spec.name, node, spec.params, {"ldy": cols, "ldr": cols},
-                  lambda unit: emit_q8_linear(unit, tier, spec))
+                        half=node.input(4).dtype is DType.f16, bits=int(str(node.attrs.get("bits", 8))),
+                        offsets=_present(node, 9))
+    kernel = _adapt(module, tier, spec.name, node, spec.params, {"ldy": cols, "ldr": cols},
+                    lambda unit: emit_q8_linear(unit, tier, spec))
+    return replace(kernel, scratch=spec.wide_bytes or None)
 
 
 def linear_kernel(module: ir.Module, tier: Tier, node: Node) -> Kernel:
@@ -65,8 +68,9 @@ def _adapt(module: ir.Module, tier: Tier, name: str, node: Node, params: Sequenc
     def emit_adapted(unit: ir.Module) -> None:
         inner = emit(unit)
         inner.linkage = "internal"
-        pointers = [n for n, t in params if t == PTR and n != "queue"]
-        b = Builder(unit, tier, symbol, [*((n, PTR) for n in pointers), ("rows", I64), ("threads", I64),
+        pointers = [n for n, t in params if t == PTR and n not in ("queue", "wide")]
+        own = [param for param in params if param[0] == "wide"]
+        b = Builder(unit, tier, symbol, [*((n, PTR) for n in pointers), ("rows", I64), *own, ("threads", I64),
                                          ("queue", PTR)], internal=True)
         args: list[Value] = [ir.Constant(I64, fixed[n]) if n in fixed else b.arg(n) for n, _ in params]
         b.ir.call(inner, args)

@@ -51,6 +51,13 @@ def unpack_q8(packed: NDArray[np.uint8], depth: int, cols: int) -> NDArray[np.ui
     return np.ascontiguousarray(full[:depth, :cols])
 
 
+def pack_q4(weight: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Weights [depth, cols] below 16, depth in steps of 8, as [panels, groups / 2, 16, 4]: as `pack_q8` has them, two
+    and two groups in one byte's low and high half."""
+    wide = pack_q8(weight)
+    return np.ascontiguousarray((wide[:, ::2] & 15) | wide[:, 1::2] << 4)
+
+
 def pack_f32(weight: NDArray[Scalar]) -> NDArray[Scalar]:
     """A float weight [depth, cols] as [panels, depth, 16]."""
     depth, cols = weight.shape

@@ -14,7 +14,7 @@ import llvmlite.ir as ir
 
 from q8c.codegen.builder import F32, I64, PTR, Builder, Value, constant
 from q8c.codegen.layout import PANEL
-from q8c.codegen.linear_spec import STEP_BYTES, LinearSpec, tile_name
+from q8c.codegen.linear_spec import LinearSpec, tile_name
 from q8c.codegen.linear_tile import Tile, TileEmitter
 from q8c.codegen.targets import Tier
 from q8c.codegen.tasks import Grid, Task, for_tasks, for_tiles
@@ -101,7 +101,7 @@ class LinearKernel:
                     operands |= self._ahead(b, task, panels, b.add(b.div(first, size), tile))
                 if stream:
                     weights = b.at(b.arg("w"), b.mul(task.first_group, spec.panel_bytes * panels))
-                    operands |= {"ahead": b.at(weights, STREAM_BYTES), "ahead_step": constant(I64, STEP_BYTES)}
+                    operands |= {"ahead": b.at(weights, STREAM_BYTES), "ahead_step": constant(I64, spec.step_bytes)}
                 self._across(b, operands, sizes, size, task, panels)
 
         for_tasks(b, grid, b.arg("rows"), b.arg("threads"), b.arg("queue"), lambda task: for_tiles(
@@ -146,7 +146,7 @@ class LinearKernel:
 
         A single tile is as fast as weights arrive and would only be slowed: it asks for one line again and again.
         """
-        per_step = STEP_BYTES * panels
+        per_step = self.spec.step_bytes * panels
         tiles = b.ceildiv(task.rows, self.schedule.rows)
         step = b.select(b.icmp(">", tiles, 1), b.ceildiv(constant(I64, per_step), tiles), 0)
         done = b.mul(b.mul(tile, b.sub(task.last_group, task.first_group)), b.mul(step, self.spec.steps))

@@ -12,7 +12,7 @@ from q8c.errors import CompileError
 
 ACTIVATIONS = ("none", "relu")
 STEP_BYTES = 64
-"""Bytes of one panel of packed weights for one step of depth; a row has 4 bytes for it."""
+"""Bytes of 16 columns for one step of depth, in a register and mostly in memory too; a row has 4 bytes for it."""
 
 
 @dataclass(frozen=True)
@@ -63,9 +63,14 @@ class LinearSpec(ABC):
         return 4 * self.steps
 
     @property
+    def step_bytes(self) -> int:
+        """Bytes of one packed panel of 16 columns for one step of depth."""
+        return STEP_BYTES
+
+    @property
     def panel_bytes(self) -> int:
         """Bytes of one packed panel of 16 columns."""
-        return STEP_BYTES * self.steps
+        return self.step_bytes * self.steps
 
     @property
     def panels(self) -> int:

@@ -10,7 +10,7 @@ from q8c.codegen.builder import F32, V16F, Builder, Value
 from q8c.codegen.layout import PANEL
 from q8c.codegen.linear_spec import STEP_BYTES, LinearSpec
 
-Step: TypeAlias = Callable[[list[Value], list[Value]], list[Value]]
+Step: TypeAlias = Callable[[list[Value], list[Value], int], list[Value]]
 
 
 @dataclass(frozen=True)
@@ -100,15 +100,17 @@ class TileEmitter(ABC):
                     step: Step) -> tuple[list[Value], list[Value]]:
         """Run `step` for `steps` steps of depth, `tile.unroll` in a loop body.
 
-        step(accs, pointers) gives the next accs. Returns accs and pointers after the last step.
+        step(accs, pointers, number) gives the next accs; whether its number is odd is whether that of the step is.
+        Returns accs and pointers after the last step.
         """
         b, unroll, count = self.b, self.tile.unroll, len(accs)
-        strides: list[Value | int] = [4, STEP_BYTES, *([self.values["ahead_step"]] if self.tile.ahead else [])]
+        ahead = [self.values["ahead_step"]] if self.tile.ahead else []
+        strides: list[Value | int] = [4, self.spec.step_bytes, *ahead]
 
         def run(carried: Sequence[Value], number: int) -> list[Value]:
             accs, pointers = list(carried[:count]), list(carried[count:])
-            for _ in range(number):
-                accs = step(accs, pointers[:2])
+            for n in range(number):
+                accs = step(accs, pointers[:2], n)
                 if self.tile.ahead:
                     b.prefetch(pointers[2], 2)
                 pointers = [b.at(p, s) for p, s in zip(pointers, strides, strict=True)]

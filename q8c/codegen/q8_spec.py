@@ -3,10 +3,19 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import llvmlite.ir as ir
+
+from q8c.codegen.builder import PTR
 from q8c.codegen.layout import GROUP, groups
-from q8c.codegen.linear_spec import LinearSpec
+from q8c.codegen.linear_spec import STEP_BYTES, LinearSpec
 from q8c.errors import CompileError
-from q8c.ir import q8
+from q8c.ir import q4, q8
+
+RUN_BYTES = 32 << 10
+"""Weights that stay in the second-level cache while many rows pass by; meanwhile the next ones are asked for, which are
+never in the cache before in a model."""
+WIDE_PANELS = 4
+"""Panels that are always taken together, even if they are more than that."""
 
 
 @dataclass(frozen=True)
@@ -18,11 +27,16 @@ class Q8LinearSpec(LinearSpec):
             and a zero point per block, one row after the other.
         zero_point: whether rows have zero points.
         half: whether the weight's scales, which are per block then, are half floats.
+        bits: of a weight in memory, 8 or 4 (`layout.pack_q4`); in registers it has 8.
+        offsets: whether those of 4 bits become Q8 by numbers for each column and block (`layout.pack_offsets`), and are
+            not simply 8 more than what they stand for.
     """
 
     block: int = 0
     zero_point: bool = False
     half: bool = False
+    bits: int = 8
+    offsets: bool = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -32,17 +46,36 @@ class Q8LinearSpec(LinearSpec):
             raise CompileError(f"int8 linear: block {self.block}, expected one of {sorted(q8.FORMATS.values())}")
         if self.half and not self.block:
             raise CompileError("int8 linear: scales per column are float32, not half floats")
+        if self.bits != 8 and (self.bits != 4 or self.depth % q4.DEPTH_STEP):
+            raise CompileError(f"int8 linear of depth {self.depth}: weights of {self.bits} bits, expected 8, or 4 and "
+                               f"a depth in steps of {q4.DEPTH_STEP}")
 
     @property
     def formats(self) -> str:
         """R8 rows (z: with zero points), a Q8 weight with a scale per channel or block, a float result."""
         scales = f"b{self.block}{'' if self.half else 'f'}" if self.block else "c"
-        return f"r8{'z' if self.zero_point else ''}_q8{scales}_f32"
+        weight = f"q{self.bits}{'z' if self.offsets else ''}"
+        return f"r8{'z' if self.zero_point else ''}_{weight}{scales}_f32"
 
     @property
     def steps(self) -> int:
         """4-byte groups along depth."""
         return groups(self.depth)
+
+    @property
+    def step_bytes(self) -> int:
+        """Bytes of one packed panel for one step of depth."""
+        return STEP_BYTES * self.bits // 8
+
+    @property
+    def wide_panel_bytes(self) -> int:
+        """Bytes of one panel with 8 bits a weight."""
+        return STEP_BYTES * self.steps
+
+    @property
+    def weight_zero(self) -> int:
+        """What stands for the weight 0 in registers."""
+        return q8.ZERO_POINT if self.bits == 8 or self.offsets else q4.NIBBLE_ZERO
 
     @property
     def blocks(self) -> int:
@@ -63,12 +96,24 @@ class Q8LinearSpec(LinearSpec):
 
     @property
     def col_values(self) -> dict[str, int]:
-        """Scale (`layout.pack_scales`) and column sums (`layout.pack_sums`) of each block, bias."""
+        """Scale (`layout.pack_scales`), column sums (`layout.pack_sums`) and offset (u8) of each block, bias."""
         sums = {"w_sum": 4 * self.blocks} if self.zero_point else {}
-        return {"w_scale": (2 if self.half else 4) * self.blocks, **sums, **super().col_values}
+        offsets = {"w_offset": self.blocks} if self.offsets else {}
+        return {"w_scale": (2 if self.half else 4) * self.blocks, **sums, **offsets, **super().col_values}
+
+    @property
+    def params(self) -> list[tuple[str, ir.Type]]:
+        """The kernel's parameters; with weights of 4 bits, last one to memory of the thread's own (`wide_bytes`)."""
+        return [*super().params, *([("wide", PTR)] if self.bits == 4 else [])]
+
+    @property
+    def wide_bytes(self) -> int:
+        """Bytes of a run of panels widened to 8 bits a weight, which tiles of many rows go over; 0 if they have 8."""
+        return max(WIDE_PANELS * self.wide_panel_bytes, RUN_BYTES) if self.bits == 4 else 0
 
     @property
     def pointers(self) -> list[str]:
         """Operands in the order of the node's, then the result."""
         a, w, *rest, y = super().pointers
-        return [a, "row_scale", "row_sum", w, "w_scale", *rest, *(["row_zero", "w_sum"] if self.zero_point else []), y]
+        return [a, "row_scale", "row_sum", w, "w_scale", *rest, *(["row_zero", "w_sum"] if self.zero_point else []),
+                *(["w_offset"] if self.offsets else []), y]

@@ -10,7 +10,7 @@ from q8c.codegen.layout import GROUP, PANEL
 from q8c.codegen.linear_spec import STEP_BYTES, LinearSpec
 from q8c.codegen.linear_tile import TileEmitter
 from q8c.codegen.q8_spec import Q8LinearSpec
-from q8c.ir.q8 import SUM_LIMIT, ZERO_POINT
+from q8c.ir.q8 import SUM_LIMIT
 
 V8I = ir.VectorType(I32, 8)
 FLOAT_OFFSET = 3.0 * SUM_LIMIT
@@ -118,13 +118,16 @@ class Q8TileEmitter(TileEmitter):
         rows = [(r, c) for r in range(self.tile.rows) for c in columns]
         starts = [self.row_value("starts", r, number, c.lanes) for r, c in rows]
 
-        def step(accs: list[Value], pointers: list[Value]) -> list[Value]:
-            return self.step(columns, accs, pointers)
+        def step(accs: list[Value], pointers: list[Value], step_number: int) -> list[Value]:
+            return self.step(columns, accs, pointers, step_number)
 
+        if self.spec.offsets:
+            self.offsets = [self.b.load(ir.VectorType(I32, c.lanes), self.block_address("w_offset", c, number))
+                            for c in columns]
         if not self.spec.zero_point:
             return self.along_depth(starts, pointers, steps, step)
         if self.own_sums:
-            starts += [constant(ir.VectorType(I32, c.lanes), -ZERO_POINT * GROUP * steps) for c in columns]
+            starts += [constant(ir.VectorType(I32, c.lanes), -self.spec.weight_zero * GROUP * steps) for c in columns]
             accs, pointers = self.along_depth(starts, pointers, steps, step)
             accs, own = accs[:len(rows)], accs[len(rows):]
             return [self.less_zeros(acc, r, number, own[n % len(columns)], 0xFFFF)
@@ -170,11 +173,21 @@ class Q8TileEmitter(TileEmitter):
         panel = self.b.at(self.values["w"], columns[0].panel * self.spec.panel_bytes)
         return self.b.at(panel, columns[0].first, I32)
 
-    def step(self, columns: list[Columns], accs: list[Value], pointers: list[Value]) -> list[Value]:
+    def weight(self, w: Value, columns: Columns, n: int, number: int) -> Value:
+        """The register of 4 steps of depth of the n-th columns, whose weights in memory are at `w`; those of 4 bits lie
+        two and two such steps together."""
+        b, typ = self.b, ir.VectorType(I32, columns.lanes)
+        odd = number % 2 if self.spec.bits == 4 else 0
+        both = b.load(typ, b.at(w, -odd * self.spec.step_bytes), align=4 * columns.lanes)
+        if self.spec.bits == 8:
+            return both
+        return nibbles(b, both, odd, self.offsets[n] if self.spec.offsets else None)
+
+    def step(self, columns: list[Columns], accs: list[Value], pointers: list[Value], number: int) -> list[Value]:
         """4 columns of depth for every row and panel."""
         b, tile = self.b, self.tile
         a, w = pointers
-        weights = [b.load(V16I, b.at(w, c.panel * self.spec.panel_bytes), align=STEP_BYTES) for c in columns]
+        weights = [self.weight(b.at(w, c.panel * self.spec.panel_bytes), c, n, number) for n, c in enumerate(columns)]
         for r in range(tile.rows):
             dword = b.splat(b.load(I32, b.at(a, r * self.spec.lda)), V16I)
             for n, weight in enumerate(weights):
@@ -202,16 +215,22 @@ class WidenedTileEmitter(Q8TileEmitter):
                 b.store(total, b.at(b.at(kept, r * STEP_BYTES), first, I32))
         return [[b.load(typ, b.at(kept, r * STEP_BYTES))] for r in range(rows)]
 
-    def step(self, columns: list[Columns], accs: list[Value], pointers: list[Value]) -> list[Value]:
+    def step(self, columns: list[Columns], accs: list[Value], pointers: list[Value], number: int) -> list[Value]:
         """4 columns of depth for every row, even and odd bytes apart."""
         b, stride = self.b, widened_stride(self.spec)
         a, w = pointers
-        pairs = b.split_u8(b.load(V8I, w, align=STEP_BYTES // 2))
+        pairs = b.split_u8(self.weight(w, columns[0], 0, number))
         for r in range(self.tile.rows):
             for odd, weights in enumerate(pairs):
                 dword = b.load(I32, b.at(a, r * stride + odd * stride // 2))
                 accs[r] = b.dot_s16(accs[r], weights, b.bitcast(b.splat(dword, V8I), weights.type))
         return accs
+
+
+def nibbles(b: Builder, both: Value, odd: int, offsets: Value | None) -> Value:
+    """The low or (`odd`) high 4 bits of each byte as a byte, plus `offsets`."""
+    found = b.and_(b.lshr(both, 4) if odd else both, 0x0F0F0F0F)
+    return found if offsets is None else b.add(found, offsets)
 
 
 def prepare_rows(b: Builder, spec: Q8LinearSpec, rows: Value, most: int, values: dict[str, Value]) -> dict[str, Value]:
@@ -222,7 +241,7 @@ def prepare_rows(b: Builder, spec: Q8LinearSpec, rows: Value, most: int, values:
     made = {name: b.scratch(4 * (most * spec.blocks + LANES)) for name in names}
     with b.range(0, count, LANES) as at:
         left = b.sub(count, at)
-        starts = b.mul(b.load_tail(V16I, b.at(values["row_sum"], at, I32), left), -ZERO_POINT)
+        starts = b.mul(b.load_tail(V16I, b.at(values["row_sum"], at, I32), left), -spec.weight_zero)
         b.store(b.add(starts, FLOAT_BITS) if spec.block else starts, b.at(made["starts"], at, I32))
         if spec.zero_point:
             minus = b.sub(0, b.load_tail(V16I, b.at(values["row_zero"], at, I32), left))

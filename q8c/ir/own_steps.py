@@ -6,8 +6,10 @@ from numpy.typing import NDArray
 
 from q8c.ir.graph import Array
 
+FEW = 15          # steps from the least to the greatest number of 4 bits
 MOST = 255        # steps from zero to the largest weight: a byte less a zero point
 ROUNDING = 4e-7   # relative: an integer times a float32 scale, times a float32 factor
+_RARE = 16        # one column in so many
 _SAMPLED = 8      # columns that are looked at first
 
 
@@ -16,9 +18,16 @@ def own_steps(parts: Array) -> NDArray[np.float32] | None:
 
     `parts` is f32[blocks, steps of depth, cols]. None if no column looked at first has one, as in ordinary weights.
     The step is the least difference between the absolute values of a column: of dozens of weights on at most 255 steps
-    some two are neighbours. Where that is wrong no step is found, or one that fits as well.
+    some two are neighbours. Where that is wrong no step is found, or one that fits as well. Columns without
+    one, if all but a few have some, are looked at again for the few steps of 4 bits: 3 and 7 of them are no neighbours.
     """
-    return _steps(parts) if shows_steps(parts) else None
+    if not shows_steps(parts):
+        return None
+    steps = _steps(parts)
+    left = np.nonzero((steps == 0) & parts.any(axis=1))
+    if 0 < left[0].size <= steps.size // _RARE:
+        steps[left] = _few_steps(parts[left[0], :, left[1]])
+    return steps
 
 
 def shows_steps(parts: Array) -> bool:
@@ -27,6 +36,16 @@ def shows_steps(parts: Array) -> bool:
         return False
     sample = parts[:1, :, ::max(1, parts.shape[2] // _SAMPLED)]
     return bool(_steps(sample).any())
+
+
+def _few_steps(rows: Array) -> NDArray[np.float32]:
+    """The largest step that all weights of a row [rows, depth] are multiples of, at most `FEW`; 0 where there is none."""
+    top, found = np.abs(rows).max(axis=1), np.zeros(len(rows), np.float32)
+    for count in range(FEW, 0, -1):
+        step = top / np.float32(count)
+        off = np.abs(rows - np.rint(rows / step[:, None]) * step[:, None])
+        found = np.where((off <= ROUNDING * np.abs(rows)).all(axis=1), step, found)
+    return found
 
 
 def _steps(parts: Array) -> NDArray[np.float32]:

@@ -88,6 +88,16 @@ def has_own_blocks(w: Array, block: int) -> bool:
     return shows_steps(w[None, :block].astype(np.float32, copy=False)) and not has_own_steps(w)
 
 
+def has_few_steps(w: Array, block: int) -> bool:
+    """Whether a float weight [depth, cols] is made of so few steps block by block that 4 bits hold their numbers."""
+    parts = _blocks(w.astype(np.float32, copy=False), block, axis=0)
+    steps = own_steps(parts)
+    if steps is None:
+        return False
+    numbers = np.rint(parts / np.where(steps > 0, steps, 1)[:, None])
+    return bool((numbers.max(axis=1, initial=0) - numbers.min(axis=1, initial=0) < 16).all())
+
+
 def _nearer(parts: Array, scale: Array, steps: Array) -> Array:
     """For each block the scale that leaves the smaller squared error: its own, or the step of its weights."""
     def error(s: Array) -> Array:

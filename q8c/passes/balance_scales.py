@@ -11,7 +11,7 @@ from q8c.ir.graph import Array, Graph, Node, Value
 from q8c.ir.spill import release, spilled
 from q8c.passes.calibration import Calibration
 from q8c.passes.default_format import DEFAULT, format_for
-from q8c.passes.fold_weights import weight_array
+from q8c.passes.fold_weights import BLOCK_FORMAT, weight_array
 from q8c.passes.manager import Pass, Report
 from q8c.passes.quantize_embeddings import is_tied
 from q8c.passes.quantized_product import rounded_rows, rounded_weight, wants_zero_point
@@ -50,8 +50,9 @@ class BalanceScales(Pass):
         block = q8.block_size(format_for(graph, self.format))
         for x, products in groups.items() if rows else ():
             weights = [weight_array(p) for p in products]
-            if any(map(q8.has_own_steps, weights)):
-                report.decline(products[0], "its weights are 8-bit numbers already, which factors would round again")
+            if any(q8.has_own_steps(w) or q8.has_few_steps(w, q8.block_size(BLOCK_FORMAT)) for w in weights):
+                report.decline(products[0], "its weights are 8-bit numbers already, or 4-bit numbers in blocks, which "
+                                            "factors would round again")
                 continue
             if any(is_tied(graph, w) for w in weights):
                 report.decline(products[0], "its weight is the table of embeddings too, which is kept once")

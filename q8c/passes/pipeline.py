@@ -30,6 +30,7 @@ from q8c.passes.manager import Pass
 from q8c.passes.merge_matmuls import MergeMatmuls
 from q8c.passes.note_blocks import NoteBlocks
 from q8c.passes.own_outputs import OwnOutputs
+from q8c.passes.pack_nibbles import PackNibbles
 from q8c.passes.pack_rows import PackRows
 from q8c.passes.plan_memory import PlanMemory
 from q8c.passes.quantize_embeddings import QuantizeEmbeddings
@@ -154,11 +155,12 @@ def _linear(options: Options, calibration: Calibration, blocked: set[str]) -> tu
         *((QuantizeEmbeddings(),) if options.embeddings == "q8" else ()),  # once it shows which weights they may share
         InsertDynamicQuantize(calibration=calibration),  # products with Q8 weights become exact integer products
         FuseLinear(),             # product, dequantize, bias, activation and residual in registers
+        PackNibbles(),            # weights of files that have them in 4 bits, back in 4 bits
     )
 
 
 PASSES: dict[str, type[Pass]] = {kind.name: kind for kind in (
     BalanceScales, Canonicalize, ChooseFormats, EliminateDeadCode, FoldConstants, FoldWeights, FuseAttention, FuseGelu,
     FuseLayerNorm, FuseLinear, FuseLoops, FuseRmsNorm, FuseRotary, FuseSoftmax, InsertDynamicQuantize, KeepCache,
-    LastLogits, LiftQuantized, LowerIntegerProducts, LowerQuantized, MergeMatmuls, NoteBlocks, OwnOutputs, PackRows,
-    PlanMemory, QuantizeEmbeddings, ReduceRows, SettleSizes, ShareCommon, SinkReshapes)}
+    LastLogits, LiftQuantized, LowerIntegerProducts, LowerQuantized, MergeMatmuls, NoteBlocks, OwnOutputs, PackNibbles,
+    PackRows, PlanMemory, QuantizeEmbeddings, ReduceRows, SettleSizes, ShareCommon, SinkReshapes)}

@@ -13,7 +13,7 @@ from q8c.codegen import layout
 from q8c.codegen.q8_linear import emit_q8_linear
 from q8c.codegen.q8_spec import Q8LinearSpec
 from q8c.codegen.targets import Tier
-from q8c.ir import q8
+from q8c.ir import q4, q8
 from tests.codegen.jit import Loaded, aligned, build, guarded
 from tests.codegen.queues import Queues
 
@@ -44,6 +44,12 @@ class Problem:
         sums = q8.column_sums(self.w, self.spec.block)
         self.packed = {"w": aligned(layout.pack_q8(self.w)), "w_scale": aligned(layout.pack_scales(self.w_scale)),
                        "w_sum": aligned(layout.pack_sums(sums)), "bias": aligned(layout.pad_cols(self.bias))}
+        if self.spec.bits == 4:
+            found = q4.narrow(self.w, self.spec.block)
+            assert found is not None and (found[1] is not None) is self.spec.offsets
+            self.packed["w"] = aligned(layout.pack_q4(found[0]))
+            if found[1] is not None:
+                self.packed["w_offset"] = aligned(layout.pack_offsets(found[1]))
 
     def rows(self, first: int, last: int) -> Problem:
         """The same problem for some of the rows."""
@@ -63,6 +69,8 @@ def problem(spec: Q8LinearSpec, rows: int, seed: int = 0, plain: bool = False) -
     rng = np.random.default_rng(seed)
     a = rng.integers(-127, 128, (rows, spec.depth)).astype(np.int8)
     w = rng.integers(0, 255, (spec.depth, spec.cols)).astype(np.uint8)
+    if spec.bits == 4:
+        w = narrow_weight(spec, rng)
     row_scale = np.exp(rng.normal(-4, 1, (rows, spec.blocks))).astype(np.float32)
     w_scale = np.exp(rng.normal(-6, 1, (spec.blocks, spec.cols))).astype(np.float32)
     row_zero = rng.integers(-127, 128, (rows, spec.blocks)).astype(np.int32)
@@ -74,6 +82,14 @@ def problem(spec: Q8LinearSpec, rows: int, seed: int = 0, plain: bool = False) -
         row_scale, w_scale = np.ones_like(row_scale), np.ones_like(w_scale)
     return Problem(spec, a, row_scale, row_zero, w, w_scale if spec.block else w_scale[0], bias.astype(np.float32),
                    residual.astype(np.float32))
+
+
+def narrow_weight(spec: Q8LinearSpec, rng: np.random.Generator) -> NDArray[np.uint8]:
+    """A Q8 weight that 4 bits hold, over the full range, with offsets if the spec has some."""
+    n = rng.integers(0, q4.STEPS, (spec.depth, spec.cols)).astype(np.uint8)
+    lowest = q8.ZERO_POINT - q4.STEPS + 1
+    offsets = rng.integers(lowest, q8.ZERO_POINT + 1, (spec.blocks, spec.cols)).astype(np.int32)
+    return q4.widen(n, (offsets if spec.block else offsets[0]) if spec.offsets else None, spec.block)
 
 
 def run(tier: Tier, p: Problem, threads: int = 1, ldy: int | None = None,
@@ -94,7 +110,9 @@ def run(tier: Tier, p: Problem, threads: int = 1, ldy: int | None = None,
         "row_zero": guarded(p.row_zero), "y": y, "ldy": stride, "residual": residual,
         "ldr": stride if in_place else cols, "rows": rows, "threads": threads}
     queues = Queues(threads)
-    calls = [[(values | {"queue": queues[t]})[param] for param, _ in p.spec.params] for t in range(threads)]
+    wide = [aligned(np.zeros(p.spec.wide_bytes, np.uint8)) for _ in range(threads)]
+    calls = [[(values | {"queue": queues[t], "wide": wide[t]})[param] for param, _ in p.spec.params]
+             for t in range(threads)]
     workers = [threading.Thread(target=loaded, args=(name, *args)) for args in calls]
     for worker in workers:
         worker.start()

@@ -1,6 +1,8 @@
 """The int8 linear kernel: exact integers, float results within one rounding, and the same bits everywhere."""
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -35,6 +37,25 @@ def test_blocks_are_exact(tier: Tier, depth: int, block: int) -> None:
     for rows in (1, 3, 7, 13, 26, 70):
         p = problem(spec, rows, seed=rows, plain=True)
         np.testing.assert_array_equal(run(tier, p), products(p).sum(axis=1))
+
+
+@all_tiers
+@pytest.mark.parametrize(("depth", "block", "offsets"), [(72, 0, True), (160, 32, False), (200, 64, True)])
+def test_weights_of_4_bits_are_exact(tier: Tier, depth: int, block: int, offsets: bool) -> None:
+    spec = Q8LinearSpec(depth, 69, block=block, zero_point=offsets, bits=4, offsets=offsets)
+    for rows in (1, 2, 3, 7, 13, 26, 70):
+        p = problem(spec, rows, seed=rows, plain=True)
+        expected = products(p).sum(axis=1) if block else products(p)
+        np.testing.assert_array_equal(run(tier, p), expected)
+
+
+@all_tiers
+def test_4_bits_give_the_bits_of_8(tier: Tier) -> None:
+    spec = Q8LinearSpec(160, 53, bias=True, residual=True, block=64, zero_point=True, bits=4, offsets=True)
+    for rows in (1, 6, 40):
+        p = problem(spec, rows, seed=9)
+        wide = replace(p, spec=replace(spec, bits=8, offsets=False))
+        assert run(tier, p).tobytes() == run(tier, wide).tobytes()
 
 
 @all_tiers

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from q8c.ir import q8
+from q8c.ir import q4, q8
 from q8c.ir.dims import Dim
 from q8c.ir.graph import Array
 from q8c.ir.ops import nn
@@ -59,14 +59,17 @@ def _q8_linear(o: Operands) -> Sequence[TensorType]:
     o.expect((zero is None) == (sums is None), "zero points and column sums go together")
     for t in (o.type(1), o.type(2), *([zero] if zero else [])):
         o.expect(t.shape == rows, f"expected scales, sums and zero points of shape [{', '.join(map(str, rows))}]")
-    if sums is not None:
-        o.expect(sums == TensorType(DType.i32, o.type(4).shape), "expected one i32 column sum per scale")
+    o.expect({sums, o.types[9]} <= {None, TensorType(DType.i32, o.type(4).shape)},
+             "expected one i32 column sum and offset per scale")
+    o.expect(o.attrs["bits"] == 4 or o.attrs["bits"] == 8 and o.types[9] is None, "offsets go with weights of 4 bits")
     return _finish(o, q, w.shape[1], 5, 6)
 
 
 def q8_linear(args: Sequence[Any], attrs: Mapping[str, Any]) -> Sequence[Array]:
     """activation(dequantize(q8_matmul(q, w, zero)) + bias) + residual."""
-    q, row_scale, _, w, col_scale, _, _, zero = (*args, None, None, None)[:8]
+    q, row_scale, _, w, col_scale, _, _, zero, _, offsets = (*args, *[None] * 5)[:10]
+    if attrs["bits"] == 4:
+        w = q4.widen(w, offsets, attrs["block"])
     y = q8.dequantize(q8.matmul_ref(q, w, zero, attrs["block"]), row_scale, col_scale, attrs["block"])
     return [epilogue(y, args, 5, 6, attrs["activation"])]
 
@@ -192,9 +195,10 @@ def _run_body(args: Sequence[Any], attrs: Mapping[str, Any]) -> Sequence[Array]:
 
 _ACTIVATION = {"activation": AttrSpec("str", "none")}
 
-register(OpDef("q8_linear", "q row_scale row_sum w col_scale bias? residual? row_zero? col_sum?", _q8_linear, q8_linear,
-               {**_ACTIVATION, **BLOCK}, Level.fused,
-               doc="Q8 weight times R8 rows, dequantized, biased, activated, added, in registers."))
+register(OpDef("q8_linear", "q row_scale row_sum w col_scale bias? residual? row_zero? col_sum? offset?", _q8_linear,
+               q8_linear, {**_ACTIVATION, **BLOCK, "bits": AttrSpec("int", 8)}, Level.fused,
+               doc="Q8 weight, perhaps kept in 4 bits, times R8 rows, dequantized, biased, activated, added, in "
+                   "registers."))
 register(OpDef("linear", "x w bias? residual?", _linear, linear, _ACTIVATION, Level.fused))
 ATTENTION = {
     "heads": AttrSpec("int"), "kv_heads": AttrSpec("int"), "head_size": AttrSpec("int"), "scale": AttrSpec("float"),
