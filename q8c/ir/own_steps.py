@@ -39,7 +39,7 @@ def shows_steps(parts: Array) -> bool:
 
 
 def _few_steps(rows: Array) -> NDArray[np.float32]:
-    """The largest step that all weights of a row [rows, depth] are multiples of, at most `FEW`; 0 where there is none."""
+    """The largest step of which all weights of a row [rows, depth] are multiples, at most `FEW`; 0 if there is none."""
     top, found = np.abs(rows).max(axis=1), np.zeros(len(rows), np.float32)
     for count in range(FEW, 0, -1):
         step = top / np.float32(count)

@@ -1,10 +1,13 @@
 """Q8 weights in 4 bits: where a column's numbers, or those of a block of it, lie close enough together.
 
 Such a weight is kept as n, numbers below 16, and stands for u = n + offset. Offsets are `OFFSET` everywhere, so that
-n = NIBBLE_ZERO is the weight 0, or one for each column, or block of it, so that 0 is some number below 16. This is how
-4-bit weights of quantized files and of the q4 formats get 4 bits; the arithmetic is that of Q8.
+n = NIBBLE_ZERO is the weight 0, or one for each column, or block of it, so that 0 is some number below 16. Weights of
+-7 to 8 steps become such of -8 to 7 with a negative scale, which is what they were where quantizers give the largest
+weight the number -8. This is how 4-bit weights of quantized files get 4 bits; the arithmetic is that of Q8.
 """
 from __future__ import annotations
+
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,30 +22,44 @@ DEPTH_STEP = 8
 """Depths must be multiples of this: kernels take two groups of 4 steps of depth at a time."""
 
 
-def narrow(u: Array, block: int = 0) -> tuple[NDArray[np.uint8], NDArray[np.int32] | None] | None:
-    """(n, offsets) of a Q8 weight u8[depth, cols], or None where its numbers do not fit.
+class Narrow(NamedTuple):
+    """`numbers` u8[depth, cols] below 16, `offsets` and `sign`, 1 or -1, of each column, i32[cols], or of its blocks,
+    [blocks, cols]; None where they are all `OFFSET`, or 1."""
 
-    n is u8[depth, cols], offsets i32[cols] or [blocks, cols] if `block`, None if they are all `OFFSET`.
-    """
+    numbers: NDArray[np.uint8]
+    offsets: NDArray[np.int32] | None
+    sign: NDArray[np.int32] | None
+
+
+def narrow(u: Array, block: int = 0) -> Narrow | None:
+    """A Q8 weight u8[depth, cols] in 4 bits, or None where its numbers do not fit."""
     depth = u.shape[0]
     if depth % DEPTH_STEP or not u.size:
         return None
     starts = np.arange(0, depth, block or depth)
     low, high = (f.reduceat(u, starts, axis=0).astype(np.int32) for f in (np.minimum, np.maximum))
-    if low.min() >= OFFSET and high.max() < OFFSET + STEPS:
-        return np.asarray(u - np.uint8(OFFSET)), None
+    turned = high >= OFFSET + STEPS
+    if (np.where(turned, 2 * ZERO_POINT - high, low) >= OFFSET).all() and (
+            np.where(turned, 2 * ZERO_POINT - low, high) < OFFSET + STEPS).all():
+        if not turned.any():
+            return Narrow(np.asarray(u - np.uint8(OFFSET)), None, None)
+        sign = np.where(turned, -1, 1).astype(np.int32)
+        sign = sign if block else sign[0]
+        steps = (u.astype(np.int16) - ZERO_POINT) * _spread(sign, depth, block)
+        return Narrow((steps + NIBBLE_ZERO).astype(np.uint8), None, sign)
     offsets = low.clip(ZERO_POINT - STEPS + 1, ZERO_POINT)
     if (low < offsets).any() or (high >= offsets + STEPS).any():
         return None
     offsets = offsets if block else offsets[0]
-    return (u - _spread(offsets, depth, block)).astype(np.uint8), offsets
+    return Narrow((u - _spread(offsets, depth, block)).astype(np.uint8), offsets, None)
 
 
 def widen(n: Array, offsets: Array | None, block: int = 0) -> NDArray[np.uint8]:
-    """The Q8 weight [depth, cols] that `narrow` narrowed."""
+    """The Q8 weight [depth, cols] that numbers below 16 and offsets stand for."""
     return np.asarray(n + (OFFSET if offsets is None else _spread(offsets, n.shape[0], block)), dtype=np.uint8)
 
 
 def _spread(offsets: Array, depth: int, block: int) -> Array:
-    """Offsets in a shape that broadcasts to [depth, cols]."""
-    return np.repeat(offsets.astype(np.uint8), block, axis=0)[:depth] if block else offsets.astype(np.uint8)
+    """Values of columns or blocks in a shape that broadcasts to [depth, cols]."""
+    small = offsets.astype(np.int16)
+    return np.repeat(small, block, axis=0)[:depth] if block else small

@@ -1,8 +1,11 @@
 """Keep weights in 4 bits where these hold them."""
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
+
+import numpy as np
 
 from q8c.ir import q4
 from q8c.ir.graph import Graph, Node, Value
@@ -21,19 +24,25 @@ class PackNibbles(Pass):
 
     def run(self, graph: Graph, report: Report) -> bool:
         """Whether there was such a weight."""
-        done: dict[Value, tuple[Value, Value | None] | None] = {}
+        made: dict[tuple[Value, ...], list[Value | None] | None] = {}
         changed = False
         for node in graph.nodes:
             if node.op != "q8_linear" or attr(node, "bits") != 8 or not node.input(3).is_constant:
                 continue
             weight = node.input(3)
-            if weight not in done:
-                done[weight] = None if read_elsewhere(weight) else packed(graph, node)
-            found = done[weight]
+            if any(reader.op != "q8_linear" for reader in weight.users):
+                report.decline(node, f"%{weight.name} is a table too, which is read in 8 bits")
+                continue
+            operands: list[Value | None] = [*node.inputs, *[None] * 10][:10]
+            key = (weight, *(v for v in (operands[4], operands[8]) if v is not None))
+            if key not in made:
+                made[key] = packed(graph, node, operands)
+            found = made[key]
             if found is not None:
-                n, offsets = found
-                graph.set_inputs(node, [*[*node.inputs, *[None] * 9][:9], *([] if offsets is None else [offsets])])
-                graph.set_inputs(node, [n if v is weight else v for v in node.inputs])
+                operands[3], operands[4], operands[8], operands[9] = found
+                while operands[-1] is None:
+                    operands.pop()
+                graph.set_inputs(node, operands)
                 node.attrs["bits"] = 4
                 report.rewrote(node, f"weight {weight.type} in 4 bits")
                 changed = True
@@ -41,19 +50,15 @@ class PackNibbles(Pass):
         return changed
 
 
-def read_elsewhere(weight: Value) -> bool:
-    """Whether others read a weight too, which want its 8 bits, or in other blocks."""
-    first = weight.users[0]
-    return any(n.op != "q8_linear" or attr(n, "block") != attr(first, "block") for n in weight.users)
-
-
-def packed(graph: Graph, node: Node) -> tuple[Value, Value | None] | None:
-    """The weight in 4 bits, and its offsets if it has some; None if it does not fit."""
-    weight = node.input(3)
+def packed(graph: Graph, node: Node, operands: Sequence[Value | None]) -> list[Value | None] | None:
+    """The weight in 4 bits, its scales, its sums and its offsets if there are any; None if it does not fit."""
+    weight, scale, sums = node.input(3), node.input(4), operands[8]
     found = q4.narrow(weight.array(), attr(node, "block"))
     release(weight.array())
     if found is None:
         return None
-    n, offsets = found
-    return (graph.constant(spilled(n), f"{weight.name}.n"),
-            None if offsets is None else graph.constant(offsets, f"{weight.name}.offset"))
+    offsets = None if found.offsets is None else graph.constant(found.offsets, f"{weight.name}.offset")
+    if found.sign is not None:
+        scale = graph.constant(np.asarray(scale.array() * found.sign.astype(np.float32)), scale.name)
+        sums = None if sums is None else graph.constant(np.asarray(sums.array() * found.sign), sums.name)
+    return [graph.constant(spilled(found.numbers), f"{weight.name}.n"), scale, sums, offsets]

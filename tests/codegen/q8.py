@@ -46,10 +46,10 @@ class Problem:
                        "w_sum": aligned(layout.pack_sums(sums)), "bias": aligned(layout.pad_cols(self.bias))}
         if self.spec.bits == 4:
             found = q4.narrow(self.w, self.spec.block)
-            assert found is not None and (found[1] is not None) is self.spec.offsets
-            self.packed["w"] = aligned(layout.pack_q4(found[0]))
-            if found[1] is not None:
-                self.packed["w_offset"] = aligned(layout.pack_offsets(found[1]))
+            assert found is not None and (found.offsets is not None) is self.spec.offsets and found.sign is None
+            self.packed["w"] = aligned(layout.pack_q4(found.numbers))
+            if found.offsets is not None:
+                self.packed["w_offset"] = aligned(layout.pack_offsets(found.offsets))
 
     def rows(self, first: int, last: int) -> Problem:
         """The same problem for some of the rows."""
