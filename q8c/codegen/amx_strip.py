@@ -14,10 +14,10 @@ from q8c.codegen import amx
 from q8c.codegen.amx_finish import Add, Finish, FinishTotals, Group, Operands, Work
 from q8c.codegen.amx_shape import WIDE, Depth, Shape
 from q8c.codegen.builder import I64, LANES, PTR, V16I, Builder, Value, constant
-from q8c.codegen.layout import GROUP
+from q8c.codegen.layout import GROUP, PANEL
 from q8c.codegen.linear_spec import STEP_BYTES
 from q8c.codegen.q8_spec import RUN_BYTES, Q8LinearSpec
-from q8c.codegen.q8_tile import nibbles, prepare_rows
+from q8c.codegen.q8_tile import load_offsets, nibbles, prepare_rows
 
 NEAR_BYTES = 12 << 10
 """Rows that stay in the first-level cache while weights pass by (with several tiles, each weight comes from the second
@@ -45,8 +45,8 @@ def widen_panels(b: Builder, spec: Q8LinearSpec, values: Mapping[str, Value], fi
         begin, end = b.mul(block, each), b.imin(b.mul(b.add(block, 1), each), spec.steps)
         source = b.at(values["w"], b.mul(panel, spec.panel_bytes))
         into = b.at(target, b.mul(b.sub(panel, first), spec.wide_panel_bytes))
-        place = b.mul(b.add(b.mul(panel, spec.blocks), block), STEP_BYTES)
-        offsets = b.load(V16I, b.at(values["w_offset"], place), align=STEP_BYTES) if spec.offsets else None
+        place = b.mul(b.add(b.mul(panel, spec.blocks), block), PANEL)
+        offsets = load_offsets(b, b.at(values["w_offset"], place)) if spec.offsets else None
         with b.range(begin, end, 2) as step:
             both = b.load(V16I, b.at(source, b.mul(step, spec.step_bytes)), align=STEP_BYTES)
             for odd in range(2):

@@ -30,11 +30,10 @@ _F32 = Layout("f32", lambda s: (layout.panels(s[1]), s[0], layout.PANEL), layout
 _SCALES = Layout("scales", lambda s: (layout.panels(s[-1]), s[0] if len(s) == 2 else 1, layout.PANEL),
                  layout.pack_scales)
 _SUMS = Layout("sums", _SCALES.shape, layout.pack_sums)
-_OFFSETS = Layout("offsets", _SCALES.shape, layout.pack_offsets)
 _COLS = Layout("cols", lambda s: (layout.panels(s[0]) * layout.PANEL,), layout.pad_cols)
 
 _OPERAND_LAYOUTS: dict[str, dict[int, Layout]] = {
-    "q8_linear": {3: _Q8, 4: _SCALES, 5: _COLS, 8: _SUMS, 9: _OFFSETS},
+    "q8_linear": {3: _Q8, 4: _SCALES, 5: _COLS, 8: _SUMS, 9: _SCALES},
     "linear": {1: _F32, 2: _COLS},
     "lookup": {0: _Q8, 1: _SCALES},
 }

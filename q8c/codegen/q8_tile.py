@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import llvmlite.ir as ir
 
-from q8c.codegen.builder import F32, I16, I32, I64, LANES, V16I, Builder, Operand, Value, constant
+from q8c.codegen.builder import F32, I8, I16, I32, I64, LANES, V16I, Builder, Operand, Value, constant
 from q8c.codegen.layout import GROUP, PANEL
 from q8c.codegen.linear_spec import STEP_BYTES, LinearSpec
 from q8c.codegen.linear_tile import TileEmitter
@@ -122,7 +122,7 @@ class Q8TileEmitter(TileEmitter):
             return self.step(columns, accs, pointers, step_number)
 
         if self.spec.offsets:
-            self.offsets = [self.b.load(ir.VectorType(I32, c.lanes), self.block_address("w_offset", c, number))
+            self.offsets = [load_offsets(self.b, self.block_address("w_offset", c, number, I8), c.lanes)
                             for c in columns]
         if not self.spec.zero_point:
             return self.along_depth(starts, pointers, steps, step)
@@ -225,6 +225,12 @@ class WidenedTileEmitter(Q8TileEmitter):
                 dword = b.load(I32, b.at(a, r * stride + odd * stride // 2))
                 accs[r] = b.dot_s16(accs[r], weights, b.bitcast(b.splat(dword, V8I), weights.type))
         return accs
+
+
+def load_offsets(b: Builder, address: Value, lanes: int = PANEL) -> Value:
+    """Bytes, one for each column, four times in its lane."""
+    words = b.zext(b.load(ir.VectorType(I8, lanes), address), ir.VectorType(I32, lanes))
+    return b.mul(words, 0x01010101)
 
 
 def nibbles(b: Builder, both: Value, odd: int, offsets: Value | None) -> Value:

@@ -23,12 +23,12 @@ DEPTH_STEP = 8
 
 
 class Narrow(NamedTuple):
-    """`numbers` u8[depth, cols] below 16, `offsets` and `sign`, 1 or -1, of each column, i32[cols], or of its blocks,
-    [blocks, cols]; None where they are all `OFFSET`, or 1."""
+    """`numbers` u8[depth, cols] below 16; `offsets` u8 and `sign` i8, 1 or -1, of each column, [cols], or of its
+    blocks, [blocks, cols], None where they are all `OFFSET`, or 1."""
 
     numbers: NDArray[np.uint8]
-    offsets: NDArray[np.int32] | None
-    sign: NDArray[np.int32] | None
+    offsets: NDArray[np.uint8] | None
+    sign: NDArray[np.int8] | None
 
 
 def narrow(u: Array, block: int = 0) -> Narrow | None:
@@ -43,12 +43,12 @@ def narrow(u: Array, block: int = 0) -> Narrow | None:
             np.where(turned, 2 * ZERO_POINT - low, high) < OFFSET + STEPS).all():
         if not turned.any():
             return Narrow(np.asarray(u - np.uint8(OFFSET)), None, None)
-        sign = np.where(turned, -1, 1).astype(np.int32)
+        sign = np.where(turned, -1, 1).astype(np.int8)
         sign = sign if block else sign[0]
         steps = (u.astype(np.int16) - ZERO_POINT) * _spread(sign, depth, block)
         return Narrow((steps + NIBBLE_ZERO).astype(np.uint8), None, sign)
-    offsets = low.clip(ZERO_POINT - STEPS + 1, ZERO_POINT)
-    if (low < offsets).any() or (high >= offsets + STEPS).any():
+    offsets = low.clip(ZERO_POINT - STEPS + 1, ZERO_POINT).astype(np.uint8)
+    if (low < offsets).any() or (high >= offsets.astype(np.int32) + STEPS).any():
         return None
     offsets = offsets if block else offsets[0]
     return Narrow((u - _spread(offsets, depth, block)).astype(np.uint8), offsets, None)

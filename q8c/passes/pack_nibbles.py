@@ -59,6 +59,6 @@ def packed(graph: Graph, node: Node, operands: Sequence[Value | None]) -> list[V
         return None
     offsets = None if found.offsets is None else graph.constant(found.offsets, f"{weight.name}.offset")
     if found.sign is not None:
-        scale = graph.constant(np.asarray(scale.array() * found.sign.astype(np.float32)), scale.name)
+        scale = graph.constant(np.asarray(scale.array() * found.sign.astype(scale.dtype.numpy)), scale.name)
         sums = None if sums is None else graph.constant(np.asarray(sums.array() * found.sign), sums.name)
     return [graph.constant(spilled(found.numbers), f"{weight.name}.n"), scale, sums, offsets]

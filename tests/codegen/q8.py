@@ -49,7 +49,7 @@ class Problem:
             assert found is not None and (found.offsets is not None) is self.spec.offsets and found.sign is None
             self.packed["w"] = aligned(layout.pack_q4(found.numbers))
             if found.offsets is not None:
-                self.packed["w_offset"] = aligned(layout.pack_offsets(found.offsets))
+                self.packed["w_offset"] = aligned(layout.pack_scales(found.offsets))
 
     def rows(self, first: int, last: int) -> Problem:
         """The same problem for some of the rows."""
@@ -88,7 +88,7 @@ def narrow_weight(spec: Q8LinearSpec, rng: np.random.Generator) -> NDArray[np.ui
     """A Q8 weight that 4 bits hold, over the full range, with offsets if the spec has some."""
     n = rng.integers(0, q4.STEPS, (spec.depth, spec.cols)).astype(np.uint8)
     lowest = q8.ZERO_POINT - q4.STEPS + 1
-    offsets = rng.integers(lowest, q8.ZERO_POINT + 1, (spec.blocks, spec.cols)).astype(np.int32)
+    offsets = rng.integers(lowest, q8.ZERO_POINT + 1, (spec.blocks, spec.cols)).astype(np.uint8)
     return q4.widen(n, (offsets if spec.block else offsets[0]) if spec.offsets else None, spec.block)
 
 

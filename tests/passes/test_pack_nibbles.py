@@ -19,16 +19,16 @@ def linear(low: int, high: int, block: int, zero_point: bool = False, depth: int
     numbers[::16], numbers[1::16] = low, high
     u = (numbers + q8.ZERO_POINT).astype(np.uint8)
     blocks = q8.block_count(depth, block)
-    scales = q8.block_scale(rng.uniform(0.5, 1, (blocks, COLS)).astype(np.float32))
+    scales = rng.uniform(0.5, 1, (blocks, COLS)).astype(np.float16 if block else np.float32)
+    shape, scale = (f"{blocks}, {COLS}", "f16") if block else (str(COLS), "f32")
     zero, z, sums, more = ("", "", "", "")
     if zero_point:
-        shape = f"{blocks}, {COLS}" if block else str(COLS)
-        zero, z, sums, more = f", %z: i32[n, {blocks}]", ", zero_point = true", ", -, -, %z, %t", f"const %t: i32[{shape}] = @t"
-    shape = f"{blocks}, {COLS}" if block else str(COLS)
+        zero, z, sums = f", %z: i32[n, {blocks}]", ", zero_point = true", ", -, -, %z, %t"
+        more = f"const %t: i32[{shape}] = @t"
     return parse_graph(f"""
     graph @g(%x: f32[n, {depth}]) {{
       const %w: u8[{depth}, {COLS}] = @w
-      const %s: f32[{shape}] = @s
+      const %s: {scale}[{shape}] = @s
       {more}
       %q: i8[n, {depth}], %r: f32[n, {blocks}], %m: i32[n, {blocks}]{zero} = dynamic_quantize(%x) {{block = {block}{z}}}
       %y: f32[n, {COLS}] = q8_linear(%q, %r, %m, %w, %s{sums}) {{block = {block}}}

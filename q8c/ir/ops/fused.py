@@ -59,9 +59,12 @@ def _q8_linear(o: Operands) -> Sequence[TensorType]:
     o.expect((zero is None) == (sums is None), "zero points and column sums go together")
     for t in (o.type(1), o.type(2), *([zero] if zero else [])):
         o.expect(t.shape == rows, f"expected scales, sums and zero points of shape [{', '.join(map(str, rows))}]")
-    o.expect({sums, o.types[9]} <= {None, TensorType(DType.i32, o.type(4).shape)},
-             "expected one i32 column sum and offset per scale")
-    o.expect(o.attrs["bits"] == 4 or o.attrs["bits"] == 8 and o.types[9] is None, "offsets go with weights of 4 bits")
+    if sums is not None:
+        o.expect(sums == TensorType(DType.i32, o.type(4).shape), "expected one i32 column sum per scale")
+    o.expect(o.attrs["bits"] in (4, 8), "expected weights of 4 or 8 bits")
+    if o.types[9] is not None:
+        o.expect(o.attrs["bits"] == 4 and o.types[9] == TensorType(DType.u8, o.type(4).shape),
+                 "expected one u8 offset per scale of weights of 4 bits")
     return _finish(o, q, w.shape[1], 5, 6)
 
 
