@@ -41,14 +41,16 @@ def work_of(node: Node) -> Work:
     gathered = read[:_GATHERED.get(node.op, 0)]
     written = _sum([v.type.nbytes for v in node.outputs])
     data = [v for v in read if v not in gathered]
-    moved = _sum([_lying(v) for v in data]) + written + (written if gathered else 0)
-    weights = _sum([v.type.nbytes for v in data if v.is_constant])
+    moved = _sum([_lying(node, v) for v in data]) + written + (written if gathered else 0)
+    weights = _sum([_lying(node, v) for v in data if v.is_constant])
     kind, macs = _products(node)
     return Work(kind, macs, moved, weights)
 
 
-def _lying(value: Value) -> Dim:
-    """Bytes that a value takes where it is read."""
+def _lying(node: Node, value: Value) -> Dim:
+    """Bytes that an operand of a node takes where it is read."""
+    if node.attrs.get("bits") == 4 and value is node.input(3):
+        return floordiv(value.type.nbytes, 2)
     return product(value.shape[:-1]) * row_bytes(value) if kept_in_bytes(value) else value.type.nbytes
 
 
