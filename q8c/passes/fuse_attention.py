@@ -86,7 +86,8 @@ def find_attention(graph: Graph, product: Node) -> Found | str | None:
     assert q is not None and k is not None and v is not None
     if v.scale != 1 or q.repeat != 1:
         return "its values are scaled" if v.scale != 1 else "its queries are repeated"
-    if any(q.batch * q.heads == x.batch * x.heads * x.repeat and q.batch != x.batch for x in (k, v)):
+    if any(q.batch * q.heads == x.batch * x.heads * x.repeat and q.batch != x.batch or stretches(q.batch, x.batch)
+           for x in (k, v)):
         return (f"{q.batch} x {q.heads} heads of queries meet {k.batch} x {k.heads} of keys, "
                 f"{v.batch} x {v.heads} of values")
     if (k.heads, k.size) != (v.heads, v.size) or k.size != q.size:
@@ -94,6 +95,11 @@ def find_attention(graph: Graph, product: Node) -> Found | str | None:
     if q.heads != k.heads * k.repeat and k.heads != 1 or k.repeat != v.repeat:
         return f"{k.heads} heads of keys, each repeated {k.repeat} times, do not make {q.heads}"
     return Found(product, q, k, v, scores, nan_to_zero)
+
+
+def stretches(a: Dim, b: Dim) -> bool:
+    """Whether one of two sizes that meet is a 1 that goes with every element of the other."""
+    return a != b and 1 in (a, b)
 
 
 def operand(graph: Graph, value: Value, transposed: bool) -> Heads | None:

@@ -240,6 +240,20 @@ def test_batch_and_heads_that_are_told_apart_for_queries_only() -> None:
         "b x 3 heads of queries meet 3*b x 1 of keys, 3*b x 1 of values"]
 
 
+@pytest.mark.parametrize(("queries", "keys"), [("1", "b"), ("b", "1"), ("1", "3")])
+def test_one_sequence_that_meets_many_is_not_fused(queries: str, keys: str) -> None:
+    batch = queries if keys == "1" else keys
+    report = run(f"""
+    graph @g(%q: f32[{queries}, s, 8], %k: f32[{keys}, t, 8], %v: f32[{batch}, t, 8]) {{
+      %m: f32[{batch}, s, t] = matmul(%q, %k) {{transpose_b = true}}
+      %p: f32[{batch}, s, t] = softmax(%m)
+      %z: f32[{batch}, s, 8] = matmul(%p, %v)
+      return %z
+    }}""", None)
+    assert [note.text for note in report.declines] == [
+        f"{queries} x 1 heads of queries meet {keys} x 1 of keys, {batch} x 1 of values"]
+
+
 def test_products_given_transposed() -> None:
     run(INPUTS + HEADS.replace("%kt: f32[b, 3, 8, t] = transpose(%k1) {perm = (0, 2, 3, 1)}",
                                "%kt: f32[b, 3, t, 8] = transpose(%k1) {perm = (0, 2, 1, 3)}")
