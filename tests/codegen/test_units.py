@@ -2,15 +2,21 @@
 from __future__ import annotations
 
 import functools
+from dataclasses import fields, replace
+from typing import Any
 
 import llvmlite.ir as ir
 import pytest
 
 from q8c.codegen import loop, units
+from q8c.codegen.attention_spec import AttentionSpec
 from q8c.codegen.builder import Builder
 from q8c.codegen.constants import packed_constants
+from q8c.codegen.f32_linear import F32LinearSpec
+from q8c.codegen.f32_matmul import F32MatmulSpec
 from q8c.codegen.generate import Generated, generate
 from q8c.codegen.module import new_module
+from q8c.codegen.q8_spec import Q8LinearSpec
 from q8c.codegen.targets import TIERS
 from q8c.codegen.threads import LAUNCH, RUN, WORKER
 from q8c.codegen.units import Unit, reachable, shared
@@ -94,3 +100,23 @@ def test_another_module_has_the_code_itself() -> None:
 def new_function(module: ir.Module, name: str) -> None:
     """A function that does nothing."""
     Builder(module, TIER, name, [], internal=True).ret()
+
+
+SPECS: list[tuple[Any, dict[str, Any]]] = [
+    (Q8LinearSpec(64, 32, block=32), {"depth": 96, "cols": 33, "bias": True, "activation": "relu", "residual": True,
+                                      "block": 64, "zero_point": True, "half": True}),
+    (F32LinearSpec(64, 32), {"depth": 65, "cols": 33, "bias": True, "activation": "relu", "residual": True}),
+    (F32MatmulSpec(2), {"batch_dims": 1, "transpose_b": True}),
+    (AttentionSpec(4, 4, 32, 0.5, (96, 96, 96), (0, 32, 64)),
+     {"heads": 8, "kv_heads": 2, "head_size": 16, "scale": 0.25, "strides": (96, 96, 99), "offsets": (0, 32, 65),
+      "mask": "", "causal": True, "nan_to_zero": True, "split": (False, True, False), "packed": True, "key_mask": "i64",
+      "lengths": True, "spread": True, "cached": True, "int8": True}),
+]
+
+
+@pytest.mark.parametrize(("spec", "others"), SPECS, ids=[type(spec).__name__ for spec, _ in SPECS])
+def test_a_name_says_all_that_the_code_depends_on(spec: Any, others: dict[str, Any]) -> None:
+    assert others.keys() == {field.name for field in fields(spec)}
+    specs = [spec, *(replace(spec, **{name: value}) for name, value in others.items())]
+    names = [s.symbol(TIER) if isinstance(s, AttentionSpec) else s.name for s in specs]
+    assert len(set(names)) == len(names)
