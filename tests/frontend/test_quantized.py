@@ -164,6 +164,26 @@ def test_ops_between_quantized_values(op: str, names: str, attrs: Mapping[str, A
     assert np.abs(got.astype(int) - wanted.astype(int)).max() <= 1
 
 
+CONV: dict[str, Array] = {"xs": np.array(0.03, F32), "xz": np.array(120, U8), "ys": np.array(0.5, F32),
+                          "yz": np.array(128, U8)}
+
+
+@pytest.mark.parametrize(("columns", "group", "bias"), [(False, 1, False), (True, 1, True), (True, 2, True)])
+def test_qlinear_conv(columns: bool, group: int, bias: bool) -> None:
+    constants: dict[str, Array] = CONV | {"w": integers(8, 4 // group, 3, 3, low=-127, high=128, dtype=I8),
+                                          "ws": np.abs(normal(8)) * F32(0.02) if columns else np.array(0.02, F32),
+                                          "wz": np.zeros(8, I8) if columns else np.array(3, I8),
+                                          "b": integers(8, low=-2000, high=2000, dtype=I32)}
+    names = "x xs xz w ws wz ys yz" + " b" * bias
+    proto = model([node("QLinearConv", names, pads=[1, 1, 1, 1], strides=[2, 2], group=group)],
+                  {"x": (U8, ["n", 4, 9, "width"])}, {"y": U8}, {n: constants[n] for n in names.split()[1:]})
+    x = integers(2, 4, 9, 7, low=0, high=256, dtype=U8)
+    got, = interpret(import_onnx(proto), {"x": x})
+    wanted, = onnxruntime.InferenceSession(proto.SerializeToString()).run(None, {"x": x})
+    assert got.dtype == U8 and len(np.unique(wanted)) > 50
+    assert np.abs(got.astype(int) - wanted.astype(int)).max() <= 1
+
+
 @pytest.mark.parametrize("bits", [4, 8])
 @pytest.mark.parametrize(("weights", "block"), [("default", 32), ("q8-channel", 0)])
 def test_weights_in_blocks_stay_in_blocks(bits: int, weights: str, block: int, tmp_path: Path) -> None:
@@ -173,7 +193,8 @@ def test_weights_in_blocks_stay_in_blocks(bits: int, weights: str, block: int, t
     proto = model([node("MatMulNBits", "x w s", domain=DOMAIN, K=depth, N=cols, bits=bits, block_size=32)],
                   {"x": (F32, ["n", depth])}, {"y": F32}, constants, opset_imports=MICROSOFT)
     result = compile_model(proto, tmp_path / "m.q8c", options=Options(weights=weights))
-    assert [n.attrs.get("block", 0) for n in result.graph.nodes if n.op == "q8_linear"] == [block]
+    found = [(n.attrs.get("block", 0), n.attrs.get("bits", 8)) for n in result.graph.nodes if n.op == "q8_linear"]
+    assert found == [(block, bits if block else 8)]
     x = normal(5, depth)
     assert relative(q8c.load(result.path).run(None, {"x": x})[0], interpret(import_onnx(proto), {"x": x})[0]) < 0.02
 

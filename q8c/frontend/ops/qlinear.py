@@ -1,6 +1,8 @@
-"""ONNX Runtime's QLinear ops: operands dequantized, an ordinary op, the result quantized."""
+"""QLinear ops of ONNX and ONNX Runtime: operands dequantized, an ordinary op, the result quantized."""
 from __future__ import annotations
 
+from q8c.frontend.ops.conv import convolve, kernel_size
+from q8c.frontend.ops.windows import windows
 from q8c.frontend.registry import MICROSOFT, Call, importer
 from q8c.frontend.tensor import Tensor
 from q8c.ir.types import DType
@@ -49,3 +51,23 @@ def qlinear_concat(c: Call) -> Tensor:
     parts = [_float(c, i) for i in range(2, len(c.inputs), 3)]
     y = c.emit("concat", *parts, axis=c.axis(c.attr_int("axis"), parts[0].rank))
     return _quantized(c, y, 0, c.input(2).dtype)
+
+
+@importer("QLinearConv", since=10)
+def qlinear_conv(c: Call) -> Tensor:
+    """The convolution of x by a kernel with a scale and zero point for each output channel or for all, plus a bias in
+    steps of both scales."""
+    x, kernel, bias = _float(c, 0), c.input(3), c.optional(8)
+    size = kernel_size(c, x, kernel)
+
+    def per_output(t: Tensor) -> Tensor:
+        return c.builder.reshape(t, () if t.type.size == 1 else (t.shape[0], *[1] * (kernel.rank - 1)))
+
+    scale = c.input(4)
+    weight = c.emit("dequantize_linear", kernel, per_output(scale), per_output(c.input(5)))
+    if bias is not None:
+        steps = c.emit("mul", c.builder.reshape(c.input(1), ()), c.builder.reshape(
+            scale, () if scale.type.size == 1 else scale.shape))
+        bias = c.emit("mul", c.builder.cast(bias, DType.f32), steps)
+    y = convolve(c, x, weight, windows(c, x, size), c.attr_int("group", 1), bias)
+    return _quantized(c, y, 6, c.input(7).dtype)
