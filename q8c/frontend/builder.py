@@ -1,6 +1,7 @@
 """Emits IR for the importers. What is known at compile time is computed instead of emitted."""
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 
 import numpy as np
@@ -8,7 +9,7 @@ import numpy as np
 from q8c.errors import CompileError, Error
 from q8c.frontend.symbolic import evaluate_symbolic
 from q8c.frontend.tensor import KNOWN_LIMIT, Tensor, constant, from_elements
-from q8c.ir.dims import SIZE_LIMIT, Dim, Expr
+from q8c.ir.dims import SIZE_LIMIT, Dim, Expr, sym
 from q8c.ir.graph import Array, Attr, Graph, Node, Value
 from q8c.ir.ops import attributes, definition_of, infer
 from q8c.ir.types import DType, TensorType
@@ -20,6 +21,7 @@ class Builder:
     def __init__(self, graph: Graph) -> None:
         self.graph = graph
         self.source: tuple[str, ...] = ()
+        self._fresh: set[str] = set()
 
     def emit(self, op: str, *inputs: Tensor | None, **attrs: Attr) -> Tensor:
         """The first output of an op. Raises CompileError where operands do not fit."""
@@ -46,6 +48,13 @@ class Builder:
     def scalar(self, x: float | int | bool, dtype: DType) -> Tensor:
         """A known scalar."""
         return constant(np.array(x, dtype=dtype.numpy))
+
+    def fresh_size(self, hint: str) -> Dim:
+        """A size that follows from no shape, by a name that no other has."""
+        taken = {*self.graph.symbols(), *self._fresh}
+        name = next(n for i in itertools.count() if (n := f"{hint}_{i}") not in taken)
+        self._fresh.add(name)
+        return sym(name)
 
     def same(self, a: Dim, b: Dim) -> None:
         """State that two sizes are equal. Raises CompileError for two different integers."""

@@ -15,6 +15,7 @@ from q8c.frontend.load import Model, opsets
 from q8c.frontend.problems import Problems
 from q8c.frontend.registry import Call, describe, find_importer, source_name
 from q8c.frontend.scope import Absent, Scope
+from q8c.frontend.selection import resolve_selections
 from q8c.frontend.tensor import Tensor
 from q8c.frontend.weights import WIDENED, border_type, compute_type, type_name
 from q8c.ir.dims import substitute
@@ -50,7 +51,7 @@ class GraphImporter:
         for info in proto.output:
             self._output(info, scope)
         self._problems.check()
-        self._graph.prune()
+        resolve_selections(self._graph)
         return self._graph
 
     def _inputs(self, scope: Scope) -> None:

@@ -17,7 +17,10 @@ def _numbers(c: Call, index: int, purpose: str) -> Array:
 
 @importer("NonZero")
 def nonzero(c: Call) -> Tensor:
-    """The indices of elements that are not zero, an axis a row."""
+    """The indices of elements that are not zero, an axis a row; how many is a size of its own until it is resolved."""
+    x = c.input(0)
+    if (x.known is None or x.is_symbolic) and x.rank:
+        return c.emit("nonzero", x, count=c.builder.fresh_size("nonzero"))
     return constant(np.array(np.nonzero(np.atleast_1d(_numbers(c, 0, "how many are not zero"))), dtype=np.int64))
 
 

@@ -51,8 +51,20 @@ def scatter_elements(c: Call) -> Tensor:
     if not x.rank == indices.rank == updates.rank or not x.rank:
         c.fail(f"expected operands of one rank, got {x.type}, {indices.type} and {updates.type}")
     axis = c.axis(c.attr_int("axis", 0), x.rank)
+    rows = _whole_rows(x, indices, updates) if axis == 0 else None
+    if rows is not None:
+        return c.emit("scatter_nd", x, rows, updates, reduction=_reduction(c))
     columns = [indices if i == axis else position(c, indices.shape, i) for i in range(x.rank)]
     return c.emit("scatter_nd", x, tuples(c, columns), updates, reduction=_reduction(c))
+
+
+def _whole_rows(x: Tensor, indices: Tensor, updates: Tensor) -> Tensor | None:
+    """The index [rows, 1] of each row, where all elements of a row go to the same row of x."""
+    node = None if indices.value is None else indices.value.producer
+    if x.rank != 2 or x.shape[1] != updates.shape[1] or node is None or node.op != "broadcast_to":
+        return None
+    source = node.input(0)
+    return Tensor(source.type, value=source) if source.shape == (updates.shape[0], 1) else None
 
 
 @importer("TensorScatter", since=24)

@@ -77,6 +77,16 @@ def top_k(args: Sequence[Any], attrs: Mapping[str, Any]) -> Sequence[Array]:
     return [np.ascontiguousarray(np.moveaxis(order[..., :attrs["k"]], -1, axis)).astype(np.int64)]
 
 
+def _nonzero(o: Operands) -> Sequence[TensorType]:
+    x, count = o.type(0), o.attrs["count"]
+    o.expect(x.rank > 0, "expected an operand with axes")
+    return [TensorType(DType.i64, (x.rank, count))]
+
+
+register(OpDef("nonzero", "x", _nonzero, lambda a, k: [np.array(np.nonzero(a[0]), np.int64)],
+               {"count": AttrSpec("dim")},
+               doc="The indices [rank, count] of elements that are not 0; `count` is a size of its own. Import leaves "
+                   "none in a graph."))
 register(OpDef("scatter_nd", "x indices updates", _scatter_nd, scatter_nd, {"reduction": AttrSpec("str", "none")},
                doc="x with elements or slices set by index tuples, one after the other."))
 register(OpDef("top_k", "x", _top_k, top_k, {

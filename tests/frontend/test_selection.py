@@ -1,0 +1,90 @@
+"""Rows picked by NonZero: the same results without knowing how many, and no results where that matters."""
+from __future__ import annotations
+
+import numpy as np
+import onnx
+import pytest
+
+from q8c.errors import UnsupportedError
+from q8c.frontend import import_onnx
+from q8c.ir import interpret
+from tests.frontend.support import BOOL, F32, compare, model, node
+
+TOKENS, HIDDEN, CHOICES = 5, 4, 2
+RNG = np.random.default_rng(0)
+WEIGHT = RNG.standard_normal((HIDDEN, HIDDEN)).astype(np.float32)
+PICKED = [node("NonZero", "mask", "at"), node("Split", "at", "choice_row token_row", axis=0, num_outputs=2),
+          node("Squeeze", "choice_row zero", "choice"), node("Squeeze", "token_row zero", "token")]
+EXPERT = [node("Gather", "x token", "rows", axis=0), node("MatMul", "rows w", "product"),
+          node("Tanh", "product", "expert"), node("Transpose", "at", "pairs", perm=[1, 0]),
+          node("GatherND", "scores pairs", "score"), node("Unsqueeze", "score one", "column"),
+          node("Mul", "expert column", "new")]
+CONSTANTS = {"w": WEIGHT, "zero": np.array([0]), "one": np.array([1]), "first": np.array(0), "second": np.array(1)}
+
+
+def experts(*nodes: onnx.NodeProto) -> onnx.ModelProto:
+    """Rows of x for which a mask [choices, tokens] is set, through a product, each weighted by its own score."""
+    return model([*PICKED, *EXPERT, *nodes],
+                 {"x": (F32, ["tokens", HIDDEN]), "mask": (BOOL, [CHOICES, "tokens"]),
+                  "scores": (F32, [CHOICES, "tokens"]), "start": (F32, ["tokens", HIDDEN])}, {"y": F32}, CONSTANTS)
+
+
+def feed(picked: np.ndarray[tuple[int, ...], np.dtype[np.bool_]]) -> dict[str, np.ndarray[tuple[int, ...],
+                                                                                   np.dtype[np.generic]]]:
+    """Made-up inputs with this mask."""
+    tokens = picked.shape[1]
+    floats = {"x": (tokens, HIDDEN), "scores": picked.shape, "start": (tokens, HIDDEN)}
+    return {"mask": picked, **{n: RNG.standard_normal(s).astype(np.float32) for n, s in floats.items()}}
+
+
+NONE = np.zeros((CHOICES, TOKENS), np.bool_)
+SOME = np.array([[1, 0, 0, 1, 0], [0, 1, 0, 0, 0]], np.bool_)
+
+
+@pytest.mark.parametrize("reduction", ["none", "add"])
+def test_an_expert_works_on_the_tokens_that_chose_it(reduction: str) -> None:
+    proto = experts(node("Shape", "new", "like"), node("Unsqueeze", "token one", "places"),
+                    node("Expand", "places like", "wide"),
+                    node("ScatterElements", "start wide new", axis=0, reduction=reduction))
+    graph = compare(proto, feed(NONE), feed(SOME), feed(np.ones((1, 1), np.bool_).repeat(CHOICES, 0))
+                    if reduction == "add" else feed(SOME[:, :2]))
+    assert sum(n.op == "matmul" for n in graph.nodes) == 1 and not any(n.op in ("nonzero", "scatter_nd")
+                                                                       for n in graph.nodes)
+    product = next(n for n in graph.nodes if n.op == "matmul")
+    assert str(product.output.shape[0]) == "tokens"  # once for each token, whatever the number of choices
+
+
+def test_rows_put_by_a_mask_of_rows() -> None:
+    nodes = [node("NonZero", "mask", "at"), node("Transpose", "at", "places", perm=[1, 0]),
+             node("Squeeze", "at zero", "row"), node("Gather", "x row", "rows", axis=0), node("Exp", "rows", "new"),
+             node("ScatterND", "x places new")]
+    proto = model(nodes, {"x": (F32, ["n", 3]), "mask": (BOOL, ["n"])}, {"y": F32}, {"zero": np.array([0])})
+    compare(proto, *({"x": RNG.standard_normal((4, 3)).astype(np.float32), "mask": mask} for mask in
+                     (np.array([0, 1, 1, 0], np.bool_), np.zeros(4, np.bool_), np.ones(4, np.bool_))))
+
+
+def test_a_row_that_is_not_picked_is_not_read() -> None:
+    proto = experts(node("Unsqueeze", "token one", "places"), node("ScatterND", "start places new", reduction="add"))
+    given = feed(SOME)
+    given["x"][2] = np.nan
+    [y] = interpret(import_onnx(proto), given)
+    assert np.array_equal(y[2], given["start"][2]) and np.isfinite(y).all()
+
+
+@pytest.mark.parametrize(("nodes", "problem"), [
+    ([node("Identity", "new")], "%.* is an output"),
+    ([node("ReduceMean", "new", keepdims=1)], "reduce_mean .* does not work row by row"),
+    ([node("Shape", "new", "s"), node("Cast", "s", "f", to=1), node("Gather", "f zero", "n"),
+      node("Div", "start n")], "depends on how many there are"),
+    ([node("Shape", "new", "s"), node("Gather", "s first", "n"), node("Range", "first n second", "r"),
+      node("Cast", "r", "f", to=1), node("Add", "f score", "z"), node("Unsqueeze", "token one", "places"),
+      node("Unsqueeze", "z one", "zs"), node("Mul", "zs expert", "news"),
+      node("ScatterND", "start places news", reduction="add")], "has an operand for each"),
+    ([node("ScatterND", "start pairs score", reduction="add")], "does not write each to where it came from"),
+    ([node("Unsqueeze", "token one", "places"), node("ScatterND", "start places new", reduction="max")],
+     "neither adds nor replaces"),
+    ([node("Add", "new start")], "has an operand for each")])
+def test_what_depends_on_other_rows_is_refused(nodes: list[onnx.NodeProto], problem: str) -> None:
+    with pytest.raises(UnsupportedError, match=rf"NonZero.*computed from data \(of input mask\).*{problem}") as caught:
+        import_onnx(experts(*nodes))
+    assert caught.value.inputs == {"mask"}
