@@ -38,6 +38,7 @@ from q8c.passes.reduce_rows import ReduceRows
 from q8c.passes.settle_sizes import SettleSizes
 from q8c.passes.share_common import ShareCommon
 from q8c.passes.sink_reshapes import SinkReshapes
+from q8c.passes.spread_experts import SpreadExperts
 
 AUTO = "auto"
 EMBEDDINGS = ("q8", "float")
@@ -98,6 +99,7 @@ def pipeline(options: Options) -> tuple[Pass, ...]:
         FuseGelu(),               # before anything splits or merges the products it is made of
         FuseLayerNorm(),          # before RMS norm: a layer norm is an RMS norm of the deviation
         FuseRmsNorm(),
+        SpreadExperts(),          # before reshapes sink: rows of tokens and of what they chose are flat
         SinkReshapes(),           # flattened rows as they were, so that products and loops see one shape
         FuseRotary(),             # before attention, which reads what is rotated where it lies
         FuseAttention(),          # while heads still show as reshape, transpose and matmul
@@ -163,4 +165,4 @@ PASSES: dict[str, type[Pass]] = {kind.name: kind for kind in (
     BalanceScales, Canonicalize, ChooseFormats, EliminateDeadCode, FoldConstants, FoldWeights, FuseAttention, FuseGelu,
     FuseLayerNorm, FuseLinear, FuseLoops, FuseRmsNorm, FuseRotary, FuseSoftmax, InsertDynamicQuantize, KeepCache,
     LastLogits, LiftQuantized, LowerIntegerProducts, LowerQuantized, MergeMatmuls, NoteBlocks, OwnOutputs, PackNibbles,
-    PackRows, PlanMemory, QuantizeEmbeddings, ReduceRows, SettleSizes, ShareCommon, SinkReshapes)}
+    PackRows, PlanMemory, QuantizeEmbeddings, ReduceRows, SettleSizes, ShareCommon, SinkReshapes, SpreadExperts)}
