@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -146,6 +147,25 @@ def test_a_state_without_padding_to_spare(session: Session) -> None:
     assert state.lengths.tolist() == [20, 12, 15]
     assert np.array_equal(got[1], whole(session, IDS[1, :7], NEXT[1])[7:])
     assert np.array_equal(got[2, :2], whole(session, IDS[2, :13], NEXT[2, :2])[13:])
+
+
+def test_logits_of_the_last_token_that_is_no_padding(tmp_path: Path) -> None:
+    options = Options(balance=False)
+    paths = [compile_graph(decoder_graph(), tmp_path / f"{last}.q8c", replace(options, last_logits=last))
+             for last in (False, True)]
+    there = np.array([[1, 1, 1, 1, 1], [1, 0, 0, 0, 0], [1, 1, 1, 0, 0]])
+    with load(paths[0], threads=2) as session, load(paths[1], threads=2) as last:
+        states = [one.new_state(40, batch=3) for one in (session, last)]
+        for ids, mask in ((IDS, MASK), (NEXT, there)):
+            everything, got = (logits(one, ids, state, mask)
+                               for one, state in zip((session, last), states, strict=True))
+            assert np.array_equal(got, everything[np.arange(3), mask.sum(1) - 1][:, None])
+        assert states[0].lengths.tolist() == states[1].lengths.tolist() == [25, 8, 16]
+
+
+def test_ids_below_zero_count_from_the_end_as_onnx_has_them(session: Session) -> None:
+    assert np.array_equal(logits(session, IDS - TOKENS, session.new_state(20, batch=3)),
+                          logits(session, IDS, session.new_state(20, batch=3)))
 
 
 def test_forks_go_their_own_ways(session: Session) -> None:

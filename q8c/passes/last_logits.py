@@ -4,7 +4,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from q8c.ir.graph import Graph, Node, Value
+from q8c.ir.graph import Attr, Graph, Node, Value
 from q8c.ir.ops import OPS
 from q8c.ir.types import DType
 from q8c.passes.manager import Pass, Report
@@ -12,7 +12,7 @@ from q8c.passes.rewrite import substitute
 from q8c.passes.row_layout import ROWS, Layouts, aligned
 
 BY_ROWS = frozenset({"layer_norm", "rms_norm", "dynamic_quantize", "matmul", "linear", "q8_matmul", "dequantize",
-                     "q8_linear"})
+                     "q8_linear", "slice"})
 PRODUCTS = frozenset({"matmul", "linear", "dequantize", "q8_linear"})
 KEY_MASK, LENGTHS = 4, 5
 
@@ -45,7 +45,7 @@ class LastLogits(Pass):
         made: dict[Value, Value] = {}
         for node in region:
             new = graph.add(node.op, [None if v is None else pick(graph, layouts, v, made, operands, node)
-                                      for v in node.inputs], node.attrs, name=node.output.name, source=node.source,
+                                      for v in node.inputs], for_one(node), name=node.output.name, source=node.source,
                             before=node)
             made.update(zip(node.outputs, new.outputs, strict=True))
         substitute(graph, logits, made[logits])
@@ -99,6 +99,14 @@ def reduced(graph: Graph, logits: Value, layouts: Layouts) -> list[Node]:
         if not torn:
             return [n for n in graph.nodes if n in region]
         region -= torn
+
+
+def for_one(node: Node) -> dict[str, Attr]:
+    """A node's attributes for one token of each sequence: columns cut from a product are cut from that one's."""
+    if node.op != "slice":
+        return node.attrs
+    batch, _, *rest = node.output.shape
+    return {**node.attrs, "sizes": (batch, 1, *rest)}
 
 
 def can_pick(layouts: Layouts, value: Value, node: Node) -> bool:

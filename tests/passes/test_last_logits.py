@@ -66,6 +66,24 @@ def test_the_last_position_where_nothing_tells_padding() -> None:
     assert [v and v.name for v in named.nodes[0].inputs] == ["x", "m"]
 
 
+def test_through_the_columns_of_a_merged_product() -> None:
+    graph = parse("""graph @g(%x: f32[b, s, 8]) {
+  const %w: f32[8, 12] = @w
+  const %v: f32[6, 40] = @v
+  %p: f32[b, s, 12] = matmul(%x, %w)
+  %g: f32[b, s, 6] = slice(%p) {starts = (0, 0, 0), sizes = (b, s, 6), steps = (1, 1, 1)}
+  %u: f32[b, s, 6] = slice(%p) {starts = (0, 0, 6), sizes = (b, s, 6), steps = (1, 1, 1)}
+  %m: f32[b, s, 6] = mul(%g, %u)
+  %h: f32[b, s, 40] = matmul(%m, %v)
+  return %h
+}""")
+    x = np.random.default_rng(0).standard_normal((2, 3, 8)).astype(np.float32)
+    [all_of_them] = interpret(graph, {"x": x})
+    run_passes(graph, [LastLogits()])
+    assert [n.op for n in graph.nodes] == ["last_token", "matmul", "slice", "slice", "mul", "matmul"]
+    np.testing.assert_array_equal(interpret(graph, {"x": x})[0], all_of_them[:, -1:])
+
+
 def test_outputs_that_are_no_logits_stay() -> None:
     report = check(LastLogits(), """graph @g(%x: f32[b, s, 8], %z: f32[b, s, 8]) {
   %h: f32[b, s, 8] = add(%x, %z)
