@@ -1,6 +1,7 @@
 """Give sizes of inputs that can only be one thing the form of that thing."""
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -18,7 +19,8 @@ class SettleSizes(Pass):
 
     It must be that where the graph takes the two for equal, or where `past + seq` elements are read from the axis: the
     model says nothing about any more, and then an input that has more is refused. Positions and masks of a cache then
-    have sizes that agree as they stand.
+    have sizes that agree as they stand. So it is with integers of which as many are read as another input has on that
+    axis: a mask whose batch and length have names of their own.
     """
 
     name: ClassVar[str] = "settle-sizes"
@@ -27,7 +29,7 @@ class SettleSizes(Pass):
         """Whether a size was replaced."""
         changed = False
         while True:
-            found = next(((name, size) for name, size in wanted(graph) if is_free(graph, name, size)), None)
+            found = next(wanted(graph), None)
             if found is None:
                 return changed
             name, size = found
@@ -38,13 +40,16 @@ class SettleSizes(Pass):
             changed = True
 
 
-def wanted(graph: Graph) -> list[tuple[str, Expr]]:
-    """Names of sizes, and what each would have to be."""
-    found: list[tuple[Dim, Dim]] = [(a, b) for pair in graph.assumptions for a, b in (pair, pair[::-1])]
-    for node in graph.nodes:
-        if node.op in ("gather", "gather_nd"):
-            found += read_to(node)
-    return [pair for a, b in found for pair in solved(_capped(a, b) - b)]
+def wanted(graph: Graph) -> Iterator[tuple[str, Expr]]:
+    """Names of sizes, and what each has to be."""
+    taken = [(a, b) for pair in graph.assumptions for a, b in (pair, pair[::-1])]
+    read = [pair for node in graph.nodes if node.op in ("gather", "gather_nd") for pair in read_to(node)]
+    for pairs, by_reading in ((taken, False), (read, True)):
+        for a, b in pairs:
+            for name, size in solved(_capped(a, b) - b):
+                fits = len(symbols(size)) > 1 or by_reading and is_twin(graph, name, size)
+                if fits and is_free(graph, name, size):
+                    yield name, size
 
 
 def solved(difference: Dim) -> list[tuple[str, Expr]]:
@@ -79,7 +84,16 @@ def is_free(graph: Graph, name: str, size: Expr) -> bool:
     """Whether a size follows from nothing but the input that has it, while `size` is made of such that others have."""
     plain = {as_symbol(d) for v in graph.inputs for d in v.shape} - {None, name}
     mixed = {s for v in graph.inputs for d in v.shape if as_symbol(d) is None for s in symbols(d)}
-    return len(symbols(size)) > 1 and symbols(size) <= plain and name not in mixed and name not in graph.counts
+    return symbols(size) <= plain and name not in mixed and name not in graph.counts
+
+
+def is_twin(graph: Graph, name: str, size: Expr) -> bool:
+    """Whether only integers, such as a mask, have a size, on an axis on which another input has `size`."""
+    mine = {(v, i) for v in graph.inputs for i, d in enumerate(v.shape) if as_symbol(d) == name}
+    axes = {i for _, i in mine}
+    others = [v for v in graph.inputs if all(v is not m for m, _ in mine)]
+    return not any(v.dtype.is_float for v, _ in mine) and len(axes) == 1 and any(
+        v.type.rank > i and v.shape[i] == size for v in others for i in axes)
 
 
 def rename(graph: Graph, sizes: dict[str, Dim]) -> None:

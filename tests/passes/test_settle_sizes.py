@@ -4,8 +4,9 @@ from __future__ import annotations
 import pytest
 
 from q8c.passes.canonicalize import Canonicalize
+from q8c.passes.manager import run_passes
 from q8c.passes.settle_sizes import SettleSizes
-from tests.passes.support import check
+from tests.passes.support import check, parse
 
 INPUTS = "%x: f32[batch, seq, 2], %k: f32[batch, past, 2], %m: {dtype}[batch, total]"
 SIZES = {"batch": 2, "seq": 3, "past": 4, "total": 7}
@@ -51,6 +52,26 @@ def test_a_size_as_far_as_it_is_read(read: str) -> None:
   {read}
   return %y
 }}""", f"graph @g({inputs.replace('total', 'past + seq')}) {{ return %m }}", sizes=SIZES)
+
+
+def test_a_mask_is_of_the_tokens_it_is_read_for() -> None:
+    text = """graph @g(%ids: i64[batch, seq], %x: f32[batch, seq], %m: i64[others, total]{more}) {{
+  %i: i64[batch] = iota() {{size = batch}}
+  %row: i64[batch, 1] = reshape(%i) {{shape = (batch, 1)}}
+  %rows: i64[batch, seq] = broadcast_to(%row) {{shape = (batch, seq)}}
+  %j: i64[seq] = iota() {{size = seq}}
+  %cols: i64[batch, seq] = broadcast_to(%j) {{shape = (batch, seq)}}
+  %row1: i64[batch, seq, 1] = reshape(%rows) {{shape = (batch, seq, 1)}}
+  %col1: i64[batch, seq, 1] = reshape(%cols) {{shape = (batch, seq, 1)}}
+  %at: i64[batch, seq, 2] = concat(%row1, %col1) {{axis = 2}}
+  %y: i64[batch, seq] = gather_nd(%m, %at)
+  return %y
+}}"""
+    sizes = {"batch": 2, "seq": 3, "others": 2, "total": 3}
+    check([SettleSizes(), Canonicalize()], text.format(more=""),
+          "graph @g(%ids: i64[batch, seq], %x: f32[batch, seq], %m: i64[batch, seq]) { return %m }", sizes=sizes)
+    floats = text.format(more=", %z: f32[others, total]")  # rows of a table may be more than are read
+    assert not any(step.changed for step in run_passes(parse(floats), [SettleSizes()]).steps)
 
 
 @pytest.mark.parametrize(("assume", "inputs"), [
