@@ -94,7 +94,16 @@ def find_attention(graph: Graph, product: Node) -> Found | str | None:
         return f"{q.heads} x {q.size} queries meet {k.heads} x {k.size} keys and {v.heads} x {v.size} values"
     if q.heads != k.heads * k.repeat and k.heads != 1 or k.repeat != v.repeat:
         return f"{k.heads} heads of keys, each repeated {k.repeat} times, do not make {q.heads}"
-    return Found(product, q, k, v, scores, nan_to_zero)
+    return foreign_mask(graph, q, scores) or Found(product, q, k, v, scores, nan_to_zero)
+
+
+def foreign_mask(graph: Graph, q: Heads, scores: Scores) -> str:
+    """Which mask has other batch and heads than the queries, empty if none has."""
+    for value in (v for step in scores.masks for v in vars(step).values() if isinstance(v, Value)):
+        lead = zip(value.shape, (q.batch, q.heads), strict=False)
+        if value.type.rank == 4 and any(d != 1 and not graph.known_equal(d, n) for d, n in lead):
+            return f"its mask {value.type} is not for {q.batch} x {q.heads} heads"
+    return ""
 
 
 def stretches(a: Dim, b: Dim) -> bool:
