@@ -65,7 +65,8 @@ def find_heads(graph: Graph, value: Value, order: Sequence[int]) -> Heads | None
     path: list[Node] = []
     found: list[Heads] = []
     while True:
-        found += [heads for view in _views(value, path) if (heads := _follow(graph, value, view, path, order))]
+        heads = next(filter(None, (_follow(graph, value, view, path, order) for view in _views(value, path))), None)
+        found += [] if heads is None else [heads]
         node = value.producer
         scaled = None if node is None else scaling(node)
         if node is None or (scaled is None and node.op not in MOVES):
@@ -76,7 +77,7 @@ def find_heads(graph: Graph, value: Value, order: Sequence[int]) -> Heads | None
 
 
 def _views(source: Value, path: list[Node]) -> Iterator[tuple[Dim, ...]]:
-    """The shapes a source can be looked at in: its own, and its rows in one axis where these are dealt out anew."""
+    """The shapes a source can be looked at in: its own, else its rows in one axis where these are dealt out anew."""
     if source.type.rank in RANKS:
         yield source.shape
     if source.type.rank > 3 and path and path[0].op == "reshape":

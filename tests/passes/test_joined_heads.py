@@ -46,3 +46,28 @@ def test_a_mask_by_batch_of_heads_that_come_joined_declines() -> None:
       return %z
     }""", None, sizes={"b": 2, "s": 3, "t": 5})
     assert "its mask f32[b, 1, s, t] is not for 3*b x 1 heads" in str(report.declines[0])
+
+
+def test_one_cached_head_is_read_where_it_is_kept() -> None:
+    """Not as rows [b * t, 8], which it could be seen as too: then the cache would be read by a reshape."""
+    check(FuseAttention(), """
+    graph @g(%q: f32[b, s, 16], %k: f32[b, 1, t, 8], %v: f32[b, 1, t, 8]) {
+      %qs: f32[b, s, 2, 8] = reshape(%q) {shape = (b, s, 2, 8)}
+      %qh: f32[b, 2, s, 8] = transpose(%qs) {perm = (0, 2, 1, 3)}
+      %k5: f32[b, 1, 1, t, 8] = reshape(%k) {shape = (b, 1, 1, t, 8)}
+      %kb: f32[b, 1, 2, t, 8] = broadcast_to(%k5) {shape = (b, 1, 2, t, 8)}
+      %kh: f32[b, 2, t, 8] = reshape(%kb) {shape = (b, 2, t, 8)}
+      %v5: f32[b, 1, 1, t, 8] = reshape(%v) {shape = (b, 1, 1, t, 8)}
+      %vb: f32[b, 1, 2, t, 8] = broadcast_to(%v5) {shape = (b, 1, 2, t, 8)}
+      %vh: f32[b, 2, t, 8] = reshape(%vb) {shape = (b, 2, t, 8)}
+      %s: f32[b, 2, s, t] = matmul(%qh, %kh) {transpose_b = true}
+      %p: f32[b, 2, s, t] = softmax(%s)
+      %z: f32[b, 2, s, 8] = matmul(%p, %vh)
+      %zt: f32[b, s, 2, 8] = transpose(%z) {perm = (0, 2, 1, 3)}
+      %o: f32[b, s, 16] = reshape(%zt) {shape = (b, s, 16)}
+      return %o
+    }""", """
+    graph @g(%q: f32[b, s, 16], %k: f32[b, 1, t, 8], %v: f32[b, 1, t, 8]) {
+      %o: f32[b, s, 16] = attention(%q, %k, %v) {heads = 2, kv_heads = 1, head_size = 8, scale = 1.0}
+      return %o
+    }""", sizes={"b": 2, "s": 3, "t": 5}, tolerance=1e-6)
