@@ -68,7 +68,54 @@ def encoder(model: torch.nn.Module, family: Family) -> torch.nn.Module:
     return Outputs(model.get_encoder(), family)
 
 
-HEADS: dict[str, Any] = {"outputs": Outputs, "sentence": Sentence, "encoder": encoder}
+class Decoder(Outputs):
+    """Logits of a decoder, and where the family has such inputs, keys and values kept of earlier tokens, and of all."""
+
+    def forward(self, *inputs: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """Logits [batch, seq, vocabulary], then a key and a value for each layer."""
+        given = dict(zip(self.family.inputs, inputs, strict=True))
+        past = [given.pop(name) for name in self.family.inputs if name.startswith(PAST)]
+        cache = kept(past) if past else None
+        found = self.model(**given, past_key_values=cache, use_cache=bool(past))
+        return (found.logits, *([] if cache is None else held(cache)))
+
+
+class DecoderOfTwo(Outputs):
+    """Logits of an encoder-decoder's decoder with the keys and values of its own tokens, and of the encoder's if those
+    are computed here (`encoder_hidden_states`) and not kept."""
+
+    def forward(self, *inputs: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """Logits [batch, seq, vocabulary], then keys and values of each layer."""
+        given = dict(zip(self.family.inputs, inputs, strict=True))
+        own, other = ([t for n, t in given.items() if n.startswith(PAST) and f".{part}." in n]
+                      for part in ("decoder", "encoder"))
+        cache = transformers.EncoderDecoderCache(kept(own), kept(other))
+        hidden = given.get("encoder_hidden_states")
+        if hidden is None:  # what is kept of it is read instead
+            hidden = other[0].new_zeros(other[0].shape[0], other[0].shape[2], self.model.config.d_model)
+        found = self.model(encoder_outputs=(hidden,), attention_mask=given.get("encoder_attention_mask"),
+                           decoder_input_ids=given["input_ids"], past_key_values=cache, use_cache=True)
+        new = [held(cache.self_attention_cache), *([] if other else [held(cache.cross_attention_cache)])]
+        return (found.logits, *(t for each in new for t in each))
+
+
+def kept(tensors: list[torch.Tensor]) -> transformers.DynamicCache:
+    """A cache of keys and values in turn."""
+    cache = transformers.DynamicCache()
+    for i, (key, value) in enumerate(zip(tensors[::2], tensors[1::2], strict=True)):
+        cache.update(key, value, i)
+        cache.layers[i].keys, cache.layers[i].values = key, value  # without the empty part that update puts before
+    return cache
+
+
+def held(cache: transformers.DynamicCache) -> list[torch.Tensor]:
+    """Keys and values of each layer in turn."""
+    return [t for layer in cache.layers for t in (layer.keys, layer.values)]
+
+
+PAST = "past_key_values"
+HEADS: dict[str, Any] = {"outputs": Outputs, "sentence": Sentence, "encoder": encoder, "decoder": Decoder,
+                         "decoder-of-two": DecoderOfTwo}
 
 
 def build(family: Family, attention: str) -> torch.nn.Module:

@@ -18,10 +18,10 @@ HIDDEN, HEADS, VOCABULARY = 64, 2, 99
 
 @dataclass(frozen=True)
 class Input:
-    """One input of a model. `kind`: `ids` of tokens, a `mask` of those that are there, `types` (0 or 1), or `normal`
-    floats; axes named by text vary."""
+    """One input of a model. `kind`: `ids` of tokens, a `mask` of those that are there, `types` (0 or 1), `positions`
+    behind what is kept, or `normal` floats; axes named by text vary."""
 
-    kind: Literal["ids", "mask", "types", "normal"]
+    kind: Literal["ids", "mask", "types", "positions", "normal"]
     shape: tuple[Size, ...]
 
 
@@ -34,6 +34,8 @@ class Family:
     `float_products` the names, in part, of products that stay float, each with the reason q8c gives, in part.
     `int8_error` bounds the relative L2 of an output: products in a row, as tests/test_compile.py has them, make 0.01 to
     0.03 of random weights.
+    `kernels` says how many kernels of some kinds there are, `causal` how many attentions know that they are, without a
+    mask in memory.
     `compiled` is whether the first form is run as code too, which costs seconds: one of those that share kernels is.
     """
 
@@ -47,19 +49,27 @@ class Family:
     attentions: int = 2
     float_products: Mapping[str, str] = field(default_factory=dict)
     int8_error: float = 0.035
+    kernels: Mapping[str, int] = field(default_factory=dict)
+    causal: int = 0
     compiled: bool = False
 
 
 def feed(family: Family, sizes: Mapping[str, int], padding: Padding = "right", seed: int = 0) -> dict[str, Array]:
     """Made-up inputs of the given sizes; of several sequences, the first is of full length."""
     rng = np.random.default_rng(seed)
-    return {name: _made(rng, one.kind, tuple(sizes[d] if isinstance(d, str) else d for d in one.shape), padding)
+    made = {name: _made(rng, one.kind, tuple(sizes[d] if isinstance(d, str) else d for d in one.shape), padding)
             for name, one in family.inputs.items()}
+    for name, one in family.inputs.items():
+        if one.kind == "positions":
+            made[name] += sizes["past"]
+    return made
 
 
 def _made(rng: np.random.Generator, kind: str, shape: tuple[int, ...], padding: Padding) -> Array:
     if kind == "ids":
         return rng.integers(3, VOCABULARY, shape)
+    if kind == "positions":
+        return np.tile(np.arange(shape[1]), (shape[0], 1))
     if kind == "types":
         return rng.integers(0, 2, shape)
     if kind == "normal":

@@ -1,10 +1,11 @@
 """All families that are tested."""
 from __future__ import annotations
 
+from tests.families.decoders import DECODERS
 from tests.families.encoders import ENCODERS
 from tests.families.family import Form
 
-FAMILIES = {**ENCODERS}
+FAMILIES = {**ENCODERS, **DECODERS}
 
 
 def models() -> list[tuple[str, Form]]:

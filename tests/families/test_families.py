@@ -1,6 +1,7 @@
 """Every family of transformers, as PyTorch's exporters write it: int8 and float, at several shapes in one session."""
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from q8c.ir import Graph, clone, interpret
 from q8c.passes.manager import run_passes
 from q8c.passes.pipeline import Options, pipeline
 from q8c.products import Product, product_names, products_of
+from q8c.runtime.session import Session
 from tests.families.family import Array, Family, Form, Padding, feed
 from tests.families.stripped import path_of, read
 from tests.families.table import FAMILIES, models
@@ -34,6 +36,8 @@ def test_compiled(name: str, tmp_path: Path) -> None:
     result = compile_model(proto, tmp_path / "m.q8c")
     with q8c.load(result.path, threads=2) as session:
         compare(family, proto, lambda given: session.run(None, given), family.int8_error)
+        if "append" in family.kernels:
+            check_state(family, session)
 
 
 @pytest.mark.parametrize(("name", "form"), models())
@@ -55,7 +59,23 @@ def check_products(family: Family, graph: Graph, products: Sequence[Product]) ->
             assert any(part in product.name and reason in product.reason
                        for part, reason in family.float_products.items()), product
     assert any(product.form == "int8" for product in products)
-    assert sum(node.op == "attention" for node in graph.nodes) == family.attentions
+    attentions = [node for node in graph.nodes if node.op == "attention"]
+    assert len(attentions) == family.attentions
+    assert sum(bool(node.attrs.get("causal")) for node in attentions) == family.causal
+    counts = Counter(node.op for node in graph.nodes)
+    assert {op: counts[op] for op in family.kernels} == family.kernels
+
+
+def check_state(family: Family, session: Session) -> None:
+    """A prompt and steps on a state give what all tokens at once do."""
+    seq = 9
+    given = feed(family, {**family.sizes[0], "seq": seq, "past": 0, "total": seq}, "none")
+    [wanted] = session.run(["logits"], given)
+    state = session.new_state(seq, len(wanted))
+    read = {name: a for name, a in given.items() if "encoder" in name}
+    parts = [session.run(None, {"input_ids": given["input_ids"][:, first:end], **read}, state=state)[0]
+             for first, end in ((0, 5), (5, 6), (6, seq))]
+    assert error(np.concatenate(parts, axis=1), wanted).relative_l2 <= family.int8_error
 
 
 def compare(family: Family, proto: onnx.ModelProto, run: Run, budget: float) -> None:
