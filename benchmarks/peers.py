@@ -25,11 +25,13 @@ Options = Mapping[str, str]
 class Loaded:
     """A model ready to run: `bind` takes inputs and gives a function that computes the outputs from them, as numpy
     arrays. `facts` are worth telling beside the figures. `nodes`, of q8c, runs what it is given and tells what kernels
-    that was, in order: their labels, seconds (busy threads' sum over their number), multiply-adds and bytes."""
+    that was, in order: their labels, seconds (busy threads' sum over their number), multiply-adds and bytes.
+    `generate`, of the reference, puts so many likeliest tokens behind rows of tokens."""
 
     bind: Bind
     facts: Mapping[str, Any] = field(default_factory=dict)
     nodes: Callable[[Callable[[], None]], list[dict[str, Any]]] | None = None
+    generate: Callable[[Array, int], Array] | None = None
 
 
 @dataclass(frozen=True)
@@ -37,7 +39,8 @@ class Engine:
     """One way to run a model.
 
     `prepare(model, path)` writes what `load(path, threads)` reads; `suffix` is the end of that path (a folder if
-    empty). `packages` are what it needs to be installed, `int8` says whether its weight products are int8.
+    empty). `packages` are what it needs to be installed, `int8` says whether its weight products are int8. `source`
+    tells what else the result depends on: what was made with another source is made again.
     """
 
     name: str
@@ -47,7 +50,7 @@ class Engine:
     prepare: Callable[[Model, Path], None]
     load: Callable[[Path, int], Loaded]
     suffix: str = ".onnx"
-    kept: bool = True
+    source: Callable[[], str] = str
 
     def missing(self) -> list[str]:
         """The packages it needs that are not installed."""
@@ -61,11 +64,14 @@ class Engine:
         made_by = "-".join(f"{n}{v}" for n, v in versions(self.packages).items())
         stem = f"{model.name}-{state.st_size:x}-{state.st_mtime_ns:x}-{self.name}-{made_by}"
         path = cache_folder() / "".join(c if c.isalnum() or c in "-_." else "_" for c in stem + self.suffix)
-        if not (path.exists() and self.kept):
+        note, source = path.with_name(f"{path.name}.source"), self.source()
+        if not path.exists() or (note.read_text() if note.exists() else "") != source:
             partial = path.with_name(f"{os.getpid()}-{path.name}")
             self.prepare(model, partial)
             for made in sorted(partial.parent.glob(f"{os.getpid()}-{path.stem}*")):  # some write two files
                 made.replace(made.with_name(made.name.removeprefix(f"{os.getpid()}-")))
+            if source:
+                note.write_text(source)
         return path
 
 
@@ -115,8 +121,12 @@ def _q8c(name: str, options: Options) -> Engine:
                  "symbols": list(session.artifact.manifest.model.symbols)}
         return Loaded(lambda feed: lambda: session.run(None, feed), facts, lambda runs: _nodes(session, runs))
 
+    def source() -> str:
+        from q8c.cache import compiler_digest
+        return compiler_digest()
+
     title = " ".join(["q8c", *(key if value == "true" else value for key, value in options.items())])
-    return Engine(name, title, ("llvmlite", "onnx"), options.get("quantize") != "false", prepare, load, ".q8c", False)
+    return Engine(name, title, ("llvmlite", "onnx"), options.get("quantize") != "false", prepare, load, ".q8c", source)
 
 
 def _nodes(session: Any, runs: Callable[[], None]) -> list[dict[str, Any]]:

@@ -110,6 +110,36 @@ def ended(contestants: Sequence[Contestant]) -> Iterator[None]:
             contestant.end()
 
 
+class _Turns:
+    """Engines that take a feed and answer; those that fail are left out and `dropped` gets the reason."""
+
+    def __init__(self, contestants: Sequence[Contestant], feed: Feed, dropped: dict[str, str], folder: str) -> None:
+        self.going, self._dropped, self._folder = list(contestants), dropped, folder
+        inputs = os.path.join(folder, "feed.npz")
+        np.savez(inputs, **feed)  # type: ignore[arg-type, unused-ignore]
+        self.firsts = {c.name: self.ask(c, "feed", path=inputs) for c in contestants}
+
+    def ask(self, contestant: Contestant, do: str, **words: Any) -> dict[str, Any]:
+        """The answer of one engine, nothing where it fails."""
+        try:
+            return contestant.ask(do, **words)
+        except BenchmarkError as error:
+            self._dropped[contestant.name] = str(error)
+            self.going.remove(contestant)
+            return {}
+
+    def outputs(self) -> dict[str, list[Array]]:
+        """What each engine computes."""
+        found = {}
+        for contestant in list(self.going):
+            path = os.path.join(self._folder, "outputs.npz")
+            self.ask(contestant, "outputs", path=path)
+            if contestant in self.going:
+                with np.load(path) as arrays:
+                    found[contestant.name] = [arrays[name] for name in arrays.files]
+        return found
+
+
 def race(contestants: Sequence[Contestant], feed: Feed, seconds: float, rounds: int,
          dropped: dict[str, str]) -> dict[str, Figures]:
     """The figures of each engine on one feed.
@@ -117,36 +147,23 @@ def race(contestants: Sequence[Contestant], feed: Feed, seconds: float, rounds: 
     They take turns, each round beginning with another one. A turn is two runs that warm up and then timed ones for
     its part of `seconds`. Those that fail are left out and `dropped` gets the reason.
     """
-    going = list(contestants)
-    samples: dict[str, list[float]] = {c.name: [] for c in going}
-    firsts: dict[str, dict[str, Any]] = {}
-    outputs: dict[str, list[Array]] = {}
-
-    def attempt(contestant: Contestant, do: str, **words: Any) -> dict[str, Any]:
-        try:
-            return contestant.ask(do, **words)
-        except BenchmarkError as error:
-            dropped[contestant.name] = str(error)
-            going.remove(contestant)
-            return {}
-
+    samples: dict[str, list[float]] = {c.name: [] for c in contestants}
     with tempfile.TemporaryDirectory(prefix="q8c-bench") as folder:
-        inputs = os.path.join(folder, "feed.npz")
-        np.savez(inputs, **feed)  # type: ignore[arg-type, unused-ignore]
-        for contestant in list(going):
-            firsts[contestant.name] = attempt(contestant, "feed", path=inputs)
+        turns = _Turns(contestants, feed, dropped, folder)
         for number in range(rounds):
-            for contestant in (lambda k: [*going[k:], *going[:k]])(number % max(1, len(going))):
-                answer = attempt(contestant, "time", warmups=2, runs=1000, seconds=seconds / rounds)
+            first = number % max(1, len(turns.going))
+            for contestant in [*turns.going[first:], *turns.going[:first]]:
+                answer = turns.ask(contestant, "time", warmups=2, runs=1000, seconds=seconds / rounds)
                 samples[contestant.name] += answer.get("seconds", [])
-        for contestant in list(going):
-            path = os.path.join(folder, f"{len(outputs)}.npz")
-            attempt(contestant, "outputs", path=path)
-            if contestant in going:
-                with np.load(path) as arrays:
-                    outputs[contestant.name] = [arrays[name] for name in arrays.files]
-    return {c.name: Figures(Times.of(samples[c.name]), firsts[c.name]["first"], firsts[c.name]["memory"],
-                            outputs[c.name]) for c in going}
+        outputs = turns.outputs()
+    return {name: Figures(Times.of(samples[name]), turns.firsts[name]["first"], turns.firsts[name]["memory"], found)
+            for name, found in outputs.items()}
+
+
+def answers(contestants: Sequence[Contestant], feed: Feed, dropped: dict[str, str]) -> dict[str, list[Array]]:
+    """What each engine computes for a feed, not timed; `dropped` as for `race`."""
+    with tempfile.TemporaryDirectory(prefix="q8c-bench") as folder:
+        return _Turns(contestants, feed, dropped, folder).outputs()
 
 
 def _exit(code: int) -> str:

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.common import ROOT, BenchmarkError, cache_folder
-from benchmarks.models import Feed, Model, Shape
+from benchmarks.models import Array, Feed, Model, Shape
 
 sys.path.append(str(ROOT / "examples"))
 
@@ -34,10 +34,15 @@ def model(path: Path | None = None) -> Model:
     return Model("smollm2", path, None, (Shape(1, 128),), True)
 
 
+def tokens(text: str) -> Array:
+    """The tokens of a text."""
+    return np.array(gguf().tokenizer().encode(text).ids, np.int64)
+
+
 def text_feed(model: Model, text: Path) -> Feed:
     """A text's tokens as one sequence, with nothing before them."""
     import onnx
-    ids = np.array([gguf().tokenizer().encode(text.read_text(encoding="utf-8")).ids], np.int64)
+    ids = tokens(text.read_text(encoding="utf-8"))[None]
     inputs = onnx.load(model.onnx, load_external_data=False).graph.input
     feed = llama.first_feed(ids, [(i.name, [d.dim_value for d in i.type.tensor_type.shape.dim]) for i in inputs])
     return {i.name: feed[i.name] for i in inputs}

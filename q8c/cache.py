@@ -55,11 +55,11 @@ def rebuilt(path: str, sha256: str | None, tier: str | None) -> Path:
 
 def _place(model: str, target: str) -> Path:
     from q8c.frontend import content_digest
-    key = hashlib.sha256(f"{content_digest(model)} {target} {_compiler()}".encode()).hexdigest()
+    key = hashlib.sha256(f"{content_digest(model)} {target} {compiler_digest()}".encode()).hexdigest()
     return folder() / f"{Path(model).stem[:100]}-{key[:24]}.q8c"
 
 
-def _compiler() -> str:
+def compiler_digest() -> str:
     """What the bytes of a compiled file depend on besides the model: the versions, and the compiler's own source."""
     digest = hashlib.sha256()
     root = Path(q8c.__file__).parent

@@ -2,10 +2,12 @@
 from __future__ import annotations
 
 import ctypes
+import mmap
 import os
 import threading
 import time
 from collections.abc import Callable, Collection, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
@@ -159,8 +161,7 @@ def _rate(unit: Unit, cores: Sequence[int]) -> Rate:
 
 def _levels(cores: Sequence[int]) -> list[Level]:
     """Read bandwidth of the caches, in buffers that fit them well, and of a buffer that fits none."""
-    able = [t for t in reversed(TIERS.values()) if cpu.features().issuperset(t.features)]
-    probe = _Probe(probes.reader(able[0]))
+    probe = _Probe(_reader())
     sizes = cache_sizes()
     buffers = {"L1": sizes["L1"] // 2, "L2": sizes["L2"] // 2,
                "L3": min(16 * sizes["L2"], sizes["L3"] // (2 * len(cores)))}
@@ -168,6 +169,11 @@ def _levels(cores: Sequence[int]) -> list[Level]:
     left = available_memory() or 4 * _DRAM
     size = min(max(2 * sizes["L3"], 64 << 20), _DRAM, left // 4) // len(cores)
     return [*found, Level("DRAM", 0, True, _read(probe, size, cores))]
+
+
+def _reader() -> bytes:
+    """The reader's code for the best tier this CPU has."""
+    return probes.reader(next(t for t in reversed(TIERS.values()) if cpu.features().issuperset(t.features)))
 
 
 def _read(probe: _Probe, size: int, cores: Sequence[int]) -> float:
@@ -188,6 +194,30 @@ def cache_sizes(folder: Path = Path("/sys/devices/system/cpu/cpu0/cache")) -> di
     return found
 
 
+class Reader:
+    """Reads `size` bytes of memory from end to end whenever it is called, a part in each of so many threads: what is
+    streamed once a run, as a model's weights are, can be had no faster. `size` is that in whole pieces."""
+
+    def __init__(self, size: int, threads: int = 1) -> None:
+        self._probe = _Probe(_reader())
+        self._part = max(size // (threads * _LINE), 1) * _LINE
+        self.size = self._part * threads
+        self._buffer = _written(self.size)
+        first = address_of_map(self._buffer)
+        self._others = [first + self._part * i for i in range(1, threads)]
+        self._first = first
+        self._pool = ThreadPoolExecutor(max(len(self._others), 1))
+
+    def __call__(self) -> None:
+        waiting = [self._pool.submit(self._read, address) for address in self._others]
+        self._read(self._first)
+        for other in waiting:
+            other.result()
+
+    def _read(self, address: int) -> None:
+        self._probe.seconds(address, 1, self._part)
+
+
 class _Probe:
     """Machine code of a probe in executable memory."""
 
@@ -200,20 +230,27 @@ class _Probe:
 
     def rate(self, size: int, argument: int) -> float:
         """Passes a second on a buffer of its own: the best of some slices."""
-        buffer = anonymous(size)
+        buffer = _written(size)
         address = address_of_map(buffer)
-        ctypes.memset(address, 0, size)  # pages never written are all one page of zeros, which the first cache holds
         count = 1
         # The least of three: one that lost its core for a while would end the search far too early.
-        while (seconds := min(self._seconds(address, count, argument) for _ in range(3))) < _SLICE / 2:
+        while (seconds := min(self.seconds(address, count, argument) for _ in range(3))) < _SLICE / 2:
             count *= 4
         slices = _SLICES if seconds < 4 * _SLICE else 1
-        return count / min(seconds, *(self._seconds(address, count, argument) for _ in range(slices)))
+        return count / min(seconds, *(self.seconds(address, count, argument) for _ in range(slices)))
 
-    def _seconds(self, address: int, count: int, argument: int) -> float:
+    def seconds(self, address: int, count: int, argument: int) -> float:
+        """The time of so many passes on a buffer."""
         start = time.perf_counter()
         self._call(address, count, argument)
         return time.perf_counter() - start
+
+
+def _written(size: int) -> mmap.mmap:
+    """Memory that was written: pages that never were are all one page of zeros, which the first cache holds."""
+    buffer = anonymous(size)
+    ctypes.memset(address_of_map(buffer), 0, size)
+    return buffer
 
 
 def _together(cores: Sequence[int], call: Callable[[], float]) -> list[float]:
