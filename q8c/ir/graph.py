@@ -13,6 +13,7 @@ from q8c.ir.dims import Dim, Expr, symbols
 from q8c.ir.types import DType, TensorType
 
 Array = NDArray[Any]
+_NEAR = 64  # nodes to either side of the last place, where the next one mostly is
 Attr: TypeAlias = "bool | int | float | str | DType | Expr | tuple[Any, ...]"
 
 
@@ -106,6 +107,7 @@ class Graph:
         self.assumptions: list[tuple[Dim, Dim]] = []
         self.counts: dict[str, Value] = {}
         self._names: dict[str, int] = {}
+        self._found = 0
 
     def fresh_name(self, hint: str) -> str:
         """`hint` if no value has that name yet, else `hint_1`, `hint_2`, …"""
@@ -162,8 +164,7 @@ class Graph:
 
     def insert(self, node: Node, before: Node | None = None) -> None:
         """Put a finished node into the list and register its uses."""
-        index = len(self.nodes) if before is None else self.nodes.index(before)
-        self.nodes.insert(index, node)
+        self.nodes.insert(len(self.nodes) if before is None else self._find(before), node)
         for value in node.operands:
             value.users.append(node)
 
@@ -188,9 +189,17 @@ class Graph:
         for value in node.outputs:
             if value.users or value in self.outputs:
                 raise CompileError(f"{node}: cannot be erased, %{value.name} is still read")
-        self.nodes.remove(node)
+        del self.nodes[self._find(node)]
         for value in node.operands:
             value.users.remove(node)
+
+    def _find(self, node: Node) -> int:
+        """Where a node stands. Passes go from front to back, so it is looked for near the last one first."""
+        try:
+            self._found = self.nodes.index(node, max(self._found - _NEAR, 0), self._found + _NEAR)
+        except ValueError:
+            self._found = self.nodes.index(node)
+        return self._found
 
     def is_output(self, value: Value) -> bool:
         """Whether the graph returns this value."""

@@ -13,7 +13,7 @@ from q8c.passes.calibration import Calibration
 from q8c.passes.default_format import DEFAULT, format_for
 from q8c.passes.fold_weights import BLOCK_FORMAT, weight_array
 from q8c.passes.manager import Pass, Report
-from q8c.passes.quantize_embeddings import is_tied
+from q8c.passes.quantize_embeddings import embeddings, is_tied
 from q8c.passes.quantized_product import rounded_rows, rounded_weight, wants_zero_point
 from q8c.passes.rewrite import is_product, other_operand, sole_reader, sources, vector
 
@@ -47,6 +47,7 @@ class BalanceScales(Pass):
                 groups.setdefault(node.input(0), []).append(node)
         rows = self.calibration.rows(graph, groups, report)
         changed = False
+        tables = [node.input(0).array() for node in embeddings(graph)]
         block = q8.block_size(format_for(graph, self.format))
         for x, products in groups.items() if rows else ():
             weights = [weight_array(p) for p in products]
@@ -54,7 +55,7 @@ class BalanceScales(Pass):
                 report.decline(products[0], "its weights are 8-bit numbers already, or 4-bit numbers in blocks, which "
                                             "factors would round again")
                 continue
-            if any(is_tied(graph, w) for w in weights):
+            if any(is_tied(w, tables) for w in weights):
                 report.decline(products[0], "its weight is the table of embeddings too, which is kept once")
                 continue
             f = best_factors(rows[x], weights, block)

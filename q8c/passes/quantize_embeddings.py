@@ -1,7 +1,7 @@
 """Tables of embeddings in 8 bits, and one table for embeddings and head where they are the same."""
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -65,9 +65,9 @@ def embeddings(graph: Graph) -> Iterator[Node]:
             yield node
 
 
-def is_tied(graph: Graph, weight: Array) -> bool:
-    """Whether a weight [depth, cols] is a table of embeddings turned."""
-    return any(same(node.input(0).array(), weight.T) for node in embeddings(graph))
+def is_tied(weight: Array, tables: Iterable[Array]) -> bool:
+    """Whether a weight [depth, cols] is one of these tables of embeddings turned."""
+    return any(same(table, weight.T) for table in tables)
 
 
 def same(a: Array, b: Array) -> bool:
