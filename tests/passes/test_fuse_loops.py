@@ -198,9 +198,9 @@ def test_random_graphs_keep_their_meaning(seed: int) -> None:
 
 def test_ten_thousand_nodes_take_seconds_and_long_chains_are_cut() -> None:
     graph = random_graph(1, 10_000)
-    start = time.perf_counter()
+    start = time.process_time()
     FuseLoops().run(graph, Report())
-    assert time.perf_counter() - start < 5
+    assert time.process_time() - start < 5
     verify(graph)
     sizes = [len(n.body.nodes) for n in graph.nodes if n.body]
     assert max(sizes) <= MAX_NODES
