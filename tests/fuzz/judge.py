@@ -12,9 +12,10 @@ import onnx
 import q8c
 from q8c.compiler import compile_model
 from q8c.frontend import import_onnx
-from q8c.ir import interpret
+from q8c.ir import interpret, q8
 from q8c.passes.manager import run_passes
 from q8c.passes.pipeline import Options, pipeline
+from q8c.runtime import cpu
 from tests.fuzz.grow import grow
 from tests.fuzz.grower import Array, Grower, Grown, Val
 
@@ -63,10 +64,18 @@ def verdict_on(grown: Grown, native: bool) -> tuple[str, str]:
     return "equal", ""
 
 
+def options(grown: Grown) -> Options:
+    """What a model is compiled with: every format has its turn."""
+    return Options(quantize=grown.quantize, numerics="reproducible",
+                   weights=["default", *q8.FORMATS][grown.seed // 16 % (1 + len(q8.FORMATS))])
+
+
 def _native(grown: Grown) -> list[Sequence[Array]]:
+    """What compiled code gives, which is the same for any number of threads; every tier of this CPU has its turn."""
+    tiers = [name for name, needs in cpu.TIERS.items() if cpu.features().issuperset(needs)]
+    tier = tiers[(grown.seed + grown.seed // QUANTIZED_SHARE) % len(tiers)]
     with tempfile.TemporaryDirectory() as folder:
-        path = compile_model(grown.model, Path(folder) / "m.q8c",
-                             options=Options(quantize=grown.quantize, numerics="reproducible")).path
+        path = compile_model(grown.model, Path(folder) / "m.q8c", target=tier, options=options(grown)).path
         one, two = q8c.load(path, threads=1), q8c.load(path, threads=2)
         found: list[Sequence[Array]] = [one.run(None, feed) for feed in grown.feeds]
         for feed, results in zip(grown.feeds, found, strict=True):
@@ -78,7 +87,7 @@ def _native(grown: Grown) -> list[Sequence[Array]]:
 
 def _interpreted(grown: Grown) -> list[Sequence[Array]]:
     graph = import_onnx(grown.model)
-    run_passes(graph, pipeline(Options(quantize=grown.quantize)))
+    run_passes(graph, pipeline(options(grown)))
     with np.errstate(all="ignore"):
         return [interpret(graph, feed) for feed in grown.feeds]
 

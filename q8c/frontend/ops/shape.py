@@ -23,7 +23,11 @@ def size(c: Call) -> Tensor:
 
 @importer("Reshape")
 def reshape(c: Call) -> Tensor:
-    """The same elements in another shape: 0 keeps a size (unless allowzero), -1 is what remains."""
+    """The same elements in another shape: 0 keeps a size (unless allowzero), -1 is what remains.
+
+    A size that turns out 0 when the model runs is 0, as whoever wrote `x.view(batch, -1)` meant it; the standard would
+    keep the operand's size there too.
+    """
     x = c.input(0)
     target = c.sizes(1, "the shape")
     allow_zero = c.attr_int("allowzero", 0)
