@@ -13,8 +13,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from q8c.ir.graph import Array
-from q8c.ir.q8 import ZERO_POINT
+from q8c.ir.q8 import HALF_FLOOR, SCALE_FLOOR, ZERO_POINT
 
+FORMAT = "q4-block32"
+"""Names weights that `round_weight` rounds, which are then kept as those of a file that has 4 bits."""
+KEPT_AS = "q8-block32"
 STEPS = 16
 NIBBLE_ZERO = 8
 OFFSET = ZERO_POINT - NIBBLE_ZERO
@@ -51,7 +54,7 @@ def narrow(u: Array, block: int = 0) -> Narrow | None:
     if (low < offsets).any() or (high >= offsets.astype(np.int32) + STEPS).any():
         return None
     offsets = offsets if block else offsets[0]
-    return Narrow((u - _spread(offsets, depth, block)).astype(np.uint8), offsets, None)
+    return Narrow(np.asarray(u - _spread(offsets, depth, block)), offsets, None)
 
 
 def widen(n: Array, offsets: Array | None, block: int = 0) -> NDArray[np.uint8]:
@@ -59,7 +62,33 @@ def widen(n: Array, offsets: Array | None, block: int = 0) -> NDArray[np.uint8]:
     return np.asarray(n + (OFFSET if offsets is None else _spread(offsets, n.shape[0], block)), dtype=np.uint8)
 
 
-def _spread(offsets: Array, depth: int, block: int) -> Array:
+def round_weight(w: Array, block: int) -> NDArray[np.float32]:
+    """A float weight [depth, cols] rounded to 16 steps from 0 for each column and block of depth.
+
+    The step is an eighth of the largest weight, whose side of 0 has the eight steps then, or a seventh of it and 7 on
+    both sides, whichever leaves the smaller squared error; a half float where it is large enough for one.
+    """
+    w = w.astype(np.float32, copy=False)
+    starts = np.arange(0, len(w), block)
+    high, low = (f.reduceat(w, starts, axis=0) for f in (np.maximum, np.minimum))
+    top, right = np.maximum(high, -low), high >= -low
+    size = np.maximum(top, np.float32(SCALE_FLOOR))
+    found, least = np.zeros_like(w), np.full(top.shape, np.inf, np.float32)
+    for count in (STEPS // 2 - 1, STEPS // 2):
+        scale = np.maximum(top / np.float32(count), np.float32(SCALE_FLOOR))
+        with np.errstate(over="ignore"):
+            halves = scale.astype(np.float16).astype(np.float32)
+        scale = np.where((halves >= HALF_FLOOR) & np.isfinite(halves), halves, scale)
+        first = np.where(right & (count == STEPS // 2), 1 - count, -count)
+        last = np.where(right | (count < STEPS // 2), count, count - 1)
+        steps = _spread(scale, len(w), block)
+        y = np.clip(np.rint(w / steps), _spread(first, len(w), block), _spread(last, len(w), block)) * steps
+        error = np.add.reduceat(((y - w) / steps) ** 2, starts, axis=0) * (scale / size) ** 2
+        found = np.where(_spread(error < least, len(w), block), y, found)
+        least = np.minimum(error, least)
+    return np.asarray(found, dtype=np.float32)
+
+
+def _spread(values: Array, depth: int, block: int) -> Array:
     """Values of columns or blocks in a shape that broadcasts to [depth, cols]."""
-    small = offsets.astype(np.int16)
-    return np.repeat(small, block, axis=0)[:depth] if block else small
+    return np.repeat(values, block, axis=0)[:depth] if block else values

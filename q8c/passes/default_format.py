@@ -1,7 +1,7 @@
 """The format of weights where none is asked for."""
 from __future__ import annotations
 
-from q8c.ir import q8
+from q8c.ir import q4, q8
 from q8c.ir.graph import Graph, Node
 from q8c.passes.rules import attr
 
@@ -14,15 +14,15 @@ at a time, the time goes into reading weights, of which scales per block are a s
 
 
 def check_format(name: str) -> None:
-    """Raise CompileError for a name that is neither a format's nor `default`."""
-    if name != DEFAULT:
+    """Raise CompileError for a name that is neither a format's nor `default` nor that of weights rounded to 4 bits."""
+    if name not in (DEFAULT, q4.FORMAT):
         q8.block_size(name)
 
 
 def format_for(graph: Graph, name: str) -> str:
-    """A format's name, `default` replaced by the one for this graph."""
+    """A format's name, `default` replaced by the one for this graph, and that of 4 bits by the one that keeps them."""
     if name != DEFAULT:
-        return name
+        return q4.KEPT_AS if name == q4.FORMAT else name
     return "q8-block32" if any(decodes(graph, node) for node in graph.nodes) else "q8-channel"
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from q8c.errors import CompileError
+from q8c.ir import q4
 from q8c.passes.balance_scales import BalanceScales
 from q8c.passes.calibration import Calibration, Feeds
 from q8c.passes.canonicalize import Canonicalize
@@ -35,6 +36,7 @@ from q8c.passes.pack_rows import PackRows
 from q8c.passes.plan_memory import PlanMemory
 from q8c.passes.quantize_embeddings import QuantizeEmbeddings
 from q8c.passes.reduce_rows import ReduceRows
+from q8c.passes.round_weights import RoundWeights
 from q8c.passes.settle_sizes import SettleSizes
 from q8c.passes.share_common import ShareCommon
 from q8c.passes.sink_reshapes import SinkReshapes
@@ -153,11 +155,12 @@ def _linear(options: Options, calibration: Calibration, blocked: set[str]) -> tu
         bound = FoldWeights.max_layer_error if options.max_layer_error is None else options.max_layer_error
         fold = FoldWeights(options.weights, keep, blocked, bound, calibration)
     return (
+        *((RoundWeights(keep),) if options.weights == q4.FORMAT else ()),  # behind what balances and merges weights
         fold,                     # weights become Q8 offline
         *((QuantizeEmbeddings(),) if options.embeddings == "q8" else ()),  # once it shows which weights they may share
         InsertDynamicQuantize(calibration=calibration),  # products with Q8 weights become exact integer products
         FuseLinear(),             # product, dequantize, bias, activation and residual in registers
-        PackNibbles(),            # weights of files that have them in 4 bits, back in 4 bits
+        PackNibbles(),            # weights that were rounded to 4 bits, here or in the file, have 4 bits in memory
     )
 
 
@@ -165,4 +168,5 @@ PASSES: dict[str, type[Pass]] = {kind.name: kind for kind in (
     BalanceScales, Canonicalize, ChooseFormats, EliminateDeadCode, FoldConstants, FoldWeights, FuseAttention, FuseGelu,
     FuseLayerNorm, FuseLinear, FuseLoops, FuseRmsNorm, FuseRotary, FuseSoftmax, InsertDynamicQuantize, KeepCache,
     LastLogits, LiftQuantized, LowerIntegerProducts, LowerQuantized, MergeMatmuls, NoteBlocks, OwnOutputs, PackNibbles,
-    PackRows, PlanMemory, QuantizeEmbeddings, ReduceRows, SettleSizes, ShareCommon, SinkReshapes, SpreadExperts)}
+    PackRows, PlanMemory, QuantizeEmbeddings, ReduceRows, RoundWeights, SettleSizes, ShareCommon, SinkReshapes,
+    SpreadExperts)}
