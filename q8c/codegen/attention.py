@@ -47,7 +47,7 @@ def attention_kernel(module: ir.Module, tier: Tier, node: Node) -> Kernel:
 
 def _tiles(module: ir.Module, tier: Tier, spec: AttentionSpec, keys: Dim) -> tuple[ir.Function, Dim]:
     """The kernel of many queries and its scratch."""
-    make = amx_attention if tier.has("amx-bf16") else _f32_attention
+    make = amx_attention if tier.has("amx-bf16") and not spec.softcap else _f32_attention
     return make(module, tier, spec, keys)
 
 

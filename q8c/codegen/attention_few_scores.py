@@ -4,7 +4,7 @@ from __future__ import annotations
 import llvmlite.ir as ir
 
 from q8c.codegen.attention_few import AHEAD, BLOCK, PREFETCH_LEVEL, FewStep, row_bytes
-from q8c.codegen.attention_math import transpose
+from q8c.codegen.attention_math import capped, transpose
 from q8c.codegen.attention_operands import HIDDEN, key_mask_bytes
 from q8c.codegen.attention_spec import AttentionSpec
 from q8c.codegen.builder import F32, I64, LANES, PTR, V16F, Builder, Value, constant
@@ -64,7 +64,7 @@ class FewScores(FewStep):
             source = self.operands.row(0, self.batch, self.query(row), self.head_of(row))
             target = b.at(self.q, b.mul(row, spec.pitch), F32)
             for channel, count in _vectors(spec.head_size):
-                b.store(b.mul(_load(b, source, channel, count), spec.scale), b.at(target, channel, F32))
+                b.store(b.mul(_load(b, source, channel, count), spec.query_scale), b.at(target, channel, F32))
 
     def _score(self, key: Value) -> None:
         """Scores of 32 keys from `key` on."""
@@ -153,7 +153,8 @@ def _emit_dot(module: ir.Module, tier: Tier, spec: AttentionSpec, rows: int) -> 
     `pitch` elements apart. Meanwhile it asks for the 32 keys at `ahead`, as many lines in each step: while keys are
     turned, memory is waited for anyway. Keys in 8 bits lie where they are kept; the address of their scales is one more
     parameter."""
-    name = f"q8c_few_dot_{rows}x{spec.head_size}by{'int8' if spec.int8 else spec.key_step}"
+    name = (f"q8c_few_dot_{rows}x{spec.head_size}by{'int8' if spec.int8 else spec.key_step}"
+            f"{f'cap{spec.softcap}' if spec.softcap else ''}")
     found = module.globals.get(name)
     if found is not None:
         return found
@@ -192,6 +193,6 @@ def _emit_dot(module: ir.Module, tier: Tier, spec: AttentionSpec, rows: int) -> 
     for row in range(rows):
         out = b.at(b.arg("out"), b.mul(b.arg("pitch"), row), F32)
         for n in range(vectors):
-            b.store(sums[row * vectors + n], b.at(out, n * LANES, F32))
+            b.store(capped(b, sums[row * vectors + n], spec.softcap), b.at(out, n * LANES, F32))
     b.ret()
     return b.function

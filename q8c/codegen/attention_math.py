@@ -6,6 +6,7 @@ from collections.abc import Sequence
 import llvmlite.ir as ir
 
 from q8c.codegen.builder import I32, LANES, V16F, Builder, Value
+from q8c.codegen.vmath import tanh
 
 LEAST_EXPONENT = -88.0
 """Weights below e**-87.68 come out as exactly 0."""
@@ -30,6 +31,11 @@ def exp_nonpositive(b: Builder, x: Value) -> Value:
     y = _polynomial(b, fraction, _EXP2)
     # A product instead of a sum of exponent bits: the payload of a NaN could carry into its sign and make it finite.
     return b.mul(y, b.from_bits(b.shl(b.bits(rounded), 23)))
+
+
+def capped(b: Builder, x: Value, cap: float) -> Value:
+    """cap * tanh(x), x itself without a cap."""
+    return b.mul(tanh(b, x), cap) if cap else x
 
 
 def exp2_for_bf16(b: Builder, x: Value) -> Value:

@@ -33,6 +33,7 @@ class AttentionSpec:
         spread: a query that sees no key gets the mean of all values up to the last key any query may see.
         cached: there may be more keys than queries.
         int8: keys and values are kept in 8 bits (`KeptRows`).
+        softcap: what bounds scores before the mask, by softcap * tanh(score / softcap); 0 for no bound.
     """
 
     heads: int
@@ -51,6 +52,12 @@ class AttentionSpec:
     spread: bool = False
     cached: bool = False
     int8: bool = False
+    softcap: float = 0.0
+
+    @property
+    def query_scale(self) -> float:
+        """What queries are multiplied by: scores then are scaled, and ready for tanh where there is a bound."""
+        return self.scale / (self.softcap or 1.0)
 
     @property
     def group(self) -> int:
@@ -108,6 +115,7 @@ class AttentionSpec:
         parts += [f"keys{self.key_mask}"] if self.key_mask is not None else []
         flags = ("lengths", "spread", "packed", "cached", "int8")
         parts += [flag for flag in flags if getattr(self, flag)]
+        parts += [f"cap{struct.pack('>f', self.softcap).hex()}"] if self.softcap else []
         parts += [tile] if tile else []
         return f"{'_'.join(parts)}__{tier.name.replace('-', '')}"
 
@@ -123,7 +131,8 @@ def attention_spec(node: Node) -> AttentionSpec:
     return AttentionSpec(
         a["heads"], a["kv_heads"], a["head_size"], a["scale"], (q, k, v), a["offsets"], axes, a["causal"],
         a["nan_to_zero"], split, packed, None if key_mask is None else key_mask.dtype.value, lengths is not None,
-        a["spread"], not packed and node.input(0).shape[-2] != node.input(1).shape[-2], _in_bytes(node))
+        a["spread"], not packed and node.input(0).shape[-2] != node.input(1).shape[-2], _in_bytes(node),
+        a["softcap"])
 
 
 def _in_bytes(node: Node) -> bool:

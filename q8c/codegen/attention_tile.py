@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import llvmlite.ir as ir
 
 from q8c.codegen.attention_driver import PARAMS
-from q8c.codegen.attention_math import exp_nonpositive, transpose
+from q8c.codegen.attention_math import capped, exp_nonpositive, transpose
 from q8c.codegen.attention_spec import SPAN, AttentionSpec
 from q8c.codegen.builder import F32, I32, LANES, V16F, V16I, Builder, Value
 from q8c.codegen.targets import Tier
@@ -98,7 +98,7 @@ class TileEmitter:
             def load(row: Value) -> Value:
                 address = b.at(b.at(b.arg("q"), b.mul(row, spec.strides[0]), F32), channel, F32)
                 x = b.load(V16F, address) if count == LANES else b.load_tail(V16F, address, count)
-                return b.mul(x, spec.scale)
+                return b.mul(x, spec.query_scale)
             self._transpose_queries(load, lambda n, lane: self._row(self.q, b.add(channel, n), lane), count)
 
         if whole:
@@ -183,6 +183,7 @@ class TileEmitter:
         if self.spec.int8:
             scales = [b.splat(b.load(F32, b.at(pointer, self.spec.pitch, F32))) for pointer in pointers]
             sums = [b.mul(x, scales[n // vectors]) for n, x in enumerate(sums)]
+        sums = [capped(b, x, self.spec.softcap) for x in sums]
         return [sums[i:i + vectors] for i in range(0, len(sums), vectors)]
 
     def _masked(self, score: Value, key: Value, lane: int) -> Value:

@@ -40,12 +40,14 @@ Step: TypeAlias = "Added | Filled"
 
 @dataclass(frozen=True)
 class Scores:
-    """scale * q k^T with masks applied in order, or why it is not of that form."""
+    """scale * q k^T with masks applied in order, or why it is not of that form; with `softcap`, bounded before by
+    softcap * tanh(scale * q k^T / softcap)."""
 
     product: Node
     scale: float = 1.0
     masks: tuple[Step, ...] = ()
     problem: str = ""
+    softcap: float = 0.0
 
 
 def find_scores(value: Value) -> Scores | None:
@@ -61,7 +63,13 @@ def find_scores(value: Value) -> Scores | None:
         if found is None:
             return None
         problem = found.problem or ("the scores are scaled after a mask was applied" if found.masks else "")
-        return replace(found, scale=found.scale * scaled[1], problem=problem)
+        return replace(found, scale=found.scale * scaled[1], softcap=found.softcap * scaled[1], problem=problem)
+    if node.op == "tanh":
+        found = find_scores(node.input(0))
+        if found is None:
+            return None
+        problem = found.problem or ("masked scores are bounded" if found.masks or found.softcap else "")
+        return replace(found, softcap=1.0, problem=problem)
     if node.op == "reshape" and node.input(0).shape[-2:] == node.output.shape[-2:]:
         return find_scores(node.input(0))
     joined = node.output.type.rank == 3

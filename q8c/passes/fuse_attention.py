@@ -185,6 +185,8 @@ def fuse(graph: Graph, found: Found, masks: SharedMasks) -> Node:
                               "scale": found.scores.scale * q.scale * k.scale}
     if found.nan_to_zero:
         attrs["nan_to_zero"] = True
+    if found.scores.softcap:
+        attrs["softcap"] = found.scores.softcap
     if isinstance(masks.meaning, Causal):
         attrs |= {"causal": True} | ({"spread": True} if masks.meaning.spread else {})
     if any(heads.offset for heads in (q, k, v)):

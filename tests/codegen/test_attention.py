@@ -50,6 +50,7 @@ class Case:
     spread: bool = False
     square: bool = False
     int8: bool = False
+    softcap: float = 0.0
 
     def graph(self) -> Graph:
         """The graph of the one node, its last."""
@@ -83,7 +84,7 @@ class Case:
             %y: f32[batch, seq, {q}] = attention({operands}) {{heads = {self.heads}, kv_heads = {self.kv_heads},
               head_size = {self.size}, scale = {self.scale!r}, causal = {str(self.causal).lower()},
               nan_to_zero = {str(self.nan_to_zero).lower()}, offsets = {offsets},
-              spread = {str(self.spread).lower()}}}
+              spread = {str(self.spread).lower()}, softcap = {self.softcap!r}}}
             return %y as "y"
         }}""")
 

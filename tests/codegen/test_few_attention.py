@@ -26,6 +26,8 @@ CASES = [
     replace(DECODE, key_mask=MASKS["f32"], mask="1, 6, seq, keys", spread=True, size=16),
     replace(DECODE, key_mask=MASKS["i8"], mask="batch, 1, seq, 1", causal=False),
     replace(DECODE, heads=3, kv_heads=1, size=64, lengths=True, int8=True), replace(SHOWN, int8=True),
+    replace(DECODE, mask="1, 6, seq, keys", key_mask=MASKS["bool"], softcap=0.6),
+    replace(SHOWN, int8=True, softcap=0.6),
 ]
 
 
@@ -42,7 +44,7 @@ def test_matches_the_reference(case: Case) -> None:
         close(case, case.feeds(np.random.default_rng(keys), 2, queries, keys))
 
 
-@pytest.mark.parametrize("case", [CASES[1], CASES[2], CASES[6]], ids=range(3))
+@pytest.mark.parametrize("case", [CASES[1], CASES[2], CASES[6], CASES[9]], ids=range(4))
 def test_a_token_alone_has_its_bits_among_many(case: Case) -> None:
     """A step at a time, a few at a time, and all at once, which is the kernel of many queries."""
     queries, keys = FEW + 8, SPAN + 90
@@ -123,3 +125,10 @@ def test_zero_sizes(batch: int, queries: int, keys: int) -> None:
 def test_few_queries_are_float32_beside_amx() -> None:
     feeds = DECODE.feeds(np.random.default_rng(7), 1, FEW_BEFORE_AMX, 50)
     np.testing.assert_array_equal(run(DECODE, feeds, FAST), run(DECODE, feeds, APPROXIMATE))
+
+
+@pytest.mark.skipif(not runnable(FAST), reason="this CPU has no AMX with bfloat16")
+def test_bounded_scores_are_float32_beside_amx() -> None:
+    case = replace(DECODE, softcap=0.6)
+    feeds = case.feeds(np.random.default_rng(8), 1, 40, 50)
+    np.testing.assert_array_equal(run(case, feeds, FAST), run(case, feeds, APPROXIMATE))

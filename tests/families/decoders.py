@@ -87,8 +87,7 @@ DECODERS: dict[str, Family] = {
                              kernels={"rotary": 4}),
     "mistral": decoder("MistralForCausalLM", {**SMALL_KV, "sliding_window": 6}, SCRIPT, causal=0),
     "qwen3": decoder("Qwen3ForCausalLM", {**SMALL_KV, "head_dim": 24}, SCRIPT, size=24),
-    "gemma2": decoder("Gemma2ForCausalLM", {**SMALL_KV, "sliding_window": 6}, EAGER[:1], causal=0, attentions=0,
-                      kernels={"rotary": 4}, float_products=COMPUTED),
+    "gemma2": decoder("Gemma2ForCausalLM", {**SMALL_KV, "sliding_window": 6}, EAGER[:1], causal=1),
     "gemma3": decoder("Gemma3ForCausalLM", {
         **SMALL_KV, "sliding_window": 6, "layer_types": ["sliding_attention", "full_attention"]}, DYNAMO, causal=1),
     "phi": decoder("PhiForCausalLM", SMALL, SCRIPT, HEADS),

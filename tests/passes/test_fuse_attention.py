@@ -51,6 +51,14 @@ def run(before: str, after: str | None, tolerance: float = TOLERANCE) -> Report:
         %raw: f32[b, 3, s, t] = matmul(%qh, %kt)
         %scaled: f32[b, 3, s, t] = mul(%scale, %raw)
         %masked: f32[b, 3, s, t] = add(%scaled, %m)""", "#", "scale = 0.5"),
+    ("""const %cap: f32[] = 4.0
+        const %half: f32[] = 0.5
+        %raw: f32[b, 3, s, t] = matmul(%qh, %kt)
+        %scaled: f32[b, 3, s, t] = mul(%raw, %half)
+        %part: f32[b, 3, s, t] = div(%scaled, %cap)
+        %bound: f32[b, 3, s, t] = tanh(%part)
+        %capped: f32[b, 3, s, t] = mul(%bound, %cap)
+        %masked: f32[b, 3, s, t] = add(%capped, %m)""", "#", "scale = 0.5, softcap = 4.0"),
     ("""const %root: f32[] = 0.5
         %qs: f32[b, 3, s, 8] = mul(%qh, %root)
         %ks: f32[b, 3, 8, t] = mul(%kt, %root)

@@ -151,6 +151,7 @@ def attention(args: Sequence[Any], attrs: Mapping[str, Any],
               precision: type[np.floating[Any]] = np.float64) -> Sequence[Array]:
     """softmax(scale * q k^T + mask) v per head over the keys a query sees, in double precision if not told.
 
+    With `softcap`, scores before the mask are softcap * tanh(scale * q k^T / softcap) (Gemma 2, arXiv 2408.00118).
     A key is not seen where `key_mask` is 0. `causal` lets query i of sequence b see keys up to lengths[b] + i, without
     lengths up to i + (keys - queries). A query that sees no key gets NaN; 0 with `nan_to_zero`, which does that for any
     weights that are NaN; the mean of all values up to those the last query may see, whatever the key mask, with
@@ -160,6 +161,8 @@ def attention(args: Sequence[Any], attrs: Mapping[str, Any],
     q, k, v = (np.repeat(split_heads(x, count, size, offset).astype(precision), heads // count, axis=1)
                for x, offset, count in zip(args[:3], attrs["offsets"], (heads, kv_heads, kv_heads), strict=True))
     scores = np.matmul(q, k.transpose(0, 1, 3, 2)) * precision(attrs["scale"])
+    if attrs["softcap"]:
+        scores = np.tanh(scores / precision(attrs["softcap"])) * precision(attrs["softcap"])
     mask, key_mask, lengths = (*args[3:], None, None, None)[:3]
     if mask is not None:
         scores = scores + mask
@@ -206,6 +209,7 @@ register(OpDef("linear", "x w bias? residual?", _linear, linear, _ACTIVATION, Le
 ATTENTION = {
     "heads": AttrSpec("int"), "kv_heads": AttrSpec("int"), "head_size": AttrSpec("int"), "scale": AttrSpec("float"),
     "causal": AttrSpec("bool", False), "nan_to_zero": AttrSpec("bool", False), "spread": AttrSpec("bool", False),
+    "softcap": AttrSpec("float", 0.0),
     "offsets": AttrSpec("ints", (0, 0, 0))}
 
 register(OpDef("attention", "q k v mask? key_mask? lengths?", _attention, attention, ATTENTION, Level.fused))
