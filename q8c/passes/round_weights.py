@@ -11,7 +11,7 @@ from q8c.ir.graph import Graph
 from q8c.ir.spill import release, spilled
 from q8c.passes.fold_weights import FoldWeights, Names, weight_array, weight_shape
 from q8c.passes.manager import Pass, Report
-from q8c.passes.quantize_embeddings import is_tied
+from q8c.passes.quantize_embeddings import embeddings, is_tied
 
 
 @dataclass(frozen=True)
@@ -27,10 +27,10 @@ class RoundWeights(Pass):
     def run(self, graph: Graph, report: Report) -> bool:
         """Whether a weight was rounded."""
         changed = False
-        candidates = FoldWeights(keep=self.keep)
+        candidates, tables = FoldWeights(keep=self.keep), [n.input(0).array() for n in embeddings(graph)]
         for node in [n for n in graph.nodes if n.op == "matmul" and candidates.reason_to_keep(n) is None]:
             weight = weight_array(node)
-            if weight_shape(node)[0] % q4.DEPTH_STEP or is_tied(graph, weight):
+            if weight_shape(node)[0] % q4.DEPTH_STEP or is_tied(weight, tables):
                 report.decline(node, f"its weight keeps 8 bits: its depth is no multiple of {q4.DEPTH_STEP}, or it is "
                                      "the table of embeddings as well")
                 continue
