@@ -17,6 +17,14 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 
 
 @pytest.fixture(autouse=True, scope="session")
+def _files_need_not_outlive_a_power_cut() -> Iterator[None]:
+    """Some three thousand models are compiled, each into a file that would be waited for twice, milliseconds each."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", lambda descriptor: None)
+        yield
+
+
+@pytest.fixture(autouse=True, scope="session")
 def _threads_for_small_models() -> Iterator[None]:
     """Models of tests are too small to be worth a second thread, which is no reason not to test them with several."""
     with pytest.MonkeyPatch.context() as patch:
