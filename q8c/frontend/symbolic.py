@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from q8c.frontend.truncated import truncated
 from q8c.ir.dims import Dim, compare, dim_max, dim_min, floordiv, mod, nonnegative
 from q8c.ir.graph import Array
 from q8c.ir.ops import OPS
@@ -46,12 +47,14 @@ def _as_elements(array: Array) -> Array:
 
 
 def quotient(a: Dim, b: Dim) -> Dim:
-    """a / b truncated towards zero, for sizes whose sign is known."""
+    """a / b truncated towards zero, for a divisor whose sign is known."""
     if isinstance(a, int) and isinstance(b, int):
         return abs(a) // abs(b) * (1 if (a < 0) == (b < 0) else -1)
     found = floordiv(a, b)
     if found * b == a or (nonnegative(a) and nonnegative(b)):
         return found
+    if isinstance(b, int) and b > 0:
+        return truncated(a, b)
     raise Unresolved
 
 

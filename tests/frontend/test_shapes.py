@@ -120,6 +120,25 @@ def test_sizes_needed_as_data_become_ops() -> None:
     assert {n.op for n in graph.nodes} == {"sizes", "cast", "mul", "reshape", "sqrt"}
 
 
+def test_a_quotient_of_what_may_be_below_zero_is_rounded_towards_zero() -> None:
+    nodes = [node("Shape", "x", "s"), node("Add", "s minus", "a"), node("Div", "a two", "d"), node("Sub", "d s")]
+    proto = model(nodes, {"x": (F32, ["n"])}, {"y": I64}, {"minus": ints(-5), "two": ints(2)})
+    compare(proto, *({"x": normal(n)} for n in range(9)))
+
+
+def test_a_length_behind_windows_is_that_of_the_convolution() -> None:
+    """PyTorch's (length - 3) / 2 + 1, twice, where ONNX rounds towards zero and a convolution down."""
+    nodes = [node("Conv", "x kernel", "c", strides=[2]), node("Conv", "c kernel", "z", strides=[2]),
+             node("Shape", "x", "length", start=2, end=3), node("Add", "length minus", "a"), node("Div", "a two", "b"),
+             node("Add", "b one", "d"), node("Add", "d minus", "e"), node("Div", "e two", "f"),
+             node("Add", "f one", "steps"), node("Concat", "steps one", "shape", axis=0), node("Reshape", "z shape")]
+    proto = model(nodes, {"x": (F32, [1, 1, "n"])}, {"y": F32},
+                  {"kernel": normal(1, 1, 3), "minus": ints(-3), "two": ints(2), "one": ints(1)})
+    graph = compare(proto, *({"x": normal(1, 1, n)} for n in (7, 8, 9, 10, 11, 30)), atol=1e-5)
+    assert str(graph.outputs[0].type) == "f32[((n + 1) // 4) - 1, 1]"
+    assert [str(a) for a, _ in graph.assumptions] == ["max(0, n - 3)", "max(((n + 1) // 2) - 4, 0)"]
+
+
 def test_comparison_that_depends_on_the_size_stays() -> None:
     nodes = [node("Shape", "x", "n"), node("Greater", "n four", "big"), node("Where", "big x zero")]
     proto = model(nodes, {"x": (F32, ["n"])}, {"y": F32}, {"four": ints(4), "zero": np.zeros((), F32)})

@@ -6,6 +6,7 @@ import numpy as np
 from q8c.frontend.extent import ceil_div, difference
 from q8c.frontend.registry import Call, importer
 from q8c.frontend.tensor import Tensor, constant, from_size
+from q8c.frontend.truncated import settled
 from q8c.frontend.weights import compute_type
 from q8c.ir.dims import Dim, dim_max
 from q8c.ir.types import DType
@@ -80,7 +81,7 @@ def _range_count(c: Call, start: Tensor, limit: Tensor, delta: Tensor) -> Dim:
     first, last = (int(k) if isinstance(k, float) else k for k in (first, last))
     step = int(step)
     span = difference(last, first) if step > 0 else difference(first, last)
-    return ceil_div(dim_max(0, span), abs(step))
+    return ceil_div(dim_max(0, settled(c.builder.graph, span)), abs(step))
 
 
 def _is(tensor: Tensor, number: int) -> bool:

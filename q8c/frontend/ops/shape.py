@@ -3,6 +3,7 @@ from __future__ import annotations
 
 from q8c.frontend.registry import Call, importer
 from q8c.frontend.tensor import Tensor, from_size, from_sizes
+from q8c.frontend.truncated import settled
 from q8c.ir.dims import Dim, floordiv, nonnegative, product
 from q8c.ir.types import DType
 
@@ -29,7 +30,7 @@ def reshape(c: Call) -> Tensor:
     keep the operand's size there too.
     """
     x = c.input(0)
-    target = c.sizes(1, "the shape")
+    target = [settled(c.builder.graph, d) for d in c.sizes(1, "the shape")]
     allow_zero = c.attr_int("allowzero", 0)
     found: list[Dim] = []
     for i, d in enumerate(target):
@@ -101,7 +102,7 @@ def unsqueeze(c: Call) -> Tensor:
 @importer("Expand")
 def expand(c: Call) -> Tensor:
     """Broadcast with a shape, both ways."""
-    x, shape = c.input(0), c.sizes(1, "the shape")
+    x, shape = c.input(0), [settled(c.builder.graph, d) for d in c.sizes(1, "the shape")]
     for i in range(-min(x.rank, len(shape)), 0):
         if shape[i] != 1 and x.shape[i] not in (1, shape[i]) and nonnegative(1 - shape[i]):
             c.builder.same(shape[i], 1)  # 0 or 1, such as what x[:1] has, which fits many as 1 only
