@@ -13,13 +13,15 @@ from q8c.codegen.q8_spec import Q8LinearSpec
 
 @dataclass(frozen=True)
 class Shape:
-    """How the sums of a group lie in tile registers: tiles of 16 rows below each other, panels of 16 columns beside.
+    """How the sums of a group lie in tile registers: tiles of 16 rows below each other, panels of 16 columns beside,
+    and that for so many blocks of depth that take turns.
 
     Four tiles of sums, so that a product need not wait for the one before it.
     """
 
     row_tiles: int
     panels: int
+    blocks: int = 1
 
     @property
     def rows(self) -> int:
@@ -29,12 +31,12 @@ class Shape:
     @property
     def sums(self) -> range:
         """The registers of the sums, row by row of tiles."""
-        return range(self.row_tiles * self.panels)
+        return range(self.row_tiles * self.panels * self.blocks)
 
     @property
     def left(self) -> range:
         """The registers of activations."""
-        return range(self.sums.stop, self.sums.stop + self.row_tiles)
+        return range(self.sums.stop, self.sums.stop + self.row_tiles * self.blocks)
 
     @property
     def right(self) -> range:
@@ -59,6 +61,7 @@ class Shape:
 
 WIDE = Shape(2, 2)
 FLAT = Shape(1, 4)
+BY_BLOCKS = Shape(1, 2, 2)
 
 
 @dataclass(frozen=True)
@@ -96,6 +99,11 @@ class Depth:
         return -(-self.spec.block_steps[block] // self.groups)
 
     @property
+    def block_bytes(self) -> int:
+        """Bytes of a row in a block: all but perhaps the last."""
+        return GROUP * self.spec.block_steps[0]
+
+    @property
     def alike(self) -> int:
         """Blocks like the first one: all but perhaps the last."""
         return self.spec.block_steps.count(self.spec.block_steps[0])
@@ -110,4 +118,5 @@ def tile_rows(b: Builder, spec: Q8LinearSpec, shape: Shape, rows: Value) -> list
     """Rows of each tile register when a group has `rows` rows, more than fit in all tiles but the last."""
     last = b.sub(rows, amx.TILE_ROWS * (shape.row_tiles - 1))
     parts: list[Operand] = [*[amx.TILE_ROWS] * (shape.row_tiles - 1), last]
-    return [*(parts[n // shape.panels] for n in shape.sums), *parts, *[Depth(spec).groups for _ in shape.right]]
+    of_sums = [parts[n // shape.panels % shape.row_tiles] for n in shape.sums]
+    return [*of_sums, *parts * shape.blocks, *[Depth(spec).groups for _ in shape.right]]

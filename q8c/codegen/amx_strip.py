@@ -1,23 +1,18 @@
-"""int8 products on AMX: tiles of rows times a run of columns, 32 x 32 or 16 x 64 results at a time.
-
-The sums of a group of columns stay in four tile registers over all of depth, or a block of it. They are stored to
-memory that stays in the first-level cache and are scaled from there between the products of the next group, which
-leave the vector units idle.
-"""
+"""int8 products on AMX: tiles of rows times a run of columns."""
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
 
 import llvmlite.ir as ir
 
-from q8c.codegen import amx
-from q8c.codegen.amx_finish import Add, Finish, FinishTotals, Group, Operands, Work
+from q8c.codegen.amx_finish import Operands
 from q8c.codegen.amx_shape import WIDE, Depth, Shape
 from q8c.codegen.builder import I64, LANES, PTR, V16I, Builder, Value, constant
-from q8c.codegen.layout import GROUP, PANEL
+from q8c.codegen.layout import PANEL
 from q8c.codegen.linear_spec import STEP_BYTES
-from q8c.codegen.q8_spec import RUN_BYTES, Q8LinearSpec
-from q8c.codegen.q8_tile import load_offsets, nibbles, prepare_rows
+from q8c.codegen.q8_spec import Q8LinearSpec
+from q8c.codegen.q8_tile import load_offsets, nibbles
 
 NEAR_BYTES = 12 << 10
 """Rows that stay in the first-level cache while weights pass by (with several tiles, each weight comes from the second
@@ -26,10 +21,6 @@ NEAR_TILES = 8
 CACHED_ROWS_BYTES = 512 << 10
 """Rows of one task, read once for every run of columns."""
 PREFETCH_LEVEL = 2
-LEAD = 2
-"""Steps before the first of other sums are read: so long it takes until they have come from the tile registers."""
-TURNS = (1, 2, 4, 8, 16)
-"""Into how many turns the steps of a block may be cut, each with its share of the work on other sums."""
 
 
 def strip_rows(spec: Q8LinearSpec) -> int:
@@ -54,14 +45,14 @@ def widen_panels(b: Builder, spec: Q8LinearSpec, values: Mapping[str, Value], fi
                 b.store(nibbles(b, both, odd, offsets), b.at(into, at), align=STEP_BYTES)
 
 
-class Strip:
+class Strip(ABC):
     """Emits a strip of one shape: equal tiles of rows times a run of panels.
 
     The function's parameters are `params`: the spec's operands from the first row on, whole along the columns; how
     many rows a tile has and how many tiles there are; the first panel, the one after the last, and the one that begins
     what comes next; and how many lines of weights to ask for in each step. The caller has configured the tile
     registers for the rows of a tile. A `whole` strip has all rows of its shape in every tile and all columns in every
-    group, at least one of each: nothing is counted then, and the work on sums is spread evenly over the products.
+    group, at least one of each: nothing is counted then.
     """
 
     def __init__(self, b: Builder, spec: Q8LinearSpec, shape: Shape, whole: bool) -> None:
@@ -70,14 +61,9 @@ class Strip:
         if whole:
             self.rows = constant(I64, shape.rows)
         self.values = {n: b.arg(n) for n, _ in spec.operands}
-        self.values |= prepare_rows(b, spec, b.mul(self.tiles, self.rows), strip_rows(spec), self.values)
         self.near = max(1, min(NEAR_TILES, NEAR_BYTES // (shape.rows * spec.lda)))
-        self.run = max(1, RUN_BYTES // (shape.panels * spec.wide_panel_bytes)) * shape.panels
-        self.several = spec.blocks > 1
-        self.buffers = [b.scratch(shape.bytes) for _ in range(2 if self.several else 1)]
-        self.totals = [b.scratch(shape.bytes) for _ in range(2 if self.several else 0)]
+        self.run = max(1, spec.run_bytes // (shape.panels * spec.wide_panel_bytes)) * shape.panels
         self.rest = b.scratch(self.near * shape.rows * STEP_BYTES) if self.depth.rest else None
-        self.operands = Operands(spec, shape, self.values, self.rows, self.last, whole)
 
     @staticmethod
     def params(spec: Q8LinearSpec) -> list[tuple[str, ir.Type]]:
@@ -85,31 +71,23 @@ class Strip:
         wide = [("wide", PTR)] if spec.bits == 4 else []
         return [*spec.operands, *wide, *((n, I64) for n in ("rows", "tiles", "first", "last", "next", "lines"))]
 
+    @abstractmethod
     def emit(self) -> None:
         """The whole function."""
-        b, spec = self.b, self.spec
-        for totals in self.totals:
-            with b.range(0, self.shape.bytes, STEP_BYTES) as at:
-                b.store(b.splat(0.0), b.at(totals, at))
-        none = constant(I64, 0)
-        start = [*self.buffers[:1], *self.totals[:1], none, self.first, none]
-        buffer, *totals, first, panel, rows = b.loop(self.first, self.last, self.run, start, self._run)
-        group, into = Group(first, panel, rows), self._other(buffer, self.buffers)
-        for tile in self.shape.sums:
-            self._clear(tile, into)
-        works: list[Work] = [Finish(b, self.operands, group, into)]
-        if self.several:
-            places = ((buffer, spec.blocks - 2), (into, spec.blocks - 1))
-            works = [Add(b, self.operands, group, at, constant(I64, n), totals[0]) for at, n in places]
-            works.append(FinishTotals(b, self.operands, group, totals[0]))
-        for work in works:
-            work.loop(work.start(none), self.shape.rows)
-        b.ret()
 
-    # What loops carry: where sums were stored last, the totals of the group before if there are blocks, and that group,
-    # whose rows are 0 if there is none. The sums of a block stay in the tile registers until those of the next begin,
-    # are stored then, and are worked on while those after the next are made (or right then if there are no blocks).
-    # Results are written a few rows at a time: what is stored behind them waits until they are in the cache.
+    @abstractmethod
+    def group(self, tile: Value, panel: Value, ahead: Value, carried: list[Value]) -> list[Value]:
+        """A tile of rows, `self.a` (and `self.a_rest`), times the panels numbered `self.panels`, `self.weights`. Gives
+        what to ask for next, and what else is carried from group to group."""
+
+    @property
+    def operands(self) -> Operands:
+        """What all groups have in common."""
+        return Operands(self.spec, self.shape, self.values, self.rows, self.last, self.whole)
+
+    def groups(self, carried: list[Value]) -> list[Value]:
+        """All groups, run by run; gives what the last one carries."""
+        return self.b.loop(self.first, self.last, self.run, carried, self._run)
 
     def _run(self, first: Value, before: list[Value]) -> list[Value]:
         """All rows times a run of columns."""
@@ -133,55 +111,15 @@ class Strip:
         return b.loop(0, self.tiles, self.near, [ahead, *before], near)[1:]
 
     def _group(self, start: Value, tile: Value, panel: Value, carried: list[Value]) -> list[Value]:
-        """The sums of a tile of rows and a group of panels."""
-        b, spec, alike = self.b, self.spec, self.depth.alike
-        ahead, buffer, *totals, first, before_panel, rows = carried
-        none, before, group = constant(I64, 0), Group(first, before_panel, rows), Group(
-            b.mul(tile, self.rows), panel, self.rows)
-        self.a = b.at(self.values["a"], b.mul(group.first, spec.lda))
+        b, spec = self.b, self.spec
+        self.a = b.at(self.values["a"], b.mul(b.mul(tile, self.rows), spec.lda))
         if self.rest is not None:
             self.a_rest = b.at(self.rest, b.mul(b.sub(tile, start), self.shape.rows * STEP_BYTES))
-        columns = [b.add(panel, n) for n in range(self.shape.panels)]
+        self.panels = [b.add(panel, n) for n in range(self.shape.panels)]
         if not self.whole:
-            columns = [b.imin(c, b.sub(self.last, 1)) for c in columns]
-        self.weights = [b.at(self.wide, b.mul(b.sub(c, self.run_first), spec.wide_panel_bytes)) for c in columns]
-
-        own = [self._other(t, self.totals) for t in totals]
-
-        def begin(after_other: bool) -> list[Value]:
-            def work(block: int) -> Callable[[Value], Work | None]:
-                def make(buffer: Value) -> Work | None:
-                    if not after_other:
-                        return None
-                    return (Add(b, self.operands, before, buffer, constant(I64, block), totals[0]) if self.several
-                            else Finish(b, self.operands, before, buffer))
-                return make
-
-            state = self._block(none, 0, [buffer, ahead], work(spec.blocks - 2))
-            return self._block(constant(I64, 1), 1, state, work(spec.blocks - 1)) if self.several else state
-
-        def write(row: Value, rows: int) -> None:
-            out = FinishTotals(b, self.operands, before, totals[0])
-            out.loop(out.start(row), rows)
-
-        def later(number: Value, like: int, state: list[Value]) -> list[Value]:
-            done = b.sub(number, 2)
-            state = self._block(number, like, state, lambda buffer: Add(b, self.operands, group, buffer, done, own[0]))
-            share = -(-self.shape.rows // (spec.blocks - 2))
-            write(b.mul(done, share), share)
-            return state
-
-        if self.whole:
-            state = b.if_else(b.icmp(">", before.rows, 0), lambda: begin(True), lambda: begin(False))
-        else:
-            state = begin(True)
-        if spec.blocks == 2:
-            write(none, self.shape.rows)
-        if alike > 2:
-            state = b.loop(2, alike, 1, state, lambda number, state: later(number, 0, state))
-        if max(alike, 2) < spec.blocks:
-            state = later(constant(I64, alike), alike, state)
-        return [state[1], state[0], *own, *group]
+            self.panels = [b.imin(p, b.sub(self.last, 1)) for p in self.panels]
+        self.weights = [b.at(self.wide, b.mul(b.sub(p, self.run_first), spec.wide_panel_bytes)) for p in self.panels]
+        return self.group(tile, panel, carried[0], carried[1:])
 
     def _copy_rest(self, start: Value, end: Value) -> None:
         """The last step of some tiles' rows with the groups before `depth.rest` cleared, in rows of 64 bytes."""
@@ -194,97 +132,7 @@ class Strip:
             place = b.add(b.mul(b.sub(tile, start), self.shape.rows), row)
             b.store(b.and_(dwords, mask), b.at(self.rest, b.mul(place, STEP_BYTES)))
 
-    # -- products
-
-    def _block(self, number: Value, like: int, carried: Sequence[Value],
-               work: Callable[[Value], Work | None]) -> list[Value]:
-        """Sums of the block `number`, as long as the block `like`. Those before it are stored, and work is done on the
-        ones before those, at the address it is given.
-
-        Carries where sums were stored last, and what to ask for next.
-        """
-        b, spec, depth = self.b, self.spec, self.depth
-        buffer, ahead = carried
-        into = self._other(buffer, self.buffers)
-        doing = work(buffer if self.several else into)
-        at = b.mul(number, spec.block_steps[0])
-        state = [b.at(self.a, b.mul(at, GROUP)), b.mul(at, STEP_BYTES), ahead]
-        if doing is not None:
-            state += doing.start(constant(I64, 0))
-        whole = spec.block_steps[like] // depth.groups
-        state = self._steps(whole, depth.steps(like) - whole, state, into, doing)
-        return [into, state[2]]
-
-    def _steps(self, whole: int, rest: int, carried: Sequence[Value], left: Value, work: Work | None) -> list[Value]:
-        """All steps of a block, `whole` ones and perhaps a last one that is not, and all of the work meanwhile.
-        The first step brings the sums before to `left`."""
-        rows = self.shape.rows
-        turns = max(n for n in TURNS if n <= max(whole - LEAD, 1))
-        each = (whole - LEAD) // turns
-
-        def turn(_: Value, carried: list[Value]) -> list[Value]:
-            return self._some(each, 0, rows // turns, carried, work)
-
-        if turns == 1:
-            return self._some(whole, rest, rows, carried, work, left)
-        carried = self._some(whole - each * turns, 0, 0, carried, work, left)
-        carried = self.b.loop(0, turns, 1, carried, turn)
-        return self._some(0, rest, 0, carried, work)
-
-    def _some(self, steps: int, rest: int, rows: int, carried: Sequence[Value], work: Work | None,
-              left: Value | None = None) -> list[Value]:
-        """Some steps, perhaps one that is not whole, and some rows of the work spread over their products."""
-        b, depth, number = self.b, self.depth, 0
-        a, w, ahead, *state = carried
-        products = (steps + rest) * len(self.shape.sums)
-        wait = 0 if left is None or self.several else len(self.shape.sums) - 1  # products until all of `left` is there
-
-        def between() -> None:
-            nonlocal number, state
-            done, number = max(number - wait, 0), number + 1
-            share = rows * max(number - wait, 0) // (products - wait) - rows * done // (products - wait)
-            if work is not None and share:
-                state = work.some(state, share)
-
-        for _ in range(steps):
-            self._multiply(a, self.spec.lda, w, left, between)
-            a, w, left = b.at(a, depth.left_bytes), b.add(w, depth.right_bytes), None
-            ahead = self._ask_weights(ahead)
-        if rest:
-            self._multiply(self.a_rest, STEP_BYTES, constant(I64, self.spec.wide_panel_bytes - depth.right_bytes), left,
-                           between)
-            ahead = self._ask_weights(ahead)
-        return [a, w, ahead, *state]
-
-    def _other(self, place: Value, places: Sequence[Value]) -> Value:
-        """The other of two places in memory, or the same if there is one."""
-        if len(places) == 1:
-            return place
-        return self.b.select(self.b.ir.icmp_unsigned("==", place, places[0]), places[1], places[0])
-
-    def _multiply(self, a: Value, stride: int, w: Value, left: Value | None, between: Callable[[], None]) -> None:
-        """One step of depth, from byte `w` of every panel on, `between` after each product. The first step of sums
-        brings each tile of those before to `left` as late as can be, since that waits for the tile: 1590 GMAC/s
-        instead of 980 with 64 steps of depth."""
-        b, shape = self.b, self.shape
-        for i, register in enumerate(shape.left):
-            amx.load(b, register, b.at(a, amx.TILE_ROWS * i * stride), stride)
-        for j in range(shape.panels):
-            right = shape.right[j % len(shape.right)]
-            amx.load(b, right, b.at(self.weights[j], w), STEP_BYTES)
-            for i, register in enumerate(shape.left):
-                total = i * shape.panels + j
-                if left is not None:
-                    self._clear(total, left)
-                amx.dot_s8u8(b, total, register, right)
-                between()
-
-    def _clear(self, total: int, left: Value) -> None:
-        """Store a tile of sums to its place in `left`, and begin the next."""
-        amx.store(self.b, total, self.b.at(left, self.shape.place(total)), self.shape.stride)
-        amx.zero(self.b, total)
-
-    def _ask_weights(self, ahead: Value) -> Value:
+    def ask_weights(self, ahead: Value) -> Value:
         """Ask for a step's share of the next weights; gives where to go on."""
         b = self.b
 

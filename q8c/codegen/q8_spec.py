@@ -11,7 +11,7 @@ from q8c.codegen.linear_spec import STEP_BYTES, LinearSpec
 from q8c.errors import CompileError
 from q8c.ir import q4, q8
 
-RUN_BYTES = 32 << 10
+RUN_BYTES, RUN_BYTES_BY_BLOCKS = 32 << 10, 64 << 10
 """Weights that stay in the second-level cache while many rows pass by; meanwhile the next ones are asked for, which are
 never in the cache before in a model."""
 WIDE_PANELS = 4
@@ -107,9 +107,14 @@ class Q8LinearSpec(LinearSpec):
         return [*super().params, *([("wide", PTR)] if self.bits == 4 else [])]
 
     @property
+    def run_bytes(self) -> int:
+        """Bytes of a run of panels, 8 bits a weight, that tiles of many rows go over."""
+        return RUN_BYTES_BY_BLOCKS if self.block else RUN_BYTES
+
+    @property
     def wide_bytes(self) -> int:
         """Bytes of a run of panels widened to 8 bits a weight, which tiles of many rows go over; 0 if they have 8."""
-        return max(WIDE_PANELS * self.wide_panel_bytes, RUN_BYTES) if self.bits == 4 else 0
+        return max(WIDE_PANELS * self.wide_panel_bytes, self.run_bytes) if self.bits == 4 else 0
 
     @property
     def pointers(self) -> list[str]:

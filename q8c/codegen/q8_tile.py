@@ -247,13 +247,24 @@ def prepare_rows(b: Builder, spec: Q8LinearSpec, rows: Value, most: int, values:
     made = {name: b.scratch(4 * (most * spec.blocks + LANES)) for name in names}
     with b.range(0, count, LANES) as at:
         left = b.sub(count, at)
-        starts = b.mul(b.load_tail(V16I, b.at(values["row_sum"], at, I32), left), -spec.weight_zero)
-        b.store(b.add(starts, FLOAT_BITS) if spec.block else starts, b.at(made["starts"], at, I32))
+        starts = sum_starts(b, spec, b.load_tail(V16I, b.at(values["row_sum"], at, I32), left))
+        b.store(starts, b.at(made["starts"], at, I32))
         if spec.zero_point:
-            minus = b.sub(0, b.load_tail(V16I, b.at(values["row_zero"], at, I32), left))
-            pair = b.or_(b.and_(minus, 0xFFFF), b.shl(minus, 24))
+            pair = zero_pairs(b, b.load_tail(V16I, b.at(values["row_zero"], at, I32), left))
             b.store(pair, b.at(made["zeros"], at, I32))
     return made
+
+
+def sum_starts(b: Builder, spec: Q8LinearSpec, row_sums: Value) -> Value:
+    """What sums of products start at, of rows whose own sums are given."""
+    starts = b.mul(row_sums, -spec.weight_zero)
+    return b.add(starts, FLOAT_BITS) if spec.block else starts
+
+
+def zero_pairs(b: Builder, zeros: Value) -> Value:
+    """What takes zero points off sums, as pairs for `layout.pack_sums`."""
+    minus = b.sub(0, zeros)
+    return b.or_(b.and_(minus, 0xFFFF), b.shl(minus, 24))
 
 
 def widened_stride(spec: LinearSpec) -> int:
