@@ -13,7 +13,7 @@ import numpy as np
 
 from q8c.ir import q8
 from q8c.ir.graph import Array, Node
-from q8c.ir.ops.fused import attention, epilogue
+from q8c.ir.ops.fused import attention, epilogue, q8_weight
 from q8c.ir.ops.nn import softmax
 from q8c.ir.ops.packed import packed_attention
 from q8c.ir.ops.registry import Reference
@@ -56,8 +56,8 @@ def _linear(args: Sequence[Any], attrs: Mapping[str, Any]) -> Sequence[Array]:
 
 
 def _q8_linear(args: Sequence[Any], attrs: Mapping[str, Any]) -> Sequence[Array]:
-    q, row_scale, _, w, col_scale, _, _, zero = (*args, None, None, None)[:8]
-    block = attrs["block"]
+    q, row_scale, _, _, col_scale, _, _, zero = (*args, None, None, None)[:8]
+    block, w = attrs["block"], q8_weight(args, attrs)
     y = product(q8.dequantize_rows(q, row_scale, zero, block), q8.dequantize_weight(w, col_scale, block))
     return [epilogue(y, args, 5, 6, attrs["activation"])]
 

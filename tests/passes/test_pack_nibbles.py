@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 from q8c.ir import Graph, constant_data, interpret, parse_graph, print_graph, q4, q8
+from q8c.ir.single import single
 from q8c.passes.manager import run_passes
 from q8c.passes.pack_nibbles import PackNibbles
 
@@ -51,6 +52,7 @@ def test_results_are_the_same(kind: str, block: int, zero_point: bool) -> None:
     text = print_graph(graph)
     assert print_graph(parse_graph(text, constant_data(graph))) == text
     np.testing.assert_array_equal(interpret(graph, x)[0], before)
+    np.testing.assert_allclose(interpret(graph, x, instead=single)[0], before, rtol=1e-4, atol=1e-2)
 
 
 @pytest.mark.parametrize(("low", "high", "depth"), [(-8, 8, DEPTH), (-16, -1, DEPTH), (-8, 7, DEPTH + 4)])

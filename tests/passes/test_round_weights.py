@@ -65,5 +65,6 @@ def test_a_model_in_four_bits(tmp_path: Path) -> None:
     result = compile_model(proto, tmp_path / "m.q8c", options=Options(weights="q4-block32"))
     linears = [n for n in result.graph.nodes if n.op == "q8_linear"]
     assert linears and all(n.attrs.get("bits") == 4 and len(n.inputs) < 10 for n in linears)
+    assert result.measured is not None and 0.05 < result.measured.outputs["y"]["relative_l2"] < 0.15
     with pytest.raises(CompileError, match="q4-block16"):
         q8c.compile(proto, tmp_path / "n.q8c", weights="q4-block16")

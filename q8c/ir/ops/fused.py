@@ -68,12 +68,17 @@ def _q8_linear(o: Operands) -> Sequence[TensorType]:
     return _finish(o, q, w.shape[1], 5, 6)
 
 
+def q8_weight(args: Sequence[Any], attrs: Mapping[str, Any]) -> Array:
+    """The Q8 weight of a q8_linear, which may be kept in 4 bits."""
+    w, offsets = args[3], args[9] if len(args) > 9 else None
+    return q4.widen(w, offsets, attrs["block"]) if attrs["bits"] == 4 else np.asarray(w)
+
+
 def q8_linear(args: Sequence[Any], attrs: Mapping[str, Any]) -> Sequence[Array]:
     """activation(dequantize(q8_matmul(q, w, zero)) + bias) + residual."""
-    q, row_scale, _, w, col_scale, _, _, zero, _, offsets = (*args, *[None] * 5)[:10]
-    if attrs["bits"] == 4:
-        w = q4.widen(w, offsets, attrs["block"])
-    y = q8.dequantize(q8.matmul_ref(q, w, zero, attrs["block"]), row_scale, col_scale, attrs["block"])
+    q, row_scale, _, _, col_scale, _, _, zero = (*args, None, None, None)[:8]
+    acc = q8.matmul_ref(q, q8_weight(args, attrs), zero, attrs["block"])
+    y = q8.dequantize(acc, row_scale, col_scale, attrs["block"])
     return [epilogue(y, args, 5, 6, attrs["activation"])]
 
 
