@@ -57,7 +57,7 @@ ENCODERS: dict[str, Family] = {
                                  sizes=({"batch": 2, "seq": 9}, {"batch": 1, "seq": 24}, {"batch": 3, "seq": 3})),
     "masked-lm": Family("BertForMaskedLM", SMALL, PAIRS, ("logits",)),
     "clip-text": Family("CLIPTextModelWithProjection", {**SMALL, "projection_dim": 48, "eos_token_id": 98},
-                        TEXT, ("text_embeds", "last_hidden_state")),
+                        TEXT, ("text_embeds", "last_hidden_state"), causal=2),
     "clip-vision": Family("CLIPVisionModelWithProjection", {**PATCHES, "projection_dim": 48}, IMAGE,
                           ("image_embeds", "last_hidden_state"), sizes=IMAGES),
     "siglip-text": Family("SiglipTextModel", {**SMALL, "projection_size": HIDDEN}, {"input_ids": TEXT["input_ids"]},
