@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import mmap
+import os
 import tempfile
 
 import numpy as np
@@ -16,6 +17,7 @@ from q8c.ir.graph import Array
 log = logging.getLogger("q8c.ir")
 LARGE = 1 << 23
 """Bytes of an array worth a file: the weights of models of a few hundred megabytes stay in memory."""
+_ON_DISK = "/var/tmp"  # where files larger than memory may go, by the Filesystem Hierarchy Standard
 
 
 def spilled(array: Array) -> Array:
@@ -24,7 +26,7 @@ def spilled(array: Array) -> Array:
     if array.nbytes < LARGE:
         return array
     try:
-        with tempfile.TemporaryFile() as file:
+        with tempfile.TemporaryFile(dir=folder()) as file:
             file.write(np.ascontiguousarray(array).reshape(-1).data.cast("B"))
             file.flush()
             mapped = mmap.mmap(file.fileno(), array.nbytes, access=mmap.ACCESS_READ)
@@ -32,6 +34,12 @@ def spilled(array: Array) -> Array:
         log.info("an array of %d bytes stays in memory: %s", array.nbytes, error)
         return array
     return np.frombuffer(mapped, dtype=array.dtype).reshape(array.shape)
+
+
+def folder() -> str | None:
+    """The folder for such files: the one the environment names (None), else /var/tmp, as /tmp may lie in memory."""
+    named = any(os.environ.get(name) for name in ("TMPDIR", "TEMP", "TMP"))
+    return None if named or not os.access(_ON_DISK, os.W_OK | os.X_OK) else _ON_DISK
 
 
 def release(array: Array) -> None:

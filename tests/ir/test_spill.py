@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from q8c.ir import spill
 from q8c.ir.spill import LARGE, release, spilled
 
 
@@ -55,3 +56,15 @@ def test_without_room_for_files_arrays_stay(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(tempfile, "TemporaryFile", full)
     a = np.zeros(LARGE, np.uint8)
     assert spilled(a) is a
+
+
+def test_files_lie_on_a_disk_unless_the_environment_says_where(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    for name in ("TMPDIR", "TEMP", "TMP"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(spill, "_ON_DISK", str(tmp_path))
+    assert spill.folder() == str(tmp_path)
+    monkeypatch.setattr(spill, "_ON_DISK", str(tmp_path / "nowhere"))
+    assert spill.folder() is None
+    monkeypatch.setattr(spill, "_ON_DISK", str(tmp_path))
+    monkeypatch.setenv("TMPDIR", "/anywhere")
+    assert spill.folder() is None
