@@ -164,6 +164,27 @@ def test_ops_between_quantized_values(op: str, names: str, attrs: Mapping[str, A
     assert np.abs(got.astype(int) - wanted.astype(int)).max() <= 1
 
 
+@pytest.mark.parametrize("kind", ["bytes", "pairs", "UINT4", "INT4"])
+@pytest.mark.parametrize("zero", [False, True])
+def test_tables_in_blocks(kind: str, zero: bool) -> None:
+    rows, cols, block, bits = 11, 96, 32, 8 if kind == "bytes" else 4
+    low = -8 if kind == "INT4" else 0
+    data = integers(rows, cols, low=low, high=low + (1 << bits))
+    zeros = integers(rows, 4, low=low, high=low + (1 << bits), seed=1)[:, :4 if kind == "pairs" else 3]
+    attrs: dict[str, Any] = {"bits": bits} if kind in ("bytes", "pairs") else {}
+    proto = model([node("GatherBlockQuantized", "d i s z" if zero else "d i s", domain=DOMAIN, block_size=block,
+                        **attrs)], {"i": (np.int64, ["n", 2])}, {"y": F32}, {"s": np.abs(normal(rows, 3))}, opset=21,
+                  opset_imports=MICROSOFT)
+    for name, values in (("d", data), *([("z", zeros)] if zero else [])):
+        if kind in ("bytes", "pairs"):
+            packed = values if kind == "bytes" else values[:, ::2] | values[:, 1::2] << 4
+            tensor = numpy_helper.from_array(packed.astype(U8), name)
+        else:
+            tensor = helper.make_tensor(name, getattr(TensorProto, kind), values.shape, values.reshape(-1))
+        proto.graph.initializer.append(tensor)
+    compare(proto, {"i": np.array([[3, 0], [10, 3]])}, runtime=True, rtol=1e-6)
+
+
 CONV: dict[str, Array] = {"xs": np.array(0.03, F32), "xz": np.array(120, U8), "ys": np.array(0.5, F32),
                           "yz": np.array(128, U8)}
 

@@ -1,11 +1,11 @@
-"""ONNX Runtime's MatMulNBits: weights of 2, 4 or 8 bits in blocks along the depth."""
+"""ONNX Runtime's MatMulNBits and GatherBlockQuantized: weights and tables of few bits in blocks."""
 from __future__ import annotations
 
 import numpy as np
 
 from q8c.frontend.registry import MICROSOFT, Call, importer
 from q8c.frontend.tensor import Tensor, constant
-from q8c.frontend.weights import unpack
+from q8c.frontend.weights import FOUR_BITS, type_name, unpack
 from q8c.ir.graph import Array
 
 
@@ -53,3 +53,37 @@ def _known(c: Call, index: int) -> Array:
     if found is None or found.dtype == object:
         c.unsupported(f"operand {index} is computed; it must be constant")
     return found
+
+
+@importer("GatherBlockQuantized", domain=MICROSOFT)
+def gather_block_quantized(c: Call) -> Tensor:
+    """Rows of a table of integers of 4 or 8 bits, (q - zero point) * scale with a scale for each block of an axis."""
+    bits, block = c.attr_int("bits", 4), c.attr_int("block_size", 128)
+    if bits not in (4, 8) or block < 16:
+        c.unsupported(f"{bits} bits in blocks of {block}; expected 4 or 8 bits in blocks of 16 or more")
+    own = type_name(c.weights.elem_type(c.node.input[0]) or 0) in FOUR_BITS  # the others have two in a byte
+    steps, scale = _integers(c, 0, 8 if own else bits), _known(c, 2).astype(np.float32)
+    axis = c.axis(c.attr_int("quantize_axis", 1), steps.ndim)
+    size = steps.shape[axis]
+    if scale.shape != (*steps.shape[:axis], -(-size // block), *steps.shape[axis + 1:]):
+        c.fail(f"expected a scale for each block of {block} along axis {axis} of {list(steps.shape)}, got "
+               f"{c.input(2).type}")
+
+    def spread(values: Array) -> Array:
+        return np.repeat(values, block, axis=axis).take(range(size), axis=axis)
+
+    zero = np.full_like(scale, 0 if own else 1 << (bits - 1))
+    if c.has(3):
+        zero = _integers(c, 3, 8 if own else bits)[..., :scale.shape[-1]]
+        if zero.shape != scale.shape:
+            c.fail(f"expected a zero point for each scale {list(scale.shape)}, got {c.input(3).type}")
+    table = constant(((steps - spread(zero)) * spread(scale)).astype(np.float32), c.node.input[0])
+    return c.emit("gather", table, c.input(1), axis=c.axis(c.attr_int("gather_axis", 0), steps.ndim))
+
+
+def _integers(c: Call, index: int, bits: int) -> Array:
+    """Constant integers as floats, those of fewer than 8 bits unpacked along the last axis."""
+    found = _known(c, index)
+    if bits < 8:
+        found = unpack(found, bits).reshape(*found.shape[:-1], -1)
+    return np.asarray(found.astype(np.float32))
