@@ -89,6 +89,8 @@ WHOLE: dict[str, tuple[onnx.ModelProto, dict[str, Array]]] = {
     "nothing quantizable": (build([("MatMul", "x|w", "y")], {"x": ["n", 5]}, ["y"], {"w": W[:5, :3]}), {"x": X[:, :5]}),
     "depth of none": (build([("Relu", "x", "r"), ("MatMul", "r|w", "y")], {"x": ["n", 0]}, ["y"], {"w": W[:0]}),
                       {"x": X[:, :0]}),
+    "no columns": (build([("MatMul", "x|w", "m"), ("Add", "m|b", "a"), ("Relu", "a", "y")], {"x": ROWS}, ["y"],
+                         {"w": W[:, :0].copy(), "b": W[0, :0].copy()}), {"x": X}),
     "depth of one": (build([("MatMul", "x|w", "y")], {"x": ["n", 1]}, ["y"], {"w": W[:1]}), {"x": X[:, :1]}),
     "one column": (build([("MatMul", "x|w", "y")], {"x": ROWS}, ["y"], {"w": W[:, :1]}), {"x": X}),
     "vector times matrix": (build([("MatMul", "x|w", "y")], {"x": [32]}, ["y"], {"w": W}), {"x": X[0]}),

@@ -39,11 +39,11 @@ def is_uniform(data: Array) -> bool:
 
 
 def is_product(node: Node) -> bool:
-    """Whether a node is a float product with one constant matrix."""
+    """Whether a node is a float product with one constant matrix, which has elements."""
     if node.op != "matmul" or node.input(0).dtype is not DType.f32:
         return False
     x, w = node.input(0), node.input(1)
-    return w.is_constant and x.type.rank >= w.type.rank and all(d == 1 for d in w.shape[:-2])
+    return w.is_constant and w.type.size != 0 and x.type.rank >= w.type.rank and all(d == 1 for d in w.shape[:-2])
 
 
 def other_operand(add: Node, value: Value) -> Value:
