@@ -84,6 +84,8 @@ def find_attention(graph: Graph, product: Node) -> Found | str | None:
             return f"its {name} are neither [batch, seq, channels] split into heads nor [batch, heads, seq, size]"
     q, k, v = parts
     assert q is not None and k is not None and v is not None
+    if 0 in (q.heads, k.heads):
+        return "it has no heads"
     if v.scale != 1 or q.repeat != 1:
         return "its values are scaled" if v.scale != 1 else "its queries are repeated"
     if any(q.batch * q.heads == x.batch * x.heads * x.repeat and q.batch != x.batch or stretches(q.batch, x.batch)

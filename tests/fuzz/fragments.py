@@ -240,7 +240,7 @@ def pooling(g: Grower) -> None:
 def first_token(g: Grower) -> None:
     """One row of a sequence, by Gather or Slice, and a head on it."""
     x = _hidden(g)
-    if not min(x.sizes(1)):
+    if not min(x.sizes(1)) or g.special:  # as in the step softmax
         raise Discard
     y, = g.add("Gather", x, g.const(np.array(g.choice([0, -1]))), axis=1)
     g.add(g.choice(["Softmax", "LogSoftmax"]), _linear(g, y, g.choice([2, 17])), axis=-1)

@@ -74,6 +74,8 @@ def fill_shape(g: Grower) -> None:
 
 def conv(g: Grower) -> None:
     """A convolution of one or two dimensions, as the front of speech and image models."""
+    if g.special:  # the reference multiplies what lies between the elements of dilated kernels by 0
+        raise Discard
     x = _image(g)
     channels, groups = x.sizes(1)[0], 1
     if g.chance(0.3):
@@ -246,7 +248,63 @@ def compress(g: Grower) -> None:
     g.add("Compress", x, g.const(g.rng.random(g.integer(0, max(1, min(x.sizes(0))))) < 0.5), axis=0, exact=True)
 
 
+def other_norms(g: Grower) -> None:
+    x = _image(g)
+    channels = x.sizes(1)[0]
+    way = g.integer(0, 2)
+    if way == 0:
+        groups = g.choice([d for d in range(1, channels + 1) if channels % d == 0])
+        count = channels if g.opset >= 21 else groups
+        g.add("GroupNormalization", x, g.const(g.fill((count,))), g.const(g.fill((count,))), num_groups=groups,
+              epsilon=0.1)
+    elif way == 1:
+        y = g.pick(low=1, where=lambda v: v.static(-1) and v.sizes(-1)[0] > 0)
+        g.add("RMSNormalization", y, g.const(g.fill((y.sizes(-1)[0],))), axis=-1, epsilon=0.1)
+    else:
+        g.add("MeanVarianceNormalization", x, axes=[0, 2, 3][:x.rank - 1])
+
+
+def conv_transpose(g: Grower) -> None:
+    if g.special:
+        raise Discard
+    x = _image(g)
+    channels, rank = x.sizes(1)[0], x.rank - 2
+    w = g.const(g.fill((channels, g.integer(1, 3), *[g.integer(1, 3) for _ in range(rank)])))
+    g.add("ConvTranspose", x, w, strides=[g.integer(1, 2) for _ in range(rank)])
+
+
+def same_elements(g: Grower) -> None:
+    """What gives its operand back, in another type or place perhaps."""
+    x = g.pick("fib")
+    way = g.integer(0, 4)
+    if way == 0:
+        g.add("CastLike", x, g.const(np.float32(0)), exact=True)
+    elif way == 1:
+        g.add("Dropout", g.pick(), exact=True)
+    elif way == 2:
+        g.add("Size", x, exact=True)
+    elif way == 3:
+        g.add("CenterCropPad", g.pick("f", low=1), g.const(np.array([g.integer(1, 6)])), axes=[0], exact=True)
+    else:
+        y = g.pick("f", low=2, where=lambda v: v.static(0) and min(v.sizes(1)) > 0)
+        lengths = g.const(g.rng.integers(1, min(y.sizes(1)) + 1, y.sizes(0)[0]))
+        g.add("ReverseSequence", y, lengths, batch_axis=0, time_axis=1, exact=True)
+
+
+def number_theory(g: Grower) -> None:
+    way = g.integer(0, 2)
+    if way == 0:
+        g.add("Range", *map(g.const, (np.float32(g.integer(-2, 2)), np.float32(g.integer(3, 6)), np.float32(0.5))),
+              exact=True)
+    elif way == 1 and not g.special:
+        g.add("Mod", g.pick(exact=True), g.const(np.float32(g.choice([2, -3]))), fmod=1)
+    else:
+        x = g.pick("i", where=lambda v: all((abs(a) < 20).all() for a in v.arrays))
+        g.add("Pow", x, g.const(np.array(g.choice([0, 1, 2, 3]), x.arrays[0].dtype)), exact=True)
+
+
 ODD_STEPS: dict[Callable[[Grower], None], int] = {
     gather_nd: 1, scatter_elements: 1, scatter_nd: 1, one_hot: 1, eye: 1, fill_shape: 1, conv: 2, pool: 2,
     batch_norm: 1, resize: 1, depth_to_space: 1, ends_of_range: 2, bits: 1, quantized_product: 1,
-    quantize_and_back: 1, tests_of_floats: 1, variadic: 1, parametric: 1, compress: 1}
+    quantize_and_back: 1, tests_of_floats: 1, variadic: 1, parametric: 1, compress: 1,
+    other_norms: 1, conv_transpose: 1, same_elements: 1, number_theory: 1}

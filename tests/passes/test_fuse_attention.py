@@ -262,6 +262,17 @@ def test_one_sequence_that_meets_many_is_not_fused(queries: str, keys: str) -> N
         f"{queries} x 1 heads of queries meet {keys} x 1 of keys, {batch} x 1 of values"]
 
 
+def test_no_heads_are_not_fused() -> None:
+    report = run("""
+    graph @g(%q: f32[b, 0, s, 8], %k: f32[b, 0, t, 8], %v: f32[b, 0, t, 8]) {
+      %m: f32[b, 0, s, t] = matmul(%q, %k) {transpose_b = true}
+      %p: f32[b, 0, s, t] = softmax(%m)
+      %z: f32[b, 0, s, 8] = matmul(%p, %v)
+      return %z
+    }""", None)
+    assert [note.text for note in report.declines] == ["it has no heads"]
+
+
 def test_products_given_transposed() -> None:
     run(INPUTS + HEADS.replace("%kt: f32[b, 3, 8, t] = transpose(%k1) {perm = (0, 2, 3, 1)}",
                                "%kt: f32[b, 3, t, 8] = transpose(%k1) {perm = (0, 2, 1, 3)}")
