@@ -43,10 +43,10 @@ def test_every_step_is_taken() -> None:
 
 
 def test_a_wrong_result_is_found_and_shown() -> None:
-    g = grow(0, False)
+    g = next(g for seed in range(20) if not (g := grow(seed, False)).special)
     grown = g.grown()
     assert verdict_on(grown, native=False) == ("equal", "")
-    value = next(v for v in grown.outputs if v.arrays[0].size and v.arrays[0].dtype.kind in "fi")
+    value = next(v for v in grown.outputs if v.name[0] == "v" and v.arrays[0].size and v.kind in "fi")
     value.arrays = [a + 1 for a in value.arrays]
     value.shadows = [a + 1 for a in value.shadows]
     outcome, why = verdict_on(Grown(0, grown.model, grown.feeds, grown.outputs, False), native=False)
