@@ -29,7 +29,7 @@ _LAYER = """
       %k@.present: f32[b, {heads}, past + s, {size}] = concat(%k@.past, %kt@) {{axis = 2}}
       %v@.present: f32[b, {heads}, past + s, {size}] = concat(%v@.past, %vt@) {{axis = 2}}
       %a@: f32[b, s, {h}] = attention(%q@, %k@.present, %v@.present, -, %attention_mask) {{
-        heads = {all}, kv_heads = {heads}, head_size = {size}, scale = 0.35, causal = true}}
+        heads = {all}, kv_heads = {heads}, head_size = {size}, scale = 0.35, causal = true, window = {window}}}
       %o@: f32[b, s, {h}] = matmul(%a@, %wo@)
       %x{next}: f32[b, s, {h}] = add(%x@, %o@)"""
 
@@ -42,15 +42,15 @@ _COUNTED = """
       %position_ids: i64[b, s] = broadcast_to(%rows) {shape = (b, s)}"""
 
 
-def decoder_graph(layers: int = 2, positions: bool = True) -> Graph:
+def decoder_graph(layers: int = 2, positions: bool = True, window: int = 0) -> Graph:
     """int64 input_ids [b, s], attention_mask [b, past + s], position_ids [b, s] and the cache to f32 logits; without
-    `positions` they are counted from the length of the cache."""
+    `positions` they are counted from the length of the cache. A `window` is how many keys a token sees."""
     names = [f"{part}{n}" for n in range(layers) for part in "kv"]
     pasts = "".join(f", %{n}.past: f32[b, {KV_HEADS}, past, {SIZE}]" for n in names)
     shapes = {"wq": (HIDDEN, HIDDEN), "wk": (HIDDEN, _KV), "wv": (HIDDEN, _KV), "wo": (HIDDEN, HIDDEN)}
     weights = {f"{n}{layer}": shape for layer in range(layers) for n, shape in shapes.items()}
     weights |= {"table": (TOKENS, HIDDEN), "places": (LONGEST, HIDDEN), "head": (HIDDEN, TOKENS)}
-    sizes = {"h": HIDDEN, "kv": _KV, "heads": KV_HEADS, "size": SIZE, "all": HEADS}
+    sizes = {"h": HIDDEN, "kv": _KV, "heads": KV_HEADS, "size": SIZE, "all": HEADS, "window": window}
     body = "".join(_LAYER.replace("@", str(n)).format(next=n + 1, **sizes) for n in range(layers))
     given = ", %position_ids: i64[b, s]" if positions else ""
     rng = np.random.default_rng(7)

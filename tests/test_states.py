@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from q8c.errors import InputError
-from q8c.ir import Array, interpret
+from q8c.ir import Array, Graph, interpret
 from q8c.passes.keep_cache import KeepCache
 from q8c.passes.manager import run_passes
 from q8c.passes.pipeline import Options
@@ -27,13 +27,18 @@ MASK = (np.arange(20) < LENGTHS[:, None]).astype(np.int64)
 NEXT = RNG.integers(0, TOKENS, (3, 5))
 
 
-@pytest.fixture(scope="module", params=["int8", "f32", "int8 cache"])
+@pytest.fixture(scope="module", params=["int8", "f32", "int8 cache, window"])
 def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Products in 8 bits; none; keys and values alone."""
+    """Products in 8 bits; none; keys and values alone, and tokens that see the last few only."""
     path: Path = tmp_path_factory.mktemp("decoder") / f"{request.param}.q8c"
     options = Options(quantize=request.param == "int8", balance=False,
                       kv_cache="int8" if "cache" in request.param else "f32")
-    return compile_graph(decoder_graph(), path, options)
+    return compile_graph(graph_of(path), path, options)
+
+
+def graph_of(path: Path) -> Graph:
+    """What a file was compiled from."""
+    return decoder_graph(window=6 if "window" in path.name else 0)
 
 
 @pytest.fixture
@@ -69,7 +74,7 @@ def prompted(session: Session, max_tokens: int = 40) -> State:
 
 
 def test_the_plain_signature_is_the_models(session: Session) -> None:
-    graph = decoder_graph()
+    graph = graph_of(Path(session.path))
     first = session(**plain_feed(IDS[:, :9]))
     second = session(**plain_feed(IDS[:, 9:12], past=first))
     together = session(**plain_feed(IDS[:, :12]))

@@ -51,9 +51,8 @@ class _AmxDriver(Driver):
     """Brings keys and values in the form of a product's right tiles: pairs of what is summed over, by 16 keys or 16
     channels."""
 
-    @property
-    def key_bytes(self) -> tuple[Value, Value]:
-        steps = self.b.ceildiv(self.b.arg("keys"), STEP)
+    def bytes_of(self, keys: Value) -> tuple[Value, Value]:
+        steps = self.b.ceildiv(keys, STEP)
         return self.b.mul(steps, key_step_bytes(self.spec)), self.b.mul(steps, value_step_bytes(self.spec))
 
     def run(self, first: Value, last: Value, item: Callable[[Value, list[Value]], list[Value]]) -> None:
@@ -62,23 +61,23 @@ class _AmxDriver(Driver):
         super().run(first, last, item)
         amx.release(self.b)
 
-    def more(self, batch: Value, head: Value, query: Value) -> list[Value]:
+    def more(self, batch: Value, head: Value, query: Value, start: Value) -> list[Value]:
         """Where the next head has the token of the first query; nothing is read behind the last one."""
         group = self.b.add(self.b.div(head, self.spec.group), 1)
         heads = (self.b.add(head, 1), group, group)
         return [self.operands.row(n, batch, query, index) for n, index in enumerate(heads)]
 
-    def gather(self, batch: Value, group: Value) -> None:
+    def gather(self, batch: Value, group: Value, start: Value) -> None:
         """Keys as [panels of 16][steps of channels][16 pairs][16 keys][2], values as [steps of keys][panels of 16
         channels][16 pairs][16 channels][2]. What fills up the last step: keys of 0, the last key's values."""
         b, last = self.b, self.b.sub(self.keys, 1)
         steps = b.ceildiv(self.keys, STEP)
-        with b.range(0, b.mul(steps, 2)) as panel:
+        with b.range(b.div(start, LANES), b.mul(steps, 2)) as panel:
             target = b.at(self.k, b.mul(panel, key_step_bytes(self.spec) // 2))
             make = self._kept_keys if self.spec.int8 else self._keys_of
             for n, column in enumerate(make(batch, b.mul(panel, LANES), group)):
                 b.store(column, b.at(target, n * amx.TILE_BYTES))
-        with b.range(0, b.mul(steps, LANES)) as pair:
+        with b.range(b.div(start, 2), b.mul(steps, LANES)) as pair:
             numbers = [b.imin(b.add(b.mul(pair, 2), n), last) for n in range(2)]
             step_at = b.at(self.v, b.mul(b.div(pair, LANES), value_step_bytes(self.spec)))
             target = b.at(step_at, b.mul(b.rem(pair, LANES), amx.TILE_BYTES))

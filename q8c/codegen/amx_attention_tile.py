@@ -11,7 +11,7 @@ from q8c.codegen import amx, bf16
 from q8c.codegen.attention_driver import PARAMS
 from q8c.codegen.attention_math import LOG2_E, exp2_for_bf16
 from q8c.codegen.attention_spec import AttentionSpec
-from q8c.codegen.builder import F32, LANES, PTR, V16F, Builder, Operand, Value
+from q8c.codegen.builder import F32, LANES, PTR, V16F, V16M, Builder, Operand, Value, constant
 from q8c.codegen.targets import Tier
 from q8c.ir.dims import Dim
 from q8c.ir.memory import CACHE_LINE
@@ -82,7 +82,7 @@ class AmxTileEmitter:
         self._pack_queries()
         self._place_mask()
         self._score()
-        self.seen = self._seen_steps() if self.spec.causal else self.steps
+        self.seen = self._seen_steps() if self.spec.by_place else self.steps
         with b.range(0, self.queries, SOFTMAX_ROWS) as row:
             self._greatest([b.add(row, n) for n in range(SOFTMAX_ROWS)])
         for channel in range(0, self.spec.head_size, 2 * LANES):
@@ -182,7 +182,7 @@ class AmxTileEmitter:
             self._ask_ahead(row)
             b.store(b.splat(0.0), b.at(self.totals, b.mul(row, 4 * LANES)))
         scores = [b.at(self.scores, b.mul(row, self.pitch)) for row in rows]
-        if self.spec.causal:
+        if self.spec.by_place:
             self._hide(rows, scores)
 
         def larger(step: Value, greatest: list[Value]) -> list[Value]:
@@ -234,29 +234,38 @@ class AmxTileEmitter:
                 factor = b.select(b.fcmp("==", total, 0.0), 0.0, factor)
             b.store(factor, b.at(self.factors, row, F32))
 
-    def _visible(self, row: Operand) -> Value:
-        """How many keys a row sees."""
+    def _end(self, row: Operand) -> Value:
+        """Where the keys end that a row sees."""
         b = self.b
-        return b.imax(b.imin(b.add(b.add(b.arg("visible"), row), 1), self.keys), 0)
+        return b.imax(b.imin(b.add(b.add(b.arg("visible"), row), 1 + self.spec.reach), self.keys), 0)
 
     def _seen_steps(self) -> Value:
         """Steps of keys with one that some row sees, or 1 if there are keys at all: a row that sees none is NaN by its
         -inf scores."""
         b = self.b
-        return b.imin(b.imax(b.ceildiv(self._visible(STEP - 1), STEP), 1), self.steps)
+        return b.imin(b.imax(b.ceildiv(self._end(STEP - 1), STEP), 1), self.steps)
 
     def _hide(self, rows: list[Value], scores: list[Value]) -> None:
         """Scores that a row does not see become -inf."""
         b = self.b
-        visible = [self._visible(row) for row in rows]
-        # Rows see one key more each, so where a row's keys end is in the last two steps.
-        with b.range(b.imax(b.sub(self.seen, 2), 0), self.seen) as step:
-            for seen, row in zip(visible, scores, strict=True):
+        # Rows see one key more each: where their keys end is in the last two steps, where they begin in the first two.
+        self._hide_in(b.imax(b.sub(self.seen, 2), 0), self.seen, rows, scores)
+        if self.spec.window:
+            self._hide_in(b.coerce(0)[0], b.imin(self.seen, 2), rows, scores)
+
+    def _hide_in(self, first: Value, last: Value, rows: list[Value], scores: list[Value]) -> None:
+        b, window = self.b, self.spec.window
+        ends = [self._end(row) for row in rows]
+        with b.range(first, last) as step:
+            for row, end, place in zip(rows, ends, scores, strict=True):
                 for half in (0, LANES):
                     key = b.add(b.mul(step, STEP), half)
-                    place = b.at(row, key, F32)
-                    mask = b.tail_mask(b.imax(b.sub(seen, key), 0))
-                    b.store(b.select(mask, b.load(V16F, place), NEGATIVE_INFINITY), place)
+                    at = b.at(place, key, F32)
+                    mask = b.tail_mask(b.imax(b.sub(end, key), 0))
+                    if window:
+                        hidden = b.sub(b.add(b.add(b.arg("visible"), row), 1), b.add(key, window))
+                        mask = b.and_(mask, b.xor(b.tail_mask(b.imax(hidden, 0)), constant(V16M, 1)))
+                    b.store(b.select(mask, b.load(V16F, at), NEGATIVE_INFINITY), at)
 
     # -- weighted values
 

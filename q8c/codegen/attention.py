@@ -10,7 +10,7 @@ from q8c.codegen.attention_few_scores import FewScores, score_scratch
 from q8c.codegen.attention_few_values import FewFinish, FewValues, finish_scratch, value_scratch
 from q8c.codegen.attention_math import transpose
 from q8c.codegen.attention_operands import key_mask_bytes
-from q8c.codegen.attention_spec import AttentionSpec, attention_sizes, attention_spec
+from q8c.codegen.attention_spec import SPAN, AttentionSpec, attention_sizes, attention_spec
 from q8c.codegen.attention_tile import STATISTICS, TileEmitter, tiles
 from q8c.codegen.builder import F32, I1, LANES, V16F, Builder, Value, constant
 from q8c.codegen.kept_rows import key_lanes, value_lanes
@@ -90,19 +90,21 @@ class _F32Driver(Driver):
     """Copies keys and values: rows of a merged QKV are pages apart, and where they are 4 KiB apart they all compete
     for the same cache sets."""
 
-    @property
-    def key_bytes(self) -> tuple[Value, Value]:
+    def bytes_of(self, keys: Value) -> tuple[Value, Value]:
         b = self.b
-        size = b.mul(b.mul(b.ceildiv(b.arg("keys"), LANES), LANES), 4 * self.spec.row_pitch)
+        size = b.mul(b.mul(b.ceildiv(keys, LANES), LANES), 4 * self.spec.row_pitch)
         return size, size
 
-    def gather(self, batch: Value, group: Value) -> None:
+    def more(self, batch: Value, head: Value, query: Value, start: Value) -> list[Value]:
+        return [self.b.rem(start, SPAN)] if self.spec.window else []
+
+    def gather(self, batch: Value, group: Value, start: Value) -> None:
         """Side by side, rows padded with 0 to whole vectors."""
         b, spec = self.b, self.spec
         if spec.int8:
-            self._gather_bytes(b.add(b.mul(batch, spec.kv_heads), group))
+            self._gather_bytes(b.add(b.mul(batch, spec.kv_heads), group), start)
             return
-        with b.range(0, self.keys) as key:
+        with b.range(start, self.keys) as key:
             for n, copy in ((1, self.k), (2, self.v)):
                 row = self.row(n, batch, key, group)
                 for c in range(0, spec.head_size, LANES):
@@ -113,18 +115,18 @@ class _F32Driver(Driver):
         b = self.b
         return b.at(b.at(copy, b.mul(key, self.spec.row_pitch), F32), channel, F32)
 
-    def _gather_bytes(self, head: Value) -> None:
+    def _gather_bytes(self, head: Value, start: Value) -> None:
         """As floats in steps of their scales, which stand behind them: 0 of what is hidden."""
         b, spec = self.b, self.spec
         keys, values = self.operands.kept(1), self.operands.kept(2)
-        with b.range(0, self.keys, LANES) as first:
+        with b.range(start, self.keys, LANES) as first:
             source = keys.row(head, first)
             with b.range(0, spec.pitch, b.tier.lanes) as channel:
                 turned = [key_lanes(b, source, b.imin(b.add(channel, n), spec.head_size - 1))
                           for n in range(b.tier.lanes)]
                 for n, row in enumerate(transpose(b, turned)):
                     b.store(row, self._place(self.k, b.add(first, n), channel))
-        with b.range(0, self.keys) as key:
+        with b.range(start, self.keys) as key:
             for channel in range(0, spec.head_size, LANES):
                 x = value_lanes(b, values.row(head, key), channel, min(LANES, spec.head_size - channel))
                 b.store(x, self._place(self.v, key, channel))

@@ -38,18 +38,17 @@ class Driver(ABC):
         self.k = self.b.arg("scratch")
         self.count, self.keys = self.b.arg("queries"), self.b.arg("keys")
 
-    @property
     @abstractmethod
-    def key_bytes(self) -> tuple[Value, Value]:
-        """Bytes of a head's keys and of its values in scratch."""
+    def bytes_of(self, keys: Value) -> tuple[Value, Value]:
+        """Bytes of so many of a head's keys, and of its values, in scratch."""
 
-    def more(self, batch: Value, head: Value, query: Value) -> list[Value]:
-        """What a tile is given beside `PARAMS`."""
+    def more(self, batch: Value, head: Value, query: Value, start: Value) -> list[Value]:
+        """What a tile whose keys begin with `start` is given beside `PARAMS`."""
         return []
 
     @abstractmethod
-    def gather(self, batch: Value, group: Value) -> None:
-        """Bring the keys and values of a head to scratch."""
+    def gather(self, batch: Value, group: Value, start: Value) -> None:
+        """Bring the keys and values of a head to scratch, from key `start` on, which is a multiple of `WIDEST`."""
 
     def run(self, first: Value, last: Value, item: Callable[[Value, list[Value]], list[Value]]) -> None:
         """Emit the loop over items."""
@@ -65,7 +64,7 @@ class Driver(ABC):
         units = b.select(b.icmp("==", unit, 1), b.mul(heads, per_head), heads)
         first, last = (b.mul(b.div(b.mul(units, n), b.arg("pieces")), unit)
                        for n in (b.arg("piece"), b.add(b.arg("piece"), 1)))
-        key_bytes, value_bytes = self.key_bytes
+        key_bytes, value_bytes = self.bytes_of(b.arg("keys"))
         self.v = b.at(self.k, key_bytes)
         self.key_mask = b.at(self.v, value_bytes)
         self.rest = self.key_mask
@@ -103,7 +102,8 @@ class Driver(ABC):
         with b.if_(b.icmp("!=", group, gathered)):
             if spec.key_mask is not None:
                 self.operands.place_key_mask(b.div(group, spec.kv_heads), self.key_mask)
-            self.gather(b.div(group, spec.kv_heads), b.rem(group, spec.kv_heads))
+            batch = b.div(group, spec.kv_heads)
+            self.gather(batch, b.rem(group, spec.kv_heads), self._keys(batch, constant(I64, 0))[2])
         self._item(b.div(head, spec.heads), b.rem(head, spec.heads), query)
 
     def shown(self, scale: Value, token: Value) -> Value:
@@ -132,10 +132,12 @@ class Driver(ABC):
         mask, mask_row = ir.Constant(PTR, None), ir.Constant(I64, 0)
         if spec.mask is not None:
             mask, mask_row = self.operands.mask(batch, head, query), b.arg("mask_query")
-        keys, visible = self._keys(batch, query)
+        end, visible, start = self._keys(batch, query)
+        k, v = (b.at(x, offset) for x, offset in zip((self.k, self.v), self.bytes_of(start), strict=True))
+        mask = b.at(mask, start, F32) if spec.mask_has_keys else mask
         q = self.operands.row(0, batch, query, head)
-        self._call(0, queries, [q, self.k, self.v, mask, self.key_mask, out, queries, keys, visible, mask_row,
-                                self.rest, *self.more(batch, head, query)])
+        self._call(0, queries, [q, k, v, mask, b.at(self.key_mask, start, F32), out, queries, b.sub(end, start),
+                                b.sub(visible, start), mask_row, self.rest, *self.more(batch, head, query, start)])
         if spec.spread:
             group = b.div(head, spec.group)
             blind = BlindQueries(self.operands, batch, query, queries, self.keys,
@@ -156,12 +158,16 @@ class Driver(ABC):
             with narrow:
                 self._call(index + 1, queries, args)
 
-    def _keys(self, batch: Value, query: Value) -> tuple[Value, Value]:
-        """How many keys the tile reads, and the last one its first query sees."""
-        b, keys = self.b, self.keys
-        if not self.spec.causal:
-            return keys, ir.Constant(I64, 0)
-        first = b.sub(keys, self.count) if self.spec.packed else self.operands.visible(batch)
+    def _keys(self, batch: Value, query: Value) -> tuple[Value, Value, Value]:
+        """Where the keys end that the tile reads, the place of its first query among keys, and where they begin."""
+        b, spec, keys, none = self.b, self.spec, self.keys, constant(I64, 0)
+        if not spec.by_place:
+            return keys, none, none
+        first = b.sub(keys, self.count) if spec.packed else self.operands.visible(batch)
         # The same keys for every tier's tiles, and at least one: a query that sees none is NaN by its -inf scores.
-        block = b.mul(b.add(b.div(query, WIDEST), 1), WIDEST)
-        return b.imin(keys, b.imax(b.add(block, first), 1)), b.add(query, first)
+        block = b.add(b.mul(b.div(query, WIDEST), WIDEST), first)
+        end = b.imin(keys, b.imax(b.add(block, WIDEST + spec.reach), 1))
+        start = none
+        if spec.window:
+            start = b.and_(b.imax(b.imin(b.sub(block, spec.window - 1), b.sub(end, 1)), 0), -WIDEST)
+        return end, b.add(query, first), start

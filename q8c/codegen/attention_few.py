@@ -15,7 +15,7 @@ import llvmlite.ir as ir
 
 from q8c.codegen.attention_operands import Operands, attention_params
 from q8c.codegen.attention_spec import SPAN, AttentionSpec
-from q8c.codegen.builder import F32, I64, LANES, PTR, Builder, Value
+from q8c.codegen.builder import F32, I64, LANES, PTR, Builder, Value, constant
 from q8c.codegen.loop_space import share
 from q8c.codegen.targets import Tier
 from q8c.ir.dims import Dim, dim_min, floordiv
@@ -66,29 +66,51 @@ class FewStep(ABC):
         self.rows = b.mul(self.queries, spec.group)
         self.pitch = b.mul(b.ceildiv(self.keys, BLOCK), BLOCK)
 
-    @abstractmethod
-    def parts(self, keys: Value) -> Value:
-        """How many parts a head's work over so many keys has."""
+    part_keys = 0
+    """Keys of a part of a head's work; 0: it is one part."""
 
     @abstractmethod
     def head(self, low: Value, high: Value) -> None:
-        """Parts low ... high - 1 (one at least) of the head at hand: `item` of all, `kv_head` of `batch`, with `there`
-        keys."""
+        """Parts low ... high - 1 (one at least) of the head at hand: `item` of all, `kv_head` of `batch`, with the keys
+        from `begin` on that are `there`."""
 
     def emit(self) -> ir.Function:
         """The whole function: those parts of all heads that are this piece."""
         b = self.b
-        parts = b.imax(self.parts(self.keys), 1)
+        parts = b.imax(self._most_parts(), 1)
         first, last = share(b, b.mul(self.heads, parts), b.arg("piece"), b.arg("pieces"))
         with b.range(b.div(first, parts), b.ceildiv(last, parts)) as self.item:
             self.batch, self.kv_head = b.div(self.item, self.spec.kv_heads), b.rem(self.item, self.spec.kv_heads)
             self.there = self.operands.there(self.batch)
-            low, high = (b.imin(b.imax(b.sub(n, b.mul(self.item, parts)), 0), self.parts(self.there))
-                         for n in (first, last))
+            self.begin = self._begin()
+            skipped = b.div(self.begin, self.part_keys) if self.part_keys else 0
+            low, high = (b.imin(b.add(b.imin(b.imax(b.sub(n, b.mul(self.item, parts)), 0), parts), skipped),
+                                self._parts(self.there)) for n in (first, last))
             with b.if_(b.icmp("<", low, high)):
                 self.head(low, high)
         b.ret()
         return b.function
+
+    def _parts(self, keys: Value) -> Value:
+        """How many parts so many keys are."""
+        return self.b.ceildiv(keys, self.part_keys) if self.part_keys else constant(I64, 1)
+
+    def _most_parts(self) -> Value:
+        """How many parts a head has at most: with a window, of the keys in it, which may begin anywhere in one."""
+        b, spec = self.b, self.spec
+        parts = self._parts(self.keys)
+        if not spec.window or not self.part_keys:
+            return parts
+        seen = b.add(self.queries, spec.window - 1 + spec.reach)
+        return b.imin(parts, b.add(b.ceildiv(seen, self.part_keys), 1))
+
+    def _begin(self) -> Value:
+        """The first key that any query sees, or one before it that a block begins with."""
+        b = self.b
+        if not self.spec.window:
+            return constant(I64, 0)
+        first = b.sub(self.operands.visible(self.batch), self.spec.window - 1)
+        return b.and_(b.imax(b.imin(first, b.sub(self.there, 1)), 0), -BLOCK)
 
     def scores(self, row: Value, key: Value) -> Value:
         """The address of a row's score of a key."""

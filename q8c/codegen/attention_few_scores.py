@@ -7,7 +7,7 @@ from q8c.codegen.attention_few import AHEAD, BLOCK, PREFETCH_LEVEL, FewStep, row
 from q8c.codegen.attention_math import capped, transpose
 from q8c.codegen.attention_operands import HIDDEN, key_mask_bytes
 from q8c.codegen.attention_spec import AttentionSpec
-from q8c.codegen.builder import F32, I64, LANES, PTR, V16F, Builder, Value, constant
+from q8c.codegen.builder import F32, I64, LANES, PTR, V16F, V16M, Builder, Value, constant
 from q8c.codegen.kept_rows import key_lanes
 from q8c.codegen.targets import Tier
 from q8c.ir.dims import Dim
@@ -27,6 +27,8 @@ def score_scratch(spec: AttentionSpec, keys: Dim) -> Dim:
 class FewScores(FewStep):
     """A piece is a run of blocks of keys."""
 
+    part_keys = BLOCK
+
     def __init__(self, module: ir.Module, tier: Tier, spec: AttentionSpec) -> None:
         super().__init__(module, tier, spec, "few_scores", 4 if tier.registers >= 32 else 2)
         b = self.b
@@ -35,9 +37,6 @@ class FewScores(FewStep):
         self.copy = b.at(self.turned, 4 * STEP * spec.pitch)
         self.key_mask = b.at(self.copy, 4 * STEP * spec.pitch)
         self.dots = {rows: _emit_dot(module, tier, spec, rows) for rows in range(1, self.tile_rows + 1)}
-
-    def parts(self, keys: Value) -> Value:
-        return self.b.ceildiv(keys, BLOCK)
 
     def head(self, low: Value, high: Value) -> None:
         b = self.b
@@ -86,10 +85,23 @@ class FewScores(FewStep):
         if spec.mask is not None or spec.key_mask is not None:
             self._mask(key)
         else:
-            end = b.add(key, STEP)
-            seen = b.add(self.operands.visible(self.batch), 1) if spec.causal else self.there
-            with b.if_(b.icmp(">", end, b.imin(seen, self.there))):
+            hides = b.icmp(">", b.add(key, STEP), b.imin(self._end(constant(I64, 0)), self.there))
+            if spec.window:
+                hides = b.or_(hides, b.icmp("<", key, self._start(b.sub(self.queries, 1))))
+            with b.if_(hides):
                 self._mask(key)
+
+    def _end(self, query: Value) -> Value:
+        """Where the keys end that a query sees, if so many are there."""
+        b, spec = self.b, self.spec
+        if not spec.by_place:
+            return self.there
+        return b.add(b.add(self.operands.visible(self.batch), query), 1 + spec.reach)
+
+    def _start(self, query: Value) -> Value:
+        """Where the keys begin that a query sees in its window."""
+        b = self.b
+        return b.sub(b.add(b.add(self.operands.visible(self.batch), query), 1), self.spec.window)
 
     def _turn(self, key: Value) -> None:
         """32 keys as [channels][keys]; the last one stands for those that are not there."""
@@ -118,9 +130,7 @@ class FewScores(FewStep):
         b, spec = self.b, self.spec
         with b.range(0, self.rows) as row:
             query = self.query(row)
-            seen = self.there
-            if spec.causal:
-                seen = b.imin(seen, b.add(b.add(self.operands.visible(self.batch), query), 1))
+            seen = b.imin(self._end(query), self.there)
             if spec.mask is not None:
                 mask = self.operands.mask(self.batch, self.head_of(row), query)
             for n in range(0, STEP, LANES):
@@ -135,6 +145,9 @@ class FewScores(FewStep):
                     shown = b.load_tail(V16F, b.at(self.key_mask, at, F32), left, HIDDEN)
                     score = b.select(b.fcmp("==", shown, 0.0), score, HIDDEN)
                 here = b.tail_mask(b.imax(b.sub(seen, at), 0))
+                if spec.window:
+                    before = b.tail_mask(b.imax(b.sub(self._start(query), at), 0))
+                    here = b.and_(here, b.xor(before, constant(V16M, 1)))
                 b.store(b.select(here, score, HIDDEN), self.scores(row, at))
 
 

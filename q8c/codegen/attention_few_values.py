@@ -45,6 +45,8 @@ def column_tiles(spec: AttentionSpec, tier: Tier) -> list[tuple[int, int, int]]:
 class FewValues(FewStep):
     """Parts are spans of keys."""
 
+    part_keys = SPAN
+
     def __init__(self, module: ir.Module, tier: Tier, spec: AttentionSpec) -> None:
         super().__init__(module, tier, spec, "few_values", 4 if tier.registers >= 32 else 3)
         b, rows = self.b, FEW * spec.group
@@ -55,9 +57,6 @@ class FewValues(FewStep):
         self.tiles = {(rows, columns, width): _emit_weigh(module, tier, spec, rows, columns, width)
                       for rows in range(1, self.tile_rows + 1)
                       for columns, width in {tile[1:] for tile in column_tiles(spec, tier)}}
-
-    def parts(self, keys: Value) -> Value:
-        return self.b.ceildiv(keys, SPAN)
 
     def head(self, low: Value, high: Value) -> None:
         b = self.b
@@ -70,7 +69,7 @@ class FewValues(FewStep):
                     for n in range(columns + 1):
                         b.store(b.splat(0.0), b.at(self._tile_sums(row, first), n * _VECTOR))
             start = b.mul(self.span, SPAN)
-            with b.range(start, b.imin(b.add(start, SPAN), self.there), BLOCK) as key:
+            with b.range(b.imax(start, self.begin), b.imin(b.add(start, SPAN), self.there), BLOCK) as key:
                 self._weigh_block(key)
 
     def _find_greatest(self) -> None:
@@ -81,7 +80,7 @@ class FewValues(FewStep):
                 parts = b.load_tail(V16F, self.greatest(row, block), b.sub(blocks, block), HIDDEN)
                 return [b.fmax(parts, found[0])]
 
-            found, = b.loop(0, blocks, LANES, [b.splat(HIDDEN)], larger)
+            found, = b.loop(b.div(self.begin, BLOCK), blocks, LANES, [b.splat(HIDDEN)], larger)
             b.store(b.splat(b.reduce(found, b.fmax)), b.at(self.most, b.mul(row, _VECTOR)))
 
     def _tile_sums(self, row: Value, first: int) -> Value:
@@ -128,9 +127,6 @@ class FewFinish(FewStep):
     def __init__(self, module: ir.Module, tier: Tier, spec: AttentionSpec) -> None:
         super().__init__(module, tier, spec, "few_finish")
 
-    def parts(self, keys: Value) -> Value:
-        return constant(I64, 1)
-
     def head(self, low: Value, high: Value) -> None:
         b, spec = self.b, self.spec
         tiles = column_tiles(spec, self.tier)
@@ -157,7 +153,8 @@ class FewFinish(FewStep):
             return [b.add(total, x) for total, x in zip(totals, [weight, *(
                 b.load(V16F, b.at(place, n * _VECTOR)) for n in range(1, columns + 1))], strict=True)]
 
-        total, *sums = b.loop(0, b.ceildiv(self.there, SPAN), 1, [b.splat(0.0)] * (columns + 1), add)
+        spans = b.div(self.begin, SPAN), b.ceildiv(self.there, SPAN)
+        total, *sums = b.loop(*spans, 1, [b.splat(0.0)] * (columns + 1), add)
         factor = b.div(1.0, total)
         factor = b.select(b.fcmp(">", total, 0.0), factor, 0.0) if spec.nan_to_zero else b.select(
             b.fcmp("==", total, 0.0), 0.0, factor)

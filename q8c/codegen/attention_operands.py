@@ -78,7 +78,7 @@ class Operands:
     # -- which keys there are
 
     def visible(self, batch: Value) -> Value:
-        """The last key the first query sees if causal; may be negative."""
+        """The place of the first query among the keys, the last one it sees if causal; may be negative."""
         b = self.b
         if self.spec.lengths:
             return b.load(I64, b.at(b.arg("lengths"), batch, I64))

@@ -14,6 +14,8 @@ from q8c.ir.ops import attributes
 
 SPAN = 256
 """Keys whose weights, and weighted values, are added up in one go; sums of spans are then added in order."""
+MOST_KEYS = 2**31
+"""No sequence has as many."""
 MASK_SIZES = ("mask_batch", "mask_head", "mask_query")
 
 
@@ -26,7 +28,8 @@ class AttentionSpec:
         strides, offsets: of q, k, v in elements: from one token to the next, and to the first head's channels.
         split: whether q, k, v are [batch, heads, seq, size], a head's tokens together, and not [batch, seq, channels].
         mask: None, or which of its axes are there beside batch and heads: "", "q", "k" or "qk" (others have size 1).
-        causal: query i sees keys up to i + (keys - queries), with `lengths` up to i + the length of its batch item.
+        causal: query i sees keys up to its own, i + (keys - queries), with `lengths` i + the length of its batch item.
+        window: a query sees keys less than so many away from its own; 0: any.
         nan_to_zero: a query that sees no key, or whose weights are NaN, gets 0 instead of NaN.
         packed: q, k and v are rows of one sequence after the other, which attend to their own.
         key_mask: the element type of the mask of keys that are seen (not 0), if there is one.
@@ -53,6 +56,7 @@ class AttentionSpec:
     cached: bool = False
     int8: bool = False
     softcap: float = 0.0
+    window: int = 0
 
     @property
     def query_scale(self) -> float:
@@ -63,6 +67,16 @@ class AttentionSpec:
     def group(self) -> int:
         """Query heads that share keys and values."""
         return self.heads // self.kv_heads
+
+    @property
+    def by_place(self) -> bool:
+        """Whether a query sees keys by where it stands."""
+        return self.causal or self.window > 0
+
+    @property
+    def reach(self) -> int:
+        """How many keys behind its own a query sees, in a window."""
+        return 0 if self.causal else self.window - 1
 
     @property
     def channels(self) -> int:
@@ -111,6 +125,7 @@ class AttentionSpec:
         parts = [f"q8c_attention_{products}", heads, *places, f"scale{struct.pack('>f', self.scale).hex()}"]
         parts += [f"mask{self.mask}"] if self.mask is not None else []
         parts += ["causal"] if self.causal else []
+        parts += [f"window{self.window}"] if self.window else []
         parts += ["nan0"] if self.nan_to_zero else []
         parts += [f"keys{self.key_mask}"] if self.key_mask is not None else []
         flags = ("lengths", "spread", "packed", "cached", "int8")
@@ -132,7 +147,7 @@ def attention_spec(node: Node) -> AttentionSpec:
         a["heads"], a["kv_heads"], a["head_size"], a["scale"], (q, k, v), a["offsets"], axes, a["causal"],
         a["nan_to_zero"], split, packed, None if key_mask is None else key_mask.dtype.value, lengths is not None,
         a["spread"], not packed and node.input(0).shape[-2] != node.input(1).shape[-2], _in_bytes(node),
-        a["softcap"])
+        a["softcap"], a["window"] if a["window"] < MOST_KEYS else 0)
 
 
 def _in_bytes(node: Node) -> bool:

@@ -15,7 +15,7 @@ import llvmlite.ir as ir
 from q8c.codegen.attention_driver import PARAMS
 from q8c.codegen.attention_math import capped, exp_nonpositive, transpose
 from q8c.codegen.attention_spec import SPAN, AttentionSpec
-from q8c.codegen.builder import F32, I32, LANES, V16F, V16I, Builder, Value
+from q8c.codegen.builder import F32, I32, I64, LANES, V16F, V16I, Builder, Value
 from q8c.codegen.targets import Tier
 
 NEGATIVE_INFINITY = float("-inf")
@@ -54,14 +54,16 @@ def tiles(tier: Tier) -> tuple[Tile, ...]:
 
 
 class TileEmitter:
-    """Writes the function of one tile shape.
+    """Writes the function of one tile shape; its parameters are `PARAMS` and, with a window, `phase`: how far into a
+    span its first key is.
 
     Rows of keys and values are `row_pitch` apart, 0 past the head's size.
     """
 
     def __init__(self, module: ir.Module, tier: Tier, spec: AttentionSpec, tile: Tile) -> None:
         self.spec, self.tile = spec, tile
-        self.b = b = Builder(module, tier, spec.symbol(tier, f"{tile.queries}x{tile.keys}"), PARAMS, internal=True)
+        params = [*PARAMS, *([("phase", I64)] if spec.window else [])]
+        self.b = b = Builder(module, tier, spec.symbol(tier, f"{tile.queries}x{tile.keys}"), params, internal=True)
         self.queries, self.keys = b.arg("queries"), b.arg("keys")
         self.last_query, self.last_key = b.sub(self.queries, 1), b.sub(self.keys, 1)
         self.greatest = b.arg("scratch")
@@ -195,9 +197,14 @@ class TileEmitter:
             score = b.add(score, b.splat(b.load(F32, element)))
         if spec.key_mask is not None:
             score = b.add(score, b.splat(b.load(F32, b.at(b.arg("key_mask"), key, F32))))
-        if spec.causal:
-            behind = b.trunc(b.sub(b.sub(key, b.arg("visible")), lane), I32)
-            score = b.select(b.icmp(">=", b.iota(), b.splat(behind, V16I)), score, NEGATIVE_INFINITY)
+        if spec.by_place:
+            own = b.sub(b.sub(key, b.arg("visible")), lane)  # the lane of the query that stands at the key
+            first = b.imax(b.sub(own, spec.reach), 0)
+            seen = b.icmp(">=", b.iota(), b.splat(b.trunc(first, I32), V16I))
+            if spec.window:
+                end = b.imin(b.add(own, spec.window), LANES)
+                seen = b.and_(seen, b.icmp("<", b.iota(), b.splat(b.trunc(end, I32), V16I)))
+            score = b.select(seen, score, NEGATIVE_INFINITY)
         return score
 
     # -- softmax
@@ -213,17 +220,29 @@ class TileEmitter:
             b.store(b.mul(weight, self._value_scale(key)) if self.spec.int8 else weight, address)
             return [b.add(total[0], weight)]
 
-        def span(start: Value, total: list[Value]) -> list[Value]:
-            part, = b.loop(start, b.imin(b.add(start, SPAN), self.keys), 1, [b.splat(0.0)], step)
+        def span(start: Value, end: Value, total: list[Value]) -> list[Value]:
+            part, = b.loop(start, end, 1, [b.splat(0.0)], step)
             return [b.add(total[0], part)]
 
-        total, = b.loop(0, self.keys, SPAN, [b.splat(0.0)], span)
+        total, = self._spans([b.splat(0.0)], span)
         factor = b.div(1.0, total)
         if self.spec.nan_to_zero:
             factor = b.select(b.fcmp(">", total, 0.0), factor, 0.0)
         else:
             factor = b.select(b.fcmp("==", total, 0.0), 0.0, factor)
         b.store(factor, self._row(self.factor, 0, lane))
+
+    def _spans(self, carried: Sequence[Value],
+               body: Callable[[Value, Value, list[Value]], list[Value]]) -> list[Value]:
+        """`body(start, end, carried)` for the keys of each span."""
+        b = self.b
+        phase: Value = b.arg("phase") if self.spec.window else 0
+
+        def span(place: Value, carried: list[Value]) -> list[Value]:
+            start = b.sub(place, phase)
+            return body(b.imax(start, 0), b.imin(b.add(start, SPAN), self.keys), carried)
+
+        return b.loop(0, b.add(self.keys, phase), SPAN, carried, span)
 
     def _value_scale(self, key: Value) -> Value:
         b, spec = self.b, self.spec
@@ -266,13 +285,13 @@ class TileEmitter:
         for zero, total in zip(zeros, totals, strict=True):
             b.store(zero, total)
 
-        def span(first: Value, carried: list[Value]) -> list[Value]:
-            *sums, value, weight = b.loop(first, b.imin(b.add(first, SPAN), self.keys), 1, [*zeros, *carried], step)
+        def span(first: Value, end: Value, carried: list[Value]) -> list[Value]:
+            *sums, value, weight = b.loop(first, end, 1, [*zeros, *carried], step)
             for part, total in zip(sums, totals, strict=True):
                 b.store(b.add(b.load(V16F, total), part), total)
             return [value, weight]
 
-        b.loop(0, self.keys, SPAN, [values, self._row(self.scores, 0, start)], span)
+        self._spans([values, self._row(self.scores, 0, start)], span)
         for r in range(rows):
             with b.if_(b.icmp("<", start + r, self.queries)):
                 factor = b.splat(b.load(F32, self._row(self.factor, 0, start + r)))

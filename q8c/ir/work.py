@@ -4,7 +4,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from q8c.ir.dims import Dim, dim_max, floordiv, product
+from q8c.ir.dims import Dim, dim_max, dim_min, floordiv, product
 from q8c.ir.graph import Graph, Node, Value
 from q8c.ir.memory import kept_in_bytes, row_bytes
 from q8c.ir.ops.registry import attributes
@@ -111,7 +111,9 @@ def _attention(node: Node) -> tuple[str, Dim]:
     keys = node.input(1).shape[-2]
     seen: Dim = queries * keys
     attrs = attributes(node)
-    if attrs["causal"]:  # query i sees keys up to i + (keys - queries)
+    if attrs["window"]:
+        seen = queries * dim_min(keys, attrs["window"] if attrs["causal"] else 2 * attrs["window"] - 1)
+    elif attrs["causal"]:  # query i sees keys up to i + (keys - queries)
         seen = seen - floordiv(queries * (queries + (-1)), 2)
     return "attention", product([2, batch, attrs["heads"], attrs["head_size"], seen])
 

@@ -1,7 +1,9 @@
 """What masks of attention mean: which keys a query sees, proved from how the masks are computed."""
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import itertools
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -9,7 +11,7 @@ import numpy as np
 from q8c.ir.dims import Dim, Expr, sym
 from q8c.ir.graph import Graph, Value
 from q8c.passes.attention_scores import Added, Step
-from q8c.passes.element import Elements, Facts, NotZero, Opaque, Order, cases, consistent
+from q8c.passes.element import Elements, Fact, Facts, NotZero, Opaque, Order, cases, consistent
 from q8c.passes.padding_mask import PADDED
 from q8c.passes.rules import uniform
 
@@ -19,17 +21,20 @@ BATCH, HEAD, QUERY, KEY = (f"{name}_position" for name in ("batch", "head", "que
 
 
 @dataclass(frozen=True)
-class Causal:
-    """Masks that let a query see no later keys, and of these where `key_mask` is not 0 (all, if there is none).
+class Seen:
+    """Masks that let a query see the keys that come no later, if `causal`, and less than `window` keys away, if that is
+    not 0; of these where `key_mask` is not 0 (all, if there is none).
 
     `spread`: a query that sees no key weighs all alike.
     """
 
+    causal: bool
+    window: int
     key_mask: NotZero | None
     spread: bool
 
 
-def causal_mask(graph: Graph, steps: Sequence[Step], sizes: tuple[Dim, Dim, Dim, Dim]) -> Causal | str | None:
+def causal_mask(graph: Graph, steps: Sequence[Step], sizes: tuple[Dim, Dim, Dim, Dim]) -> Seen | str | None:
     """What the masks applied to scores of these sizes (batch, heads, queries, keys) say.
 
     None if they have nothing to do with the order of positions, else why they are not understood.
@@ -42,20 +47,26 @@ def causal_mask(graph: Graph, steps: Sequence[Step], sizes: tuple[Dim, Dim, Dim,
     except Opaque as opaque:
         return str(opaque)
     facts = {fact for case, _ in found for fact in case}
-    earlier = sym(QUERY) - sym(KEY) + (keys - queries)
-    order = {f for f in facts if isinstance(f, Order)}
+    order = sorted((f for f in facts if isinstance(f, Order)), key=lambda f: str(f.difference))
     elements = [f for f in facts if isinstance(f, NotZero)]
     if not order:
         return None
     if any(_differ_by(f.difference, KEY) == 0 for f in order):
         return "its mask compares positions of queries with numbers"
-    own = {f for f in order if f.difference in (earlier, earlier * -1 - 1)}
-    if not own:
-        return f"its mask compares {next(iter(order)).difference}, which is not whether a key comes later"
+    before = sym(QUERY) - sym(KEY) + (keys - queries)
+    bounds = sorted({bound for f in order if (bound := _bound(f.difference, before)) is not None})
+    if not bounds:
+        return f"its mask compares {order[0].difference}, which is not how far before a query a key comes"
     if len(elements) > 1:
         return "its mask depends on more than one input"
     problem = _check_element(graph, elements[0], batch, keys) if elements else ""
-    return problem or _judge(found, next(iter(own)), earlier, elements[0] if elements else None)
+    return problem or _judge(found, before, bounds, elements[0] if elements else None)
+
+
+def _bound(difference: Dim, before: Dim) -> int | None:
+    """The least distance `before` for which a difference is >= 0, or no more is; None if it is not about that."""
+    away, towards = difference - before, difference + before
+    return -away if isinstance(away, int) else towards + 1 if isinstance(towards, int) else None
 
 
 def _added(e: Elements, steps: Sequence[Step], positions: Sequence[Dim]) -> float:
@@ -95,32 +106,43 @@ def _check_element(graph: Graph, fact: NotZero, batch: Dim, keys: Dim) -> str:
     return ""
 
 
-def _judge(found: Sequence[tuple[Facts, float]], own: Order, earlier: Dim, element: NotZero | None) -> Causal | str:
-    """Whether a key is seen exactly where it comes no later and its element is not 0."""
+def _judge(found: Sequence[tuple[Facts, float]], before: Dim, bounds: Sequence[int],
+           element: NotZero | None) -> Seen | str:
+    """Which keys are seen: those some way before the query, between two of the bounds, whose element is not 0."""
+    ends = [-math.inf, *bounds, math.inf]
+    seen: list[tuple[float, float]] = []
     unseen: set[float] = set()
-    for case, total in found:
-        for near, there in _seen(case, own, earlier, element):
-            if near and there:
-                if total != 0:
-                    farther = any(isinstance(f, Order) and f != own for f in case)
-                    return f"its mask adds {total:g} to a key that comes no later" + " (in a window?)" * farther
-            elif total > PADDED:
-                return f"its mask adds {total:g} to a key that {'is masked' if near else 'comes later'}"
+    for first, end in itertools.pairwise(ends):
+        for there in (True, False) if element is not None else (True,):
+            totals = {total for case, total in found if _may_be(case, before, first, end, element, there)}
+            if there and totals == {0}:
+                seen.append((first, end - 1))
+            elif max(totals) > PADDED:
+                where = "is masked" if not there else "comes later" if end <= 0 else f"comes {first:g} before"
+                return f"its mask adds {max(totals):g} to a key that {where}"
             else:
-                unseen.add(total)
+                unseen |= totals
+    first, last = (seen[0][0], seen[-1][1]) if seen else (0, -1)
+    causal, window = first == 0, 0 if last == math.inf else int(last) + 1
+    if not seen or any(a[1] + 1 != b[0] for a, b in itertools.pairwise(seen)) or not causal and first != -last:
+        shown = " and ".join(f"{a:g} to {b:g}" for a, b in seen) or "none"
+        return f"its mask shows keys that come {shown} before the query, which is neither causal nor a window"
     if element is None or unseen == {-np.inf}:
-        return Causal(element, False)
+        return Seen(causal, window, element, False)
     if len(unseen) > 1 or next(iter(unseen)) > SWALLOWS:
         numbers = ", ".join(f"{total:g}" for total in sorted(unseen))
         return f"a query that sees no key would get weights that depend on what its mask adds ({numbers})"
-    return Causal(element, True)
+    return Seen(causal, window, element, True)
 
 
-def _seen(case: Facts, own: Order, earlier: Dim, element: NotZero | None) -> Iterator[tuple[bool, bool]]:
-    """In which ways a key can come no later, and be there by its element, in a case of the facts."""
-    for near in (True, False):
-        held = near == (own.difference == earlier)
-        if case.get(own, held) == held and consistent({**case, own: held}):
-            for there in (True, False) if element is not None else (True,):
-                if element is None or case.get(element, there) == there:
-                    yield near, there
+def _may_be(case: Facts, before: Dim, first: float, end: float, element: NotZero | None, there: bool) -> bool:
+    """Whether a case may be that of a key which comes from `first` to less than `end` before the query, and whose
+    element is not 0 if it is `there`."""
+    place: dict[Fact, bool] = {}
+    for bound, held in ((first, True), (end, False)):
+        if math.isfinite(bound):
+            difference = before - int(bound)
+            assert isinstance(difference, Expr)
+            place[Order(difference)] = held
+    return (element is None or case.get(element, there) == there) and consistent({**case, **place}) and all(
+        case.get(fact, held) == held for fact, held in place.items())

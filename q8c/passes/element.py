@@ -168,6 +168,8 @@ class Elements:
                 return _ARITHMETIC[node.op](a, b)
             if node.op in _COMPARISONS:
                 return np.bool_(_COMPARISONS[node.op](self.holds, a, b))
+            if node.op == "abs":
+                return a if self.holds(a) else a * -1
             if node.op in ("min", "max"):
                 return a if self.holds(b - a if node.op == "min" else a - b) else b
             if node.op == "cast" and node.output.dtype.is_int:

@@ -10,7 +10,7 @@ from q8c.ir.types import DType
 from q8c.passes.attention_heads import Heads, find_heads
 from q8c.passes.attention_scores import Masks, Scores, Step, find_scores
 from q8c.passes.axis_parts import Moved, move, run, whole
-from q8c.passes.causal_mask import Causal, causal_mask
+from q8c.passes.causal_mask import Seen, causal_mask
 from q8c.passes.manager import Pass, Report
 from q8c.passes.rewrite import sources, substitute
 from q8c.passes.rules import attr, nodes_between, producer, uniform
@@ -36,9 +36,9 @@ class FuseAttention(Pass):
 
     q, k and v become operands [batch, seq, channels], slices of a merged projection offsets; where they are computed
     per head (rotated, or from a cache) they stay [batch, heads, seq, size]. Repeated heads are read where they lie.
-    Masks given as conditions become additive, computed once and outside. Masks that are shown to hide later
-    keys, and keys where a padding mask is 0, are not computed at all: the attention is told so. Attentions that an
-    importer wrote get their operands where they lie too.
+    Masks given as conditions become additive, computed once and outside. Masks that are shown to hide later keys, keys
+    too far away, and keys where a padding mask is 0, are not computed at all: the attention is told so. Attentions that
+    an importer wrote get their operands where they lie too.
     """
 
     name: ClassVar[str] = "fuse-attention"
@@ -152,8 +152,8 @@ class SharedMasks:
 
     graph: Graph
     made: dict[object, Value] = field(default_factory=dict)
-    known: dict[object, Causal | str | None] = field(default_factory=dict)
-    meaning: Causal | str | None = None
+    known: dict[object, Seen | str | None] = field(default_factory=dict)
+    meaning: Seen | str | None = None
 
     def operands(self, steps: tuple[Step, ...], sizes: tuple[Dim, Dim, Dim, Dim], before: Node) -> list[Value | None]:
         """The mask and the key mask of an attention whose scores have these sizes, as far as there are any."""
@@ -161,7 +161,7 @@ class SharedMasks:
         if key not in self.known:
             self.known[key] = causal_mask(self.graph, steps, sizes) if steps else None
         self.meaning = self.known[key]
-        if not isinstance(self.meaning, Causal):
+        if not isinstance(self.meaning, Seen):
             mask = Masks(self.graph, before, self.made, sizes[:2]).build(steps)
             return [] if mask is None else [mask]
         if self.meaning.key_mask is None:
@@ -189,8 +189,8 @@ def fuse(graph: Graph, found: Found, masks: SharedMasks) -> Node:
         attrs["nan_to_zero"] = True
     if found.scores.softcap:
         attrs["softcap"] = found.scores.softcap
-    if isinstance(masks.meaning, Causal):
-        attrs |= {"causal": True} | ({"spread": True} if masks.meaning.spread else {})
+    if isinstance(masks.meaning, Seen):
+        attrs |= {name: value for name in ("causal", "window", "spread") if (value := getattr(masks.meaning, name))}
     if any(heads.offset for heads in (q, k, v)):
         attrs["offsets"] = (q.offset, k.offset, v.offset)
     node = graph.add("attention", [*operands, *seen], attrs, name="attention",

@@ -34,7 +34,8 @@ LOWEST = float(np.finfo(np.float32).min)
 class Case:
     """The static half of an attention node. `merged`: q, k and v are one value; else keys have a length of their own,
     and those of `split` have their heads split off. `mask` is its shape in the graph's symbols, `key_mask` the key
-    mask's type. With `square` the graph says that keys are as many as queries, with `int8` they are kept in 8 bits."""
+    mask's type. With `square` the graph says that keys are as many as queries, with `int8` they are kept in 8 bits;
+    `window` is how near they must be."""
 
     heads: int = 2
     size: int = 32
@@ -51,6 +52,7 @@ class Case:
     square: bool = False
     int8: bool = False
     softcap: float = 0.0
+    window: int = 0
 
     def graph(self) -> Graph:
         """The graph of the one node, its last."""
@@ -84,7 +86,7 @@ class Case:
             %y: f32[batch, seq, {q}] = attention({operands}) {{heads = {self.heads}, kv_heads = {self.kv_heads},
               head_size = {self.size}, scale = {self.scale!r}, causal = {str(self.causal).lower()},
               nan_to_zero = {str(self.nan_to_zero).lower()}, offsets = {offsets},
-              spread = {str(self.spread).lower()}, softcap = {self.softcap!r}}}
+              spread = {str(self.spread).lower()}, softcap = {self.softcap!r}, window = {self.window}}}
             return %y as "y"
         }}""")
 

@@ -122,6 +122,22 @@ def test_a_key_mask_hides_keys(dtype: Any) -> None:
     np.testing.assert_array_equal(attend(q[:1], k[:1], v[:1], [zero, key_mask[:1]]), y[:1])
 
 
+@pytest.mark.parametrize("causal", [False, True])
+def test_a_window_hides_keys_that_are_far(causal: bool) -> None:
+    q, k, v = normal(2, 3, 2), normal(2, 6, 2), normal(2, 6, 2)
+    zero, ones = np.zeros((1, 1, 1, 1), np.float32), np.ones((1, 6), bool)
+    places = np.array([3, 2 if causal else 3])[:, None] + np.arange(3)
+    away = places[:, :, None] - np.arange(6)
+    hidden = np.where((np.abs(away) < 2) & ((away >= 0) | (not causal)), 0, -np.inf).astype(np.float32)
+    lengths = [places[:, 0]] if causal else []
+    y = attend(q, k, v, [zero, ones, *lengths], causal=causal, window=2)
+    np.testing.assert_array_equal(y, attend(q, k, v, [hidden[:, None]]))
+    blind = ones & (np.arange(6) < 1)
+    spread = attend(q, k, v, [zero, blind, *lengths], causal=causal, window=2, spread=True)
+    for row, end in enumerate(places[:, -1] + 1 if causal else (6, 6)):
+        np.testing.assert_allclose(spread[row], np.repeat(v[row, :end].mean(0)[None], 3, axis=0), rtol=1e-5, atol=1e-6)
+
+
 def test_a_query_that_sees_no_key() -> None:
     q, v = normal(1, 3, 2), normal(1, 4, 2)
     zero, hidden = np.zeros((1, 1, 1, 1), np.float32), np.array([[0, 0, 1, 1]])

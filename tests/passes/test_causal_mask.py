@@ -94,6 +94,19 @@ INVERTED = f"""{POSITIONS}
   %pad4: f32[batch, 1, 1, {KEYS}] = reshape(%pad) {{shape = (batch, 1, 1, {KEYS})}}"""
 
 
+# a window as decoders have it, and as encoders do
+LAST = f"""{PADDED.replace('%seen', '%early')}
+  const %three: i64[] = 3
+  %start: i64[seq, 1] = sub(%q, %three)
+  %late: bool[seq, {KEYS}] = greater(%j, %start)
+  %seen: bool[batch, 1, seq, {KEYS}] = and(%early, %late)"""
+CLOSE = f"""{POSITIONS}
+  const %three: i64[] = 3
+  %away: i64[seq, {KEYS}] = sub(%j, %q)
+  %far: i64[seq, {KEYS}] = abs(%away)
+  %close: bool[seq, {KEYS}] = less(%far, %three)"""
+
+
 @pytest.mark.parametrize(("masks", "masked", "operands"), [
     (NEAR, where("near"), []),
     (NEAR, f"%m: {FULL} = where(%near, %s, %low)", []),
@@ -109,6 +122,14 @@ INVERTED = f"""{POSITIONS}
 def test_spellings(masks: str, masked: str, operands: list[str]) -> None:
     attrs, found, report = fuse(attention(masks, masked), {"tril": np.tri(9, dtype=bool)[None, None]})
     assert attrs["causal"] is True and attrs.get("spread", False) is bool(operands) and found == operands
+    assert not report.declines
+
+
+@pytest.mark.parametrize(("masks", "name", "expected", "operands"), [
+    (LAST, "seen", {"causal": True, "window": 3, "spread": True}, ["-", "mask"]), (CLOSE, "close", {"window": 3}, [])])
+def test_windows(masks: str, name: str, expected: dict[str, Attr], operands: list[str]) -> None:
+    attrs, found, report = fuse(attention(masks, where(name)))
+    assert {n: a for n, a in attrs.items() if n in ("causal", "window", "spread")} == expected and found == operands
     assert not report.declines
 
 
@@ -128,9 +149,9 @@ def test_a_mask_that_is_computed() -> None:
 
 
 @pytest.mark.parametrize(("masks", "masked", "reason"), [
-    (NEAR.replace("less_equal(%j, %q)", "less(%j, %q)"), where("near"), "compares .* which is not whether a key comes"),
-    (NEAR.replace("less_equal(%j, %q)", "greater_equal(%j, %q)"), where("near"), "which is not whether a key comes"),
-    (NEAR.replace("add(%i, %past)", "add(%i, %i)"), where("near"), "which is not whether a key comes"),
+    (NEAR.replace("less_equal(%j, %q)", "less(%j, %q)"), where("near"), "come 1 to inf before .* neither causal nor a"),
+    (NEAR.replace("less_equal(%j, %q)", "greater_equal(%j, %q)"), where("near"), "keys that come -inf to 0 before"),
+    (NEAR.replace("add(%i, %past)", "add(%i, %i)"), where("near"), "compares .* which is not how far before a query"),
     (NEAR.replace(str(LOWEST), "-5.0"), where("near"), "adds -5 to a key that comes later"),
     (PADDED.replace(str(LOWEST), "-10000.0"), where("seen"), "a query that sees no key would get weights that depend"),
     (PADDED.replace("and(%wide", "or(%wide"), where("seen"), "adds 0 to a key"),
@@ -139,11 +160,8 @@ def test_a_mask_that_is_computed() -> None:
   %b: f32[seq, {KEYS}] = where(%near, %zero, %low)
   %ab: f32[batch, 1, seq, {KEYS}] = add(%a, %b)
   %m: {FULL} = add(%s, %ab)""", r"depend on what its mask adds \(-inf, -3.40282e\+38\)"),
-    (f"""{PADDED.replace('%seen', '%seen_')}
-  const %three: i64[] = 3
-  %start: i64[seq, 1] = sub(%q, %three)
-  %window: bool[seq, {KEYS}] = greater(%j, %start)
-  %seen: bool[batch, 1, seq, {KEYS}] = and(%seen_, %window)""", where("seen"), "comes no later .in a window")])
+    (CLOSE.replace("less(%far", "greater(%far"), where("close"), "come -inf to -4 and 4 to inf before the query"),
+    (CLOSE.replace("less(%far, %three", "less(%away, %three"), where("close"), "come -2 to inf before")])
 def test_what_declines(masks: str, masked: str, reason: str) -> None:
     attrs, _, report = fuse(attention(masks, masked), tolerance=2.0**-10)  # -10000 and a score are rounded to that
     assert "causal" not in attrs

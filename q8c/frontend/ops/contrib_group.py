@@ -107,12 +107,8 @@ def _attention(c: Call, q: Tensor, keys: Keys) -> Tensor:
     if lengths is None:
         masks = [causal_mask(c, q, k, window), bias]
         return attend(c, q, repeated(c, k, heads), repeated(c, v, heads), scale, masks)
-    if window > 0:
-        near = _seen(c, q, keys, window, later=True)
-        far = c.emit("where", near, c.scalar(0, q), c.scalar(-math.inf, q))
-        bias = far if bias is None else c.emit("add", bias, far)
     return c.emit("attention", q, k, v, bias, None, lengths, heads=heads, kv_heads=k.shape[1], head_size=q.shape[3],
-                  scale=scale, causal=True)
+                  scale=scale, causal=True, window=max(window, 0))
 
 
 def _bias(c: Call, keys: Dim) -> Tensor | None:
@@ -123,15 +119,15 @@ def _bias(c: Call, keys: Dim) -> Tensor | None:
     return c.emit("pad", bias, before=(0, 0, 0, 0), after=(0, 0, 0, keys - bias.shape[3]))
 
 
-def _seen(c: Call, q: Tensor, keys: Keys, window: int, later: bool = False) -> Tensor:
-    """Whether a query sees a key: one that comes no later (all of those if `later`) and is one of the `window` last, if
-    that is above 0; [batch or 1, 1, queries, keys]."""
+def _seen(c: Call, q: Tensor, keys: Keys, window: int) -> Tensor:
+    """Whether a query sees a key: one that comes no later and is one of the `window` last, if that is above 0;
+    [batch or 1, 1, queries, keys]."""
     places = c.builder.reshape(_positions(c, q.shape[2], keys.lengths), (_rows(keys), 1, q.shape[2], 1))
     column = c.emit("iota", size=keys.k.shape[2], dtype=DType.i64)
-    near = [] if later else [c.emit("less_equal", column, places)]
+    near = c.emit("less_equal", column, places)
     if window > 0:
-        near.append(c.emit("greater", column, c.emit("sub", places, c.scalar(window, DType.i64))))
-    return near[0] if len(near) == 1 else c.emit("and", *near)
+        near = c.emit("and", near, c.emit("greater", column, c.emit("sub", places, c.scalar(window, DType.i64))))
+    return near
 
 
 def _rows(keys: Keys) -> Dim:

@@ -115,6 +115,7 @@ def attention_sizes(o: Operands) -> tuple[Dim, Dim, Dim]:
     heads, kv_heads, size = o.attrs["heads"], o.attrs["kv_heads"], o.attrs["head_size"]
     o.expect(heads > 0 and kv_heads > 0 and heads % kv_heads == 0, "kv_heads must divide heads")
     o.expect(len(o.attrs["offsets"]) == 3, "expected three offsets")
+    o.expect(o.attrs["window"] >= 0, "expected a window of at least 1 key, or 0 for none")
     q, k, v = (heads_of(o, i, count, size, offset) for i, (count, offset) in
                enumerate(zip((heads, kv_heads, kv_heads), o.attrs["offsets"], strict=True)))
     return o.same(o.same(q[0], k[0]), v[0]), q[1], o.same(k[1], v[1])
@@ -157,10 +158,11 @@ def attention(args: Sequence[Any], attrs: Mapping[str, Any],
     """softmax(scale * q k^T + mask) v per head over the keys a query sees, in double precision if not told.
 
     With `softcap`, scores before the mask are softcap * tanh(scale * q k^T / softcap) (Gemma 2, arXiv 2408.00118).
-    A key is not seen where `key_mask` is 0. `causal` lets query i of sequence b see keys up to lengths[b] + i, without
-    lengths up to i + (keys - queries). A query that sees no key gets NaN; 0 with `nan_to_zero`, which does that for any
-    weights that are NaN; the mean of all values up to those the last query may see, whatever the key mask, with
-    `spread`. What no query sees adds nothing, even if it is NaN.
+    A key is not seen where `key_mask` is 0. Query i of sequence b stands at key lengths[b] + i, without lengths at
+    i + (keys - queries): `causal` lets it see no later ones, and `window` only those less than so many keys away. A
+    query that sees no key gets NaN; 0 with `nan_to_zero`, which does that for any weights that are NaN; with `spread`
+    the mean of all values, if causal up to those the last query may see, whatever key mask and window. What no query
+    sees adds nothing, even if it is NaN.
     """
     heads, kv_heads, size = attrs["heads"], attrs["kv_heads"], attrs["head_size"]
     q, k, v = (np.repeat(split_heads(x, count, size, offset).astype(precision), heads // count, axis=1)
@@ -171,8 +173,11 @@ def attention(args: Sequence[Any], attrs: Mapping[str, Any],
     mask, key_mask, lengths = (*args[3:], None, None, None)[:3]
     if mask is not None:
         scores = scores + mask
-    near = nearest_keys(scores.shape, lengths) if attrs["causal"] else np.ones((1, 1, *scores.shape[2:]), bool)
+    before = distances(scores.shape, lengths)
+    near = before >= 0 if attrs["causal"] else np.ones(before.shape, bool)
     seen = near if key_mask is None else near & (key_mask != 0)[:, None, None]
+    if attrs["window"]:
+        seen = seen & (np.abs(before) < attrs["window"])
     if attrs["spread"]:
         blind = ~seen.any(-1, keepdims=True)
         scores, seen = np.where(blind, precision(0), scores), seen | blind & near[:, :, -1:]
@@ -184,11 +189,11 @@ def attention(args: Sequence[Any], attrs: Mapping[str, Any],
     return [y.reshape(*y.shape[:2], heads * size).astype(np.float32)]
 
 
-def nearest_keys(shape: tuple[int, ...], lengths: Array | None) -> Array:
-    """Which keys come no later than each query, broadcasting to the scores' shape [batch, heads, queries, keys]."""
+def distances(shape: tuple[int, ...], lengths: Array | None) -> Array:
+    """How far each key comes before each query, broadcasting to the scores' shape [batch, heads, queries, keys]."""
     queries, keys = shape[2:]
     first = np.array([keys - queries]) if lengths is None else lengths
-    return np.asarray(np.arange(keys) <= first[:, None, None, None] + np.arange(queries)[:, None])
+    return np.asarray(first[:, None, None, None] + np.arange(queries)[:, None] - np.arange(keys))
 
 
 def _loop(o: Operands) -> Sequence[TensorType]:
@@ -214,7 +219,7 @@ register(OpDef("linear", "x w bias? residual?", _linear, linear, _ACTIVATION, Le
 ATTENTION = {
     "heads": AttrSpec("int"), "kv_heads": AttrSpec("int"), "head_size": AttrSpec("int"), "scale": AttrSpec("float"),
     "causal": AttrSpec("bool", False), "nan_to_zero": AttrSpec("bool", False), "spread": AttrSpec("bool", False),
-    "softcap": AttrSpec("float", 0.0),
+    "softcap": AttrSpec("float", 0.0), "window": AttrSpec("int", 0),
     "offsets": AttrSpec("ints", (0, 0, 0))}
 
 register(OpDef("attention", "q k v mask? key_mask? lengths?", _attention, attention, ATTENTION, Level.fused))
