@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     import onnx
 
 log = logging.getLogger("q8c.frontend")
+MOST_WRITTEN = 100_000  # nodes that loops, branches and functions become; loops within loops have no end else
 OLDEST_OPSET = 7  # since when operands broadcast as in numpy
 _UNEXPECTED = (ValueError, TypeError, IndexError, KeyError, AttributeError, ArithmeticError, AssertionError,
                MemoryError, RecursionError)  # what a wrong model may cause in an importer that expects a right one
@@ -41,6 +42,7 @@ class GraphImporter:
         self._builder = Builder(self._graph)
         self._functions = {function_key(f): f for f in model.proto.functions}
         self._problems = Problems()
+        self._written = 0
 
     def run(self) -> Graph:
         """The graph. Raises UnsupportedError that lists all that cannot be compiled, or CompileError."""
@@ -132,7 +134,10 @@ class GraphImporter:
         return results
 
     def _inside(self, nodes: Sequence[onnx.NodeProto], outputs: Sequence[str], scope: Scope) -> list[Tensor | None]:
-        """The named results of nodes in an inner scope."""
+        """The named results of nodes in an inner scope. Raises CompileError where there are too many in all."""
+        self._written += len(nodes) + 1
+        if self._written > MOST_WRITTEN:
+            raise CompileError(f"loops, branches and functions written out are more than {MOST_WRITTEN} nodes")
         note_unknown(nodes, scope, self._functions, self._problems)
         if self._problems:
             return []

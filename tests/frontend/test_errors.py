@@ -242,6 +242,22 @@ def functions(bodies: dict[str, list[str]]) -> onnx.ModelProto:
                  opset_imports=[imports[1]])
 
 
+def test_loops_within_loops_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    """1000 steps of 1000 steps of 1000 steps."""
+    monkeypatch.setattr("q8c.frontend.importer.MOST_WRITTEN", 3000)
+    inner = node("Identity", "s", "s0")
+    for depth in range(3):
+        i, c = f"i{depth}", f"c{depth}"
+        condition = helper.make_tensor_value_info(c, TensorProto.BOOL, [])
+        body = helper.make_graph([inner], f"body{depth}", [
+            helper.make_tensor_value_info(i, TensorProto.INT64, []), condition],
+            [condition, onnx.ValueInfoProto(name=f"s{depth}")])
+        inner = node("Loop", "steps -", f"s{depth + 1}", body=body)
+    proto = model([inner, node("ReduceSum", "s3", "y", keepdims=0)], {"s": (F32, ["n"])}, {"y": F32},
+                  {"steps": np.array(1000)})
+    assert "written out are more than 3000 nodes" in message(proto)
+
+
 def test_functions_that_call_themselves_or_grow_without_bound() -> None:
     assert "'f' calls itself" in message(functions({"f": ["g"], "g": ["f"]}))
     assert "'f' calls itself" in message(functions({"f": ["f"]}))
