@@ -1,4 +1,4 @@
-"""Rows picked by NonZero, as mixtures of experts pick the tokens of each expert, computed without knowing how many.
+"""Rows picked by NonZero or by a Range, as mixtures of experts pick each expert's tokens, without knowing how many.
 
 What is computed from picked rows, row by row, is computed for all rows instead, and where it is written back, rows that
 were not picked are left out. So every size follows from shapes. A row is computed once for each position of those axes
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import cast
 
 import numpy as np
 
@@ -16,8 +17,10 @@ from q8c.ir.dims import Dim, as_symbol, product, substitute, sym, symbols
 from q8c.ir.graph import Array, Attr, Graph, Node, Value, ancestors
 from q8c.ir.interpret import run_node
 from q8c.ir.ops import OPS, attributes
+from q8c.ir.rename import rename
 from q8c.ir.types import DType
 
+_PICKS = {"nonzero": ("NonZero", "how many are not zero"), "span": ("Range", "its length")}
 _PROBE = 7
 """Rows of made-up indices, by which it shows what is done with indices."""
 _MOST = 64
@@ -44,14 +47,14 @@ class Indices:
 
 
 def resolve_selections(graph: Graph) -> None:
-    """Replace `nonzero` by work on all rows, in time linear in the nodes, and leave out what nobody needs.
+    """Replace `nonzero` and `span` by work on all rows, in time linear in the nodes; leave out what nobody needs.
 
     Raises UnsupportedError where rows are mixed, or how many there are is asked for."""
-    picks = [n for n in graph.nodes if n.op == "nonzero"]
+    picks = [n for n in graph.nodes if n.op in _PICKS]
     graph.prune()
     if not picks:
         return
-    _Selections(graph).run()
+    rename(graph, _Selections(graph).run())
     graph.prune()
     counts = {_count(n): n for n in picks}
     for node in graph.nodes:
@@ -63,8 +66,8 @@ def resolve_selections(graph: Graph) -> None:
 
 
 def _count(pick: Node) -> str:
-    """The name of the number of elements that a nonzero picks."""
-    name = as_symbol(pick.output.shape[1])
+    """The name of the number of rows that are picked."""
+    name = as_symbol(pick.output.shape[-1])
     assert name is not None
     return name
 
@@ -77,27 +80,33 @@ def _mentioned(node: Node) -> set[str]:
 
 
 def _refused(pick: Node, reason: str) -> UnsupportedError:
-    """The error for a nonzero that cannot be resolved, naming the inputs that it is computed from."""
+    """The error for rows whose number cannot be resolved, naming the inputs that it is computed from."""
     names = sorted(v.name for v in ancestors(pick.output) if v.producer is None and not v.is_constant)
-    return UnsupportedError(f"cannot compile 1 node of this model: NonZero {pick.source[0] if pick.source else ''!r}: "
-                            f"how many are not zero is computed from data (of input {', '.join(names)}), and {reason}",
-                            names)
+    op, what = _PICKS[pick.op]
+    name = pick.source[0] if pick.source else ""
+    return UnsupportedError(f"cannot compile 1 node of this model: {op} {name!r}: {what} is computed from data "
+                            f"(of input {', '.join(names)}), and {reason}", names)
 
 
 class _Selections:
-    """One walk over the nodes; `rows` and `indices` hold the values that have an axis of picked rows."""
+    """One walk over the nodes; `rows` and `indices` hold the values that have an axis of picked rows, `lengths` of how
+    many rows each span picks some, and `sizes` what numbers of rows are by others."""
 
     def __init__(self, graph: Graph) -> None:
         self._graph = graph
+        self._lengths: dict[Node, Dim] = {}
+        self._sizes: dict[str, Dim] = {}
         self._rows: dict[Value, Rows] = {}
         self._indices: dict[Value, Indices] = {}
 
-    def run(self) -> None:
+    def run(self) -> dict[str, Dim]:
+        """Do it; sizes to be replaced by others everywhere."""
         nodes, self._graph.nodes = self._graph.nodes, []
         for node in nodes:
-            if node.op == "nonzero":
-                parts = np.repeat(np.arange(node.input(0).type.rank)[:, None], _PROBE, axis=1)
-                self._indices[node.output] = Indices(node, 1, parts)
+            if node.op in _PICKS:
+                parts = np.zeros(_PROBE, int) if node.op == "span" else np.repeat(
+                    np.arange(node.input(0).type.rank)[:, None], _PROBE, axis=1)
+                self._indices[node.output] = Indices(node, parts.ndim - 1, parts)
             elif not any(v in self._rows or v in self._indices for v in node.operands):
                 self._graph.nodes.append(node)
                 continue
@@ -108,13 +117,32 @@ class _Selections:
         for value in self._graph.outputs:
             if value in self._rows or value in self._indices:
                 raise _refused((self._rows.get(value) or self._indices[value]).pick, f"%{value.name} is an output")
+        return self._sizes
+
+    def _axes(self, pick: Node) -> tuple[Dim, ...]:
+        """The sizes of the axes of all rows of which some are picked."""
+        if pick.op == "nonzero":
+            return pick.input(0).shape
+        if pick not in self._lengths:
+            raise _refused(pick, "what it numbers is not known to be rows")
+        return (self._lengths[pick],)
+
+    def _size(self, pick: Node, over: Sequence[int]) -> Dim:
+        return product(self._axes(pick)[a] for a in over)
 
     def _replace(self, node: Node) -> None:
         found = self._moved_indices(node)
         if found is not None:
             self._indices[node.output] = found
             return
+        if node.op == "gather" and node.input(1) in self._indices:
+            pick, x = self._indices[node.input(1)].pick, node.input(0)
+            length = substitute(x.shape[attributes(node)["axis"] % x.type.rank], self._sizes)
+            if pick.op == "span" and self._lengths.setdefault(pick, length) != length:
+                raise _refused(pick, f"{node} is not of {self._lengths[pick]} rows")
         given = {v: self._found(v) for v in node.operands if v in self._rows or v in self._indices}
+        if node.op == "concat" and self._joined(node, given):
+            return
         pick = next(iter(given.values())).pick
         if any(rows.pick is not pick for rows in given.values()) or len(node.outputs) != 1:
             raise _refused(pick, f"{node} takes others too")
@@ -125,7 +153,7 @@ class _Selections:
         if axis is None:
             raise _refused(pick, f"{node} does not work row by row")
         over = tuple(sorted({a for rows in given.values() for a in rows.over}))
-        size = _size(pick, over)
+        size = self._size(pick, over)
         inputs = [None if v is None else self._expanded(given[v], over) if v in given else
                   self._alike(node, v, axis, pick) for v in node.inputs]
         attrs = {name: _with_size(value, {_count(pick): size}) for name, value in node.attrs.items()}
@@ -159,7 +187,7 @@ class _Selections:
         shape = [1 if i == given.axis else d for i, d in enumerate(value.shape)]
         total: Value | None = None
         for part in over:
-            numbers = self._add(given.pick, "iota", size=given.pick.input(0).shape[part], dtype=DType.i64)
+            numbers = self._add(given.pick, "iota", size=self._axes(given.pick)[part], dtype=DType.i64)
             lead = [1] * given.axis + [numbers.shape[0]] + [1] * (value.type.rank - given.axis - 1)
             here = Rows(given.pick, given.axis, (part,), self._add(given.pick, "reshape", numbers, shape=tuple(lead)))
             wide = self._expanded(here, over)
@@ -167,7 +195,7 @@ class _Selections:
             total = wide if total is None else self._add(given.pick, "where", is_here, wide, total)
         assert total is not None
         if any(d != 1 for d in shape) and len(over) == 1:
-            shape[given.axis] = _size(given.pick, over)
+            shape[given.axis] = self._size(given.pick, over)
             total = self._add(given.pick, "broadcast_to", total, shape=tuple(shape))
         return Rows(given.pick, given.axis, over, total)
 
@@ -175,12 +203,12 @@ class _Selections:
         """Rows for all positions of more axes of the mask."""
         if rows.over == over:
             return rows.value
-        sizes = rows.pick.input(0).shape
+        sizes = self._axes(rows.pick)
         before, behind = rows.value.shape[:rows.axis], rows.value.shape[rows.axis + 1:]
         apart = self._add(rows.pick, "reshape", rows.value,
                           shape=(*before, *(sizes[a] if a in rows.over else 1 for a in over), *behind))
         wide = self._add(rows.pick, "broadcast_to", apart, shape=(*before, *(sizes[a] for a in over), *behind))
-        return self._add(rows.pick, "reshape", wide, shape=(*before, _size(rows.pick, over), *behind))
+        return self._add(rows.pick, "reshape", wide, shape=(*before, self._size(rows.pick, over), *behind))
 
     def _alike(self, node: Node, value: Value, axis: int, pick: Node) -> Value:
         """An operand that is the same for all rows, without the axis of rows it may have been stretched to."""
@@ -201,16 +229,41 @@ class _Selections:
             return None
         x, rows = node.input(0), given[node.input(1)]
         axis = attributes(node)["axis"] % x.type.rank
-        if len(rows.over) > 1 or rows.value.type.size != x.shape[axis]:
+        if len(rows.over) > 1 or rows.value.type.size != substitute(x.shape[axis], self._sizes):
             return None
         return self._add(node, "reshape", x, shape=(*x.shape[:axis], *rows.value.shape, *x.shape[axis + 1:]))
+
+    def _joined(self, node: Node, given: dict[Value, Rows]) -> bool:
+        """Whether rows of spans, each of which begins where the one before ends, are put together again to as many as
+        there are, which the model takes for granted elsewhere: each is then that of the last span that begins no later.
+        """
+        rows = [given[v] for v in node.operands if v in given]
+        picks, axis = [one.pick for one in rows], attributes(node)["axis"] % node.output.type.rank
+        if len(rows) < len(node.inputs) or any(one.pick.op != "span" or one.axis != axis for one in rows):
+            return False
+        length, counts = self._size(picks[0], (0,)), [sym(_count(p)) for p in picks]
+        together = sum(counts, start=cast(Dim, 0))
+        chained = _is_zero(picks[0].input(0)) and all(
+            a.input(1) is b.input(0) for a, b in zip(picks, picks[1:], strict=False))
+        if not chained or not self._graph.known_equal(together, length) or any(
+                self._size(p, (0,)) != length for p in picks):
+            return False
+        numbers = self._add(node, "iota", size=length, dtype=DType.i64)
+        total = rows[0].value
+        for one in rows[1:]:
+            begun = self._add(node, "greater_equal", numbers, one.pick.input(0))
+            begun = self._add(node, "reshape", begun, shape=(length, *[1] * (total.type.rank - axis - 1)))
+            total = self._add(node, "where", begun, one.value, total)
+        self._sizes[_count(picks[-1])] = length - (together - counts[-1])
+        self._graph.replace_uses(node.output, total)
+        return True
 
     def _written(self, node: Node, pick: Node, given: dict[Value, Rows]) -> None:
         """Rows written back to the places they came from, or added to what is there."""
         x, where, updates = node.input(0), node.input(1), node.input(2)
         mask, found = pick.input(0), self._indices.get(where)
         parts = [] if found is None or found.axis != 0 else [int(p) for p in found.parts[0].flat]
-        if x in given or updates not in given or given[updates].axis != 0 or len(parts) != 1 \
+        if pick.op != "nonzero" or x in given or updates not in given or given[updates].axis != 0 or len(parts) != 1 \
                 or not self._graph.known_equal(x.shape[0], mask.shape[parts[0]]):
             raise _refused(pick, f"{node} does not write each to where it came from")
         every, row = tuple(range(mask.type.rank)), updates.shape[1:]
@@ -247,8 +300,8 @@ class _Selections:
         return x
 
 
-def _size(pick: Node, over: Sequence[int]) -> Dim:
-    return product(pick.input(0).shape[a] for a in over)
+def _is_zero(value: Value) -> bool:
+    return value.is_constant and not value.array().any()
 
 
 def _with_size(value: Attr, sizes: dict[str, Dim]) -> Attr:

@@ -3,10 +3,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
-from q8c.ir.dims import Call, Dim, Expr, as_symbol, nonnegative, substitute, symbols
+from q8c.ir.dims import Call, Dim, Expr, as_symbol, nonnegative, symbols
 from q8c.ir.graph import Graph, Node
+from q8c.ir.rename import rename
 from q8c.passes.affine import affine
 from q8c.passes.canonical.indexing import components
 from q8c.passes.manager import Pass, Report
@@ -94,20 +95,3 @@ def is_twin(graph: Graph, name: str, size: Expr) -> bool:
     others = [v for v in graph.inputs if all(v is not m for m, _ in mine)]
     return not any(v.dtype.is_float for v, _ in mine) and len(axes) == 1 and any(
         v.type.rank > i and v.shape[i] == size for v in others for i in axes)
-
-
-def rename(graph: Graph, sizes: dict[str, Dim]) -> None:
-    """Replace sizes by others everywhere in a graph without loops."""
-    for value in graph.values():
-        if any(symbols(d) & sizes.keys() for d in value.shape):
-            value.type = value.type.with_shape(substitute(d, sizes) for d in value.shape)
-    for node in graph.nodes:
-        node.attrs = {key: _renamed(value, sizes) for key, value in node.attrs.items()}
-    pairs = [(substitute(a, sizes), substitute(b, sizes)) for a, b in graph.assumptions]
-    graph.assumptions[:] = [(a, b) for a, b in dict.fromkeys(pairs) if a != b]
-
-
-def _renamed(value: Any, sizes: dict[str, Dim]) -> Any:
-    if isinstance(value, tuple):
-        return tuple(_renamed(v, sizes) for v in value)
-    return substitute(value, sizes) if isinstance(value, Expr) else value

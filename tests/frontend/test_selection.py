@@ -8,7 +8,7 @@ import pytest
 from q8c.errors import UnsupportedError
 from q8c.frontend import import_onnx
 from q8c.ir import interpret
-from tests.frontend.support import BOOL, F32, compare, model, node
+from tests.frontend.support import BOOL, F32, I64, compare, model, node
 
 TOKENS, HIDDEN, CHOICES = 5, 4, 2
 RNG = np.random.default_rng(0)
@@ -69,6 +69,40 @@ def test_a_row_that_is_not_picked_is_not_read() -> None:
     given["x"][2] = np.nan
     [y] = interpret(import_onnx(proto), given)
     assert np.array_equal(y[2], given["start"][2]) and np.isfinite(y).all()
+
+
+SPANS = [node("Split", "ends", "e0 e1 e2", num_outputs=3, axis=0), node("Squeeze", "e0 zero", "end0"),
+         node("Squeeze", "e1 zero", "end1"), node("Squeeze", "e2 zero", "end2"),
+         node("Range", "first end0 second", "r0"), node("Range", "end0 end1 second", "r1"),
+         node("Range", "end1 end2 second", "r2")]
+
+
+def grouped(*nodes: onnx.NodeProto) -> onnx.ModelProto:
+    """Rows sorted by expert, each through the product of the span [ends[e - 1], ends[e]) it lies in, twice."""
+    steps = [n for step, (x, y) in enumerate((("x", "y0"), ("y0", "y1"))) for n in [
+        *(m for e in range(3) for m in (node("Gather", f"{x} r{e}", f"a{step}{e}", axis=0),
+                                        node("MatMul", f"a{step}{e} w{e}", f"b{step}{e}"))),
+        node("Concat", f"b{step}0 b{step}1 b{step}2", y, axis=0)]]
+    weights = {f"w{e}": RNG.standard_normal((HIDDEN, HIDDEN)).astype(np.float32) for e in range(3)}
+    return model([*SPANS, *steps, *(nodes or [node("Add", "y1 x")])],
+                 {"x": (F32, ["tokens", HIDDEN]), "ends": (I64, [3])}, {"y": F32}, {**CONSTANTS, **weights})
+
+
+def test_groups_of_sorted_rows() -> None:
+    rows = RNG.standard_normal((5, HIDDEN)).astype(np.float32)
+    compare(grouped(), *({"x": rows, "ends": np.array(ends)} for ends in ((2, 4, 5), (0, 0, 5), (5, 5, 5), (1, 1, 5))))
+
+
+@pytest.mark.parametrize(("nodes", "problem"), [
+    ([node("Neg", "r1", "n"), node("Cast", "n", to=1)], "not known to be rows"),
+    ([node("Gather", "x r1", axis=0)], "is an output"),
+    ([node("Concat", "b00 b02 b01", "z", axis=0), node("Add", "z x")], "takes others too"),
+    ([node("Concat", "b00 b01", axis=0)], "takes others too"),  # which need not be all rows
+    ([node("Concat", "x x", "wide", axis=1), node("Gather", "wide r1", "z", axis=1), node("ReduceSum", "z", "s"),
+      node("Add", "y1 x", "t"), node("Add", "t s")], "is not of")])
+def test_spans_that_are_no_groups_of_rows(nodes: list[onnx.NodeProto], problem: str) -> None:
+    with pytest.raises(UnsupportedError, match=rf"Range.*its length is computed from data .*{problem}"):
+        import_onnx(grouped(*nodes))
 
 
 @pytest.mark.parametrize(("nodes", "problem"), [

@@ -9,7 +9,9 @@ from q8c.frontend.tensor import Tensor, constant, from_size
 from q8c.frontend.truncated import settled
 from q8c.frontend.weights import compute_type
 from q8c.ir.dims import Dim, dim_max
-from q8c.ir.types import DType
+from q8c.ir.types import DType, TensorType
+
+_NUMBER = TensorType(DType.i64, ())
 
 
 @importer("Constant")
@@ -48,6 +50,8 @@ def range_node(c: Call) -> Tensor:
     start, limit, delta = c.input(0), c.input(1), c.input(2)
     if start.dtype is not limit.dtype or start.dtype is not delta.dtype:
         c.fail(f"start, limit and delta are {start.dtype}, {limit.dtype}, {delta.dtype}; expected one type")
+    if (start.known is None or limit.known is None) and _is(delta, 1) and start.type == limit.type == _NUMBER:
+        return c.emit("span", start, limit, count=c.builder.fresh_size("span"))
     count = _range_count(c, start, limit, delta)
     indices = c.emit("iota", size=count, dtype=start.dtype)
     step, first = (c.builder.reshape(t, ()) for t in (delta, start))

@@ -87,6 +87,13 @@ register(OpDef("nonzero", "x", _nonzero, lambda a, k: [np.array(np.nonzero(a[0])
                {"count": AttrSpec("dim")},
                doc="The indices [rank, count] of elements that are not 0; `count` is a size of its own. Import leaves "
                    "none in a graph."))
+def _span(o: Operands) -> Sequence[TensorType]:
+    o.expect(o.type(0) == o.type(1) == TensorType(DType.i64, ()), "expected start and end as i64[]")
+    return [TensorType(DType.i64, (o.attrs["count"],))]
+
+
+register(OpDef("span", "start end", _span, lambda a, k: [np.arange(a[0], a[1])], {"count": AttrSpec("dim")},
+               doc="The integers [count] from start on, before end; `count` is a size of its own. Import leaves none."))
 register(OpDef("scatter_nd", "x indices updates", _scatter_nd, scatter_nd, {"reduction": AttrSpec("str", "none")},
                doc="x with elements or slices set by index tuples, one after the other."))
 register(OpDef("top_k", "x", _top_k, top_k, {
