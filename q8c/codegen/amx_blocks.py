@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from q8c.codegen import amx
 from q8c.codegen.amx_finish import V32S, FinishTotals, Group
 from q8c.codegen.amx_shape import Shape
-from q8c.codegen.amx_strip import Strip, strip_rows
+from q8c.codegen.amx_strip import PREFETCH_LEVEL, Strip, strip_rows
 from q8c.codegen.attention_math import transpose
 from q8c.codegen.builder import F32, I16, I32, I64, LANES, V16F, V16I, Builder, Value, constant
 from q8c.codegen.layout import GROUP, PANEL
@@ -64,7 +64,7 @@ class BlockStrip(Strip):
             blocks_from(number, [0] * self.phase, carried[0])])
         if last:
             ahead = blocks_from(constant(I64, many * self.phase), last, ahead)
-        work = FinishTotals(b, self.operands, Group(b.mul(tile, self.rows), panel, self.rows), self.totals)
+        work = FinishTotals(b, self.operands, Group(self.first_row, panel, self.rows), self.totals)
         work.loop(work.start(constant(I64, 0)), self.shape.rows)
         return [ahead]
 
@@ -76,13 +76,15 @@ class BlockStrip(Strip):
         Two blocks take turns in the tile registers: a tile is stored when the same one of the next block begins, since
         that waits for it.
         """
-        b, shape = self.b, self.shape
+        b, shape, rows = self.b, self.shape, -(-self.shape.rows // self.spec.blocks)
         at = b.mul(number, self.spec.block_steps[0])
         a, w = b.at(self.a, b.mul(at, GROUP)), b.mul(at, STEP_BYTES)
         for n, like in enumerate(likes):
             for step in range(self.depth.steps(like)):
                 self._multiply(n, step, like, a, w)
                 ahead = self.ask_weights(ahead)
+            for row in range(rows):
+                self._ask_results(b.imin(b.add(b.mul(b.add(number, n), rows), row), b.sub(self.rows, 1)))
             a = b.at(a, self.depth.block_bytes)
             w = b.add(w, PANEL * self.depth.block_bytes)
         for j in range(shape.panels):
@@ -105,6 +107,17 @@ class BlockStrip(Strip):
                     self._store(n - 1, j)
                 amx.zero(b, self._register(n, j))
             amx.dot_s8u8(b, self._register(n, j), left, right)
+
+    def _ask_results(self, row: Value) -> None:
+        """Ask for a row of the results right of the group's, and of what is added to them. Stores that wait for memory
+        let those of tiles behind them wait: a fifth of the time where results are not in the caches before."""
+        b = self.b
+        for name, stride in (("y", "ldy"), ("residual", "ldr")):
+            if name in self.values:
+                at = b.mul(b.add(self.first_row, row), self.values[stride])
+                for panel in self.panels:
+                    place = b.add(at, b.mul(b.add(panel, self.shape.panels), PANEL))
+                    b.prefetch(b.at(self.values[name], place, F32), PREFETCH_LEVEL)
 
     def _register(self, n: int, panel: int) -> int:
         """Where the sums of the phase's block `n` are made."""

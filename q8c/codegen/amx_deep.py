@@ -57,7 +57,7 @@ class DeepStrip(Strip):
             [ahead] = b.if_else(b.icmp(">", before.rows, 0), lambda: begin(True), lambda: begin(False))
         else:
             [ahead] = begin(True)
-        return [ahead, *Group(b.mul(tile, self.rows), panel, self.rows)]
+        return [ahead, *Group(self.first_row, panel, self.rows)]
 
     def _sums(self, ahead: Value, work: FinishSums | None) -> Value:
         """Sums over all of depth. Those before are stored, and worked on meanwhile. Gives what to ask for next."""

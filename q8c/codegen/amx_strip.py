@@ -77,8 +77,8 @@ class Strip(ABC):
 
     @abstractmethod
     def group(self, tile: Value, panel: Value, ahead: Value, carried: list[Value]) -> list[Value]:
-        """A tile of rows, `self.a` (and `self.a_rest`), times the panels numbered `self.panels`, `self.weights`. Gives
-        what to ask for next, and what else is carried from group to group."""
+        """A tile of rows from `self.first_row` on, `self.a` (and `self.a_rest`), times the panels numbered
+        `self.panels`, `self.weights`. Gives what to ask for next, and what else is carried from group to group."""
 
     @property
     def operands(self) -> Operands:
@@ -112,7 +112,8 @@ class Strip(ABC):
 
     def _group(self, start: Value, tile: Value, panel: Value, carried: list[Value]) -> list[Value]:
         b, spec = self.b, self.spec
-        self.a = b.at(self.values["a"], b.mul(b.mul(tile, self.rows), spec.lda))
+        self.first_row = b.mul(tile, self.rows)
+        self.a = b.at(self.values["a"], b.mul(self.first_row, spec.lda))
         if self.rest is not None:
             self.a_rest = b.at(self.rest, b.mul(b.sub(tile, start), self.shape.rows * STEP_BYTES))
         self.panels = [b.add(panel, n) for n in range(self.shape.panels)]
