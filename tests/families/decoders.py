@@ -85,11 +85,11 @@ DECODERS: dict[str, Family] = {
     "llama": decoder("LlamaForCausalLM", SMALL_KV, (*DYNAMO, *SCRIPT), compiled=True),
     "llama-no-cache": Family("LlamaForCausalLM", SMALL_KV, TEXT, ("logits",), "decoder", DYNAMO, causal=2,
                              kernels={"rotary": 4}),
-    "mistral": decoder("MistralForCausalLM", {**SMALL_KV, "sliding_window": 6}, SCRIPT, causal=0),
+    "mistral": decoder("MistralForCausalLM", {**SMALL_KV, "sliding_window": 6}, SCRIPT, windows=2),
     "qwen3": decoder("Qwen3ForCausalLM", {**SMALL_KV, "head_dim": 24}, SCRIPT, size=24),
-    "gemma2": decoder("Gemma2ForCausalLM", {**SMALL_KV, "sliding_window": 6}, EAGER[:1], causal=1),
+    "gemma2": decoder("Gemma2ForCausalLM", {**SMALL_KV, "sliding_window": 6}, EAGER[:1], windows=1),
     "gemma3": decoder("Gemma3ForCausalLM", {
-        **SMALL_KV, "sliding_window": 6, "layer_types": ["sliding_attention", "full_attention"]}, DYNAMO, causal=1),
+        **SMALL_KV, "sliding_window": 6, "layer_types": ["sliding_attention", "full_attention"]}, DYNAMO, windows=1),
     "phi": decoder("PhiForCausalLM", SMALL, SCRIPT, HEADS),
     "falcon": decoder("FalconForCausalLM", {
         **LAYERS, "vocab_size": VOCABULARY, "bos_token_id": 1, "eos_token_id": 2}, SCRIPT),

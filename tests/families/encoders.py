@@ -32,7 +32,7 @@ ENCODERS: dict[str, Family] = {
     "xlm-roberta": Family("XLMRobertaModel", SMALL, TEXT),
     "modernbert": Family("ModernBertModel", {
         **SMALL, "global_attn_every_n_layers": 2, "local_attention": 8, "pad_token_id": 0, "bos_token_id": 1,
-        "eos_token_id": 2, "cls_token_id": 1, "sep_token_id": 2}, TEXT, compiled=True),
+        "eos_token_id": 2, "cls_token_id": 1, "sep_token_id": 2}, TEXT, windows=1, compiled=True),
     "deberta-v3": Family("DebertaV2Model", {
         **SMALL, "relative_attention": True, "position_buckets": 16, "pos_att_type": ["p2c", "c2p"],
         "share_att_key": True, "norm_rel_ebd": "layer_norm", "position_biased_input": False, "type_vocab_size": 0,

@@ -34,8 +34,8 @@ class Family:
     `float_products` the names, in part, of products that stay float, each with the reason q8c gives, in part.
     `int8_error` bounds the relative L2 of an output: products in a row, as tests/test_compile.py has them, make 0.01 to
     0.03 of random weights.
-    `kernels` says how many kernels of some kinds there are, `causal` how many attentions know that they are, without a
-    mask in memory.
+    `kernels` says how many kernels of some kinds there are, `causal` and `windows` how many attentions know that they
+    are causal, or see near keys only, without a mask in memory.
     `compiled` is whether the first form is run as code too, which costs seconds: one of those that share kernels is.
     """
 
@@ -51,6 +51,7 @@ class Family:
     int8_error: float = 0.035
     kernels: Mapping[str, int] = field(default_factory=dict)
     causal: int = 0
+    windows: int = 0
     compiled: bool = False
 
 

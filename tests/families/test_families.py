@@ -61,7 +61,8 @@ def check_products(family: Family, graph: Graph, products: Sequence[Product]) ->
     assert any(product.form == "int8" for product in products)
     attentions = [node for node in graph.nodes if node.op == "attention"]
     assert len(attentions) == family.attentions
-    assert sum(bool(node.attrs.get("causal")) for node in attentions) == family.causal
+    for attr, count in (("causal", family.causal), ("window", family.windows)):
+        assert sum(bool(node.attrs.get(attr)) for node in attentions) == count
     counts = Counter(node.op for node in graph.nodes)
     assert {op: counts[op] for op in family.kernels} == family.kernels
 
