@@ -74,7 +74,9 @@ def _added(e: Elements, steps: Sequence[Step], positions: Sequence[Dim]) -> floa
     total = np.float32(0)
     for step in steps:
         if isinstance(step, Added):
-            total = np.float32(total + _number(e, step.mask, positions, step.joined))
+            number = _number(e, step.mask, positions, step.joined)
+            with np.errstate(over="ignore"):  # two of the lowest numbers are minus infinity
+                total = np.float32(total + number)
         elif bool(_number(e, step.condition, positions, step.joined)) is step.where:
             total = np.float32(uniform(step.fill))
     return float(total)

@@ -133,6 +133,13 @@ def test_windows(masks: str, name: str, expected: dict[str, Attr], operands: lis
     assert not report.declines
 
 
+@pytest.mark.filterwarnings("error")
+def test_the_lowest_number_twice_is_minus_infinity() -> None:
+    masked = where("near").replace("%m:", "%a:") + f"\n  %m: {FULL} = add(%a, %add)"
+    attrs, found, report = fuse(attention(NEAR, masked))
+    assert attrs["causal"] is True and not found and not report.declines
+
+
 def test_minus_infinity_needs_no_spreading() -> None:
     tail = f"""%nan: bool[batch, 2, seq, {KEYS}] = is_nan(%w)
   %n: {FULL} = where(%nan, %zero, %w)"""
