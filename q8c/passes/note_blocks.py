@@ -11,6 +11,9 @@ from q8c.passes.fold_weights import BLOCK_FORMAT, weight_array
 from q8c.passes.manager import Pass, Report
 from q8c.passes.rewrite import is_product
 
+SMALLEST = 16
+"""Steps of depth that share a scale in files at the least; two such blocks become one of 32, with 8 bits."""
+
 
 @dataclass(frozen=True)
 class NoteBlocks(Pass):
@@ -24,7 +27,7 @@ class NoteBlocks(Pass):
         for node in graph.nodes:
             if is_product(node):
                 weight = weight_array(node)
-                if q8.has_own_blocks(weight, q8.block_size(BLOCK_FORMAT)):
+                if any(q8.has_own_blocks(weight, block) for block in (q8.block_size(BLOCK_FORMAT), SMALLEST)):
                     self.found.update(node.source)
                 release(weight)
         return False

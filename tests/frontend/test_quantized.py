@@ -205,17 +205,18 @@ def test_qlinear_conv(columns: bool, group: int, bias: bool) -> None:
     assert np.abs(got.astype(int) - wanted.astype(int)).max() <= 1
 
 
-@pytest.mark.parametrize("bits", [4, 8])
-@pytest.mark.parametrize(("weights", "block"), [("default", 32), ("q8-channel", 0)])
-def test_weights_in_blocks_stay_in_blocks(bits: int, weights: str, block: int, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("bits", "size", "weights", "block"), [
+    (4, 32, "default", 32), (8, 32, "default", 32), (4, 32, "q8-channel", 0), (4, 64, "default", 32),
+    (4, 16, "default", 32)])
+def test_weights_in_blocks_stay_in_blocks(bits: int, size: int, weights: str, block: int, tmp_path: Path) -> None:
     depth, cols = 128, 48
-    constants = {"w": integers(cols, 4, 4 * bits, low=0, high=256, dtype=U8),
-                 "s": np.abs(normal(cols * 4, seed=1)) * F32(0.01) + F32(1e-4)}
-    proto = model([node("MatMulNBits", "x w s", domain=DOMAIN, K=depth, N=cols, bits=bits, block_size=32)],
+    constants = {"w": integers(cols, depth // size, size * bits // 8, low=0, high=256, dtype=U8),
+                 "s": np.abs(normal(cols * depth // size, seed=1)) * F32(0.01) + F32(1e-4)}
+    proto = model([node("MatMulNBits", "x w s", domain=DOMAIN, K=depth, N=cols, bits=bits, block_size=size)],
                   {"x": (F32, ["n", depth])}, {"y": F32}, constants, opset_imports=MICROSOFT)
     result = compile_model(proto, tmp_path / "m.q8c", options=Options(weights=weights))
     found = [(n.attrs.get("block", 0), n.attrs.get("bits", 8)) for n in result.graph.nodes if n.op == "q8_linear"]
-    assert found == [(block, bits if block else 8)]
+    assert found == [(block, bits if block and size >= block else 8)]
     x = normal(5, depth)
     assert relative(q8c.load(result.path).run(None, {"x": x})[0], interpret(import_onnx(proto), {"x": x})[0]) < 0.02
 
