@@ -28,7 +28,7 @@ FORMS: dict[str, dict[str, Any]] = {
     "packed": {"rotary": True, "packed": True}, "positions": {"rotary": True, "positions": True},
     "window": {"local_window_size": 3}, "softcap": {"softcap": 1.5}, "smooth": {"smooth_softmax": 1},
     "sink": {"sink": True}, "bias": {"bias": True}, "mask": {"rotary": True, "mask": True},
-    "half": {"dtype": np.float16},
+    "half": {"dtype": np.float16}, "near": {"local_window_size": 3, "softcap": 1.5},
     "much": {"rotary": True, "packed": True, "local_window_size": 2, "softcap": 2.0, "sink": True, "bias": True}}
 
 
@@ -96,7 +96,7 @@ def test_meaning(form: str) -> None:
         expect([np.asarray(a) for a in interpret(import_onnx(proto), feed)], wanted, seq, last)
 
 
-@pytest.mark.parametrize("form", ["mask", "much", "half"])
+@pytest.mark.parametrize("form", ["near", "much", "half"])
 def test_one_file_serves_prompts_and_decoding_whatever_the_past_has_room_for(form: str, tmp_path: Path) -> None:
     proto = group_model(True, 8, **FORMS["mask"] | FORMS[form])
     path = q8c.compile(proto, tmp_path / "group.q8c", target="avx2", quantize=False)

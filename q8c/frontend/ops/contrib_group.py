@@ -101,14 +101,14 @@ def _attention(c: Call, q: Tensor, keys: Keys) -> Tensor:
     """The attention [batch, seq, heads * size]."""
     k, v, lengths = keys.k, keys.v, keys.lengths
     heads, window, bias = q.shape[1], c.attr_int("local_window_size", -1), _bias(c, k.shape[2])
-    scale = scale_of(c, q)
-    if c.attr_float("softcap", 0.0) or c.attr_int("smooth_softmax", 0) or c.has(11):
+    scale, softcap = scale_of(c, q), c.attr_float("softcap", 0.0)
+    if c.attr_int("smooth_softmax", 0) or c.has(11) or softcap and lengths is None:
         return _written_out(c, q, keys, bias)
     if lengths is None:
         masks = [causal_mask(c, q, k, window), bias]
         return attend(c, q, repeated(c, k, heads), repeated(c, v, heads), scale, masks)
     return c.emit("attention", q, k, v, bias, None, lengths, heads=heads, kv_heads=k.shape[1], head_size=q.shape[3],
-                  scale=scale, causal=True, window=max(window, 0))
+                  scale=scale, softcap=softcap, causal=True, window=max(window, 0))
 
 
 def _bias(c: Call, keys: Dim) -> Tensor | None:
