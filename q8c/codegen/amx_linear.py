@@ -37,22 +37,7 @@ class AmxLinear(LinearKernel):
         self.shape, self.last_shape = (BY_BLOCKS, BY_BLOCKS) if spec.block else (WIDE, FLAT)
         self.name = f"{spec.name}_{self.shape.rows}x{PANEL * self.shape.panels}__{tier.name.replace('-', '')}"
 
-    def emit(self) -> ir.Function:
-        """The kernel, with the parameters of `spec.params`."""
-        b = Builder(self.module, self.tier, self.name, self.spec.params)
-        rows, few = b.arg("rows"), self.schedule.few_rows
-        some = max(few, self.schedule.stream_rows)
-        with b.if_(b.icmp(">", rows, some)):
-            self._tiles(b)
-        if some > few:
-            with b.if_(b.and_(b.icmp(">", rows, few), b.icmp("<=", rows, some))):
-                self.stream(b)
-        with b.if_(b.and_(b.icmp(">", rows, 0), b.icmp("<=", rows, few))):
-            self._walk(b, self.schedule.few_panels, range(1, few + 1), False)
-        b.ret()
-        return b.function
-
-    def _tiles(self, b: Builder) -> None:
+    def many(self, b: Builder, some: int) -> None:
         """All tasks of a thread: whole tiles of rows, and one of what is left."""
         spec, shape, last = self.spec, self.shape, self.last_shape
         strips = {key: self._emit_amx(*key) for key in {(shape, True): 0, (shape, False): 0, (last, False): 0}}
