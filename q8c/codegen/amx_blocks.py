@@ -18,7 +18,7 @@ from q8c.codegen.builder import F32, I16, I32, I64, LANES, V16F, V16I, Builder, 
 from q8c.codegen.layout import GROUP, PANEL
 from q8c.codegen.linear_spec import STEP_BYTES
 from q8c.codegen.q8_spec import Q8LinearSpec
-from q8c.codegen.q8_tile import FLOAT_OFFSET, load_scales, sum_starts, zero_pairs
+from q8c.codegen.q8_tile import FLOAT_OFFSET, load_scales, load_sums, sum_starts, zero_pairs
 
 PHASE = 6
 """Blocks whose sums are in memory at a time, at most: with rows and weights they fit the first-level cache."""
@@ -173,7 +173,8 @@ class BlockStrip(Strip):
         b, panels = self.b, self.shape.panels
         typ = I16 if self.spec.half else F32
         w_scale = [load_scales(b, typ, b.at(self.values["w_scale"], at, typ)) for at in columns]
-        w_sum = [b.load(V32S, b.at(self.values["w_sum"], at, I32)) for at in columns] if self.spec.zero_point else []
+        w_sum = [b.bitcast(load_sums(b, I16, b.at(self.values["w_sum"], at, I16)), V32S)
+                 for at in columns] if self.spec.zero_point else []
         offsets = [b.mul(scale, -FLOAT_OFFSET) for scale in w_scale]
         added = []
         for r in range(CHUNK):

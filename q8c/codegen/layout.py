@@ -6,7 +6,7 @@ Padding is the zero point in Q8 and 0 elsewhere, so that it adds nothing.
 """
 from __future__ import annotations
 
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -76,15 +76,14 @@ def pack_scales(scale: NDArray[Scalar]) -> NDArray[Scalar]:
     return pack_f32(scale.reshape(-1, scale.shape[-1]))
 
 
-def pack_sums(sums: NDArray[np.int32]) -> NDArray[np.int32]:
-    """Column sums [cols] or [blocks, cols] as [panels, blocks, 16], each split for a 16-bit multiplier.
+def pack_sums(sums: NDArray[Any]) -> NDArray[Any]:
+    """Column sums, i32 [cols] or i16 [blocks, cols], as [panels, blocks, 16], those in 32 bits split for a 16-bit
+    multiplier.
 
     A sum s becomes the pair of i16 (s mod 256, floor(s / 256)), the first in the low half: s * z is then the dot
     product with (z, 256 z). Both fit because |s| <= 127 * 66000 < 2**23 and |z| <= 127.
     """
-    split = (sums & 0xFF) | (sums >> 8 << 16)
-    full = _padded(split.reshape(-1, sums.shape[-1]), (split.size // sums.shape[-1], panels(sums.shape[-1]) * PANEL), 0)
-    return np.ascontiguousarray(full.reshape(full.shape[0], -1, PANEL).transpose(1, 0, 2))
+    return pack_scales(sums if sums.dtype == np.int16 else (sums & 0xFF) | (sums >> 8 << 16))
 
 
 def pad_cols(values: NDArray[Scalar]) -> NDArray[Scalar]:

@@ -97,7 +97,7 @@ class Q8LinearSpec(LinearSpec):
     @property
     def col_values(self) -> dict[str, int]:
         """Scale (`layout.pack_scales`), column sums (`layout.pack_sums`) and offset (u8) of each block, bias."""
-        sums = {"w_sum": 4 * self.blocks} if self.zero_point else {}
+        sums = {"w_sum": (2 if self.block else 4) * self.blocks} if self.zero_point else {}
         offsets = {"w_offset": self.blocks} if self.offsets else {}
         return {"w_scale": (2 if self.half else 4) * self.blocks, **sums, **offsets, **super().col_values}
 

@@ -30,6 +30,13 @@ def load_scales(b: Builder, typ: ir.Type, address: Value, lanes: int = PANEL) ->
     return b.ir.fpext(b.bitcast(scales, ir.VectorType(ir.HalfType(), lanes)), ir.VectorType(F32, lanes))
 
 
+def load_sums(b: Builder, typ: ir.Type, address: Value, lanes: int = PANEL) -> Value:
+    """So many sums of weights as pairs of i16 (see `layout.pack_sums`): `typ` is I32, or I16 for sums of 16 bits, the
+    second of each pair then being 0."""
+    sums = b.load(ir.VectorType(typ, lanes), address)
+    return sums if typ is I32 else b.zext(sums, ir.VectorType(I32, lanes))
+
+
 class Columns(NamedTuple):
     """Columns that one register holds: `lanes` of a panel from lane `first` (an i64 value or a number) on."""
 
@@ -132,8 +139,9 @@ class Q8TileEmitter(TileEmitter):
             accs, own = accs[:len(rows)], accs[len(rows):]
             return [self.less_zeros(acc, r, number, own[n % len(columns)], 0xFFFF)
                     for n, (acc, (r, _)) in enumerate(zip(accs, rows, strict=True))], pointers
+        typ = I16 if self.spec.block else I32
         for n, (r, c) in enumerate(rows):
-            sums = self.b.load(ir.VectorType(I32, c.lanes), self.block_address("w_sum", c, number, I32))
+            sums = load_sums(self.b, typ, self.block_address("w_sum", c, number, typ), c.lanes)
             starts[n] = self.less_zeros(starts[n], r, number, sums, -1)
         return self.along_depth(starts, pointers, steps, step)
 

@@ -56,3 +56,4 @@ def test_sums_split_for_a_16_bit_multiplier(blocks: int, cols: int, seed: int) -
     together = layout.unpack_f32((halves[..., 0] + 256 * halves[..., 1]).astype(np.float32), blocks, cols)
     assert (together == sums).all()
     assert (layout.pack_scales(sums[0].astype(np.float32))[-1, 0, (cols - 1) % 16] == sums[0, -1]).all()
+    assert layout.pack_sums(sums.astype(np.int16)).tobytes() == layout.pack_scales(sums.astype(np.int16)).tobytes()

@@ -185,7 +185,7 @@ def test_single_precision_runs_agree_with_the_references(block: int, zero_point:
 graph @g(%x: f32[n, 70]) {{
   const %u: u8[70, 24] = @u
   const %s: {blocks} = @s
-  const %c: {blocks.replace('f32', 'i32')} = @c
+  const %c: {blocks.replace('f32', 'i16' if block else 'i32')} = @c
   const %w: f32[24, 16] = @w
   const %b: f32[16] = @b
   %q: i8[n, 70], %rs: f32{row}, %sum: i32{row}{zero} = dynamic_quantize(%x) {{{attrs}}}

@@ -25,7 +25,7 @@ def linear(low: int, high: int, block: int, zero_point: bool = False, depth: int
     zero, z, sums, more = ("", "", "", "")
     if zero_point:
         zero, z, sums = f", %z: i32[n, {blocks}]", ", zero_point = true", ", -, -, %z, %t"
-        more = f"const %t: i32[{shape}] = @t"
+        more = f"const %t: {'i16' if block else 'i32'}[{shape}] = @t"
     return parse_graph(f"""
     graph @g(%x: f32[n, {depth}]) {{
       const %w: u8[{depth}, {COLS}] = @w

@@ -60,7 +60,8 @@ def _q8_linear(o: Operands) -> Sequence[TensorType]:
     for t in (o.type(1), o.type(2), *([zero] if zero else [])):
         o.expect(t.shape == rows, f"expected scales, sums and zero points of shape [{', '.join(map(str, rows))}]")
     if sums is not None:
-        o.expect(sums == TensorType(DType.i32, o.type(4).shape), "expected one i32 column sum per scale")
+        kept = DType.i16 if o.attrs["block"] else DType.i32
+        o.expect(sums == TensorType(kept, o.type(4).shape), f"expected one {kept} column sum per scale")
     o.expect(o.attrs["bits"] in (4, 8), "expected weights of 4 or 8 bits")
     if o.types[9] is not None:
         o.expect(o.attrs["bits"] == 4 and o.types[9] == TensorType(DType.u8, o.type(4).shape),
