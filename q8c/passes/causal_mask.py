@@ -117,6 +117,8 @@ def _judge(found: Sequence[tuple[Facts, float]], before: Dim, bounds: Sequence[i
     for first, end in itertools.pairwise(ends):
         for there in (True, False) if element is not None else (True,):
             totals = {total for case, total in found if _may_be(case, before, first, end, element, there)}
+            if not totals:  # no key can come from there
+                continue
             if there and totals == {0}:
                 seen.append((first, end - 1))
             elif max(totals) > PADDED:
