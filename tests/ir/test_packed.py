@@ -12,6 +12,7 @@ from hypothesis.extra import numpy as hnp
 from q8c.errors import CompileError, InputError
 from q8c.ir import clone, interpret, parse_graph, print_graph, verify
 from q8c.ir.ops import OPS
+from tests.ir.test_ops import run
 
 PACKING = "%rows: i64[1, tokens], %at: i64[tokens], %places: i64[batch, seq], %starts: i64[batch + 1]"
 TEXT = f"""graph @g(%x: f32[batch, seq, 3], %mask: i64[batch, seq]) {{
@@ -39,15 +40,15 @@ def test_rows_go_and_come_back(mask: np.ndarray[Any, np.dtype[np.int64]]) -> Non
 
 
 def test_attention_stays_within_a_sequence() -> None:
-    attrs = {"heads": 2, "kv_heads": 1, "head_size": 3, "scale": 0.5, "causal": True, "nan_to_zero": False,
-             "spread": False, "offsets": (1, 0, 2)}
+    attrs: dict[str, Any] = {"heads": 2, "kv_heads": 1, "head_size": 3, "scale": 0.5, "causal": True,
+                             "offsets": (1, 0, 2), "window": 3}
     rng = np.random.default_rng(0)
     q, k, v = (rng.normal(size=(1, 9, n)).astype(np.float32) for n in (7, 4, 5))
     starts = np.array([0, 4, 4, 9])
-    [y] = OPS["packed_attention"].reference([q, k, v, starts], {**attrs, "longest": 5})
+    y = run("packed_attention", q, k, v, starts, **attrs, longest=5)
     assert y.shape == (1, 9, 6)
     for first, last in ((0, 4), (4, 9)):
-        [alone] = OPS["attention"].reference([x[:, first:last] for x in (q, k, v)], attrs)
+        alone = run("attention", *(x[:, first:last] for x in (q, k, v)), **attrs)
         np.testing.assert_array_equal(y[:, first:last], alone)
 
 
