@@ -17,7 +17,7 @@ tokens, and those that wait are stopped. Times are medians with the 10th and 90t
   greedy text   for how many tokens always taking the likeliest writes the same text as fp32, after each of some prompts
 
 examples:
-  python benchmarks/decoder.py                             everything, 1 and 2 threads: about 6 minutes
+  python benchmarks/decoder.py                             everything, 1 and 2 threads: 6 to 7 minutes
   python benchmarks/decoder.py -t 1 --prefill 128 --decode 112 --batches 1      a quick look
   python benchmarks/decoder.py -e q8c-decoder,q8c-decoder:weights=q8-channel --prefill 128 --decode ""
 """
@@ -93,7 +93,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def arguments() -> argparse.ArgumentParser:
     """The command line."""
-    parser = common.parser("decoder", __doc__, threads=(1, 2), seconds=1.5, rounds=3)
+    parser = common.parser("decoder", __doc__, threads=(1, 2), seconds=1, rounds=3)
     add = parser.add_argument
     add("--prefill", type=numbers, default=(128, 512), metavar="N,...", help="tokens of a prompt (default: 128,512)")
     add("--decode", type=numbers, default=(112, 1024, 4096), metavar="N,...",

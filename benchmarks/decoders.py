@@ -227,17 +227,10 @@ def _llama_cpp_load(path: Path, threads: int) -> Loaded:
         if not context:
             raise BenchmarkError("llama.cpp made no context")
         memory = lib.llama_get_memory(context)
-        place = Path(str(feed["kept"])) / f"{path.name}-{rows}x{past}.npy"
-        if place.exists():
-            known = np.load(place)
-            lib.llama_state_set_data(context, known.ctypes.data_as(_BYTES), known.size)
-        elif past:
-            for start, part in _chunks(prefix):
-                _llama_cpp_decode(lib, context, part[:1], start, "none")
-            for row in range(1, rows):  # a copy of what the first has, not that itself
-                lib.llama_memory_seq_cp(memory, 0, row, -1, -1)
-            room = np.zeros(lib.llama_state_get_size(context), np.uint8)
-            np.save(place, room[:lib.llama_state_get_data(context, room.ctypes.data_as(_BYTES), room.size)])
+        if past:
+            _llama_cpp_keep(lib, context, prefix[:1], Path(str(feed["kept"])) / f"{path.name}-{rows}x{past}.npy")
+        for row in range(1, rows):  # a copy of what the first has, not that itself
+            lib.llama_memory_seq_cp(memory, 0, row, -1, -1)
 
         def run() -> list[Array]:
             told = _llama_cpp_decode(lib, context, ids, past, "last" if feed["last"] else "all")
@@ -250,6 +243,19 @@ def _llama_cpp_load(path: Path, threads: int) -> Loaded:
         return run
 
     return Loaded(bind)
+
+
+def _llama_cpp_keep(lib: Any, context: Any, prefix: Array, place: Path) -> None:
+    """The first sequence holds the prefix [1, past], as kept at `place`, where it is put if it is not there yet."""
+    if place.exists():
+        known = np.load(place)
+        if not lib.llama_state_seq_set_data(context, known.ctypes.data_as(_BYTES), known.size, 0):
+            raise BenchmarkError("llama.cpp does not take back what it kept")
+        return
+    for start, part in _chunks(prefix):
+        _llama_cpp_decode(lib, context, part, start, "none")
+    room = np.zeros(lib.llama_state_seq_get_size(context, 0), np.uint8)
+    np.save(place, room[:lib.llama_state_seq_get_data(context, room.ctypes.data_as(_BYTES), room.size, 0)])
 
 
 def _llama_cpp_decode(lib: Any, context: Any, tokens: Array, at: int, wanted: str) -> int:
