@@ -15,6 +15,8 @@ from q8c.ir.spill import release
 
 Observe = Callable[[Value, Array], None]
 Instead = Callable[[Node], Reference | None]
+SIZE_LIMIT = 2**62
+"""What compiled code computes of sizes is less, either way, too."""
 
 
 def interpret(graph: Graph, feeds: Mapping[str, Any], keep: dict[str, Array] | None = None,
@@ -23,7 +25,7 @@ def interpret(graph: Graph, feeds: Mapping[str, Any], keep: dict[str, Array] | N
 
     If `keep` is given, every computed value is put into it by name; otherwise values are dropped after their last use.
     `observe` is called with every node's results as they come. `instead` may give a node another reference
-    than its op's own. Raises InputError for feeds that do not fit.
+    than its op's own. Raises InputError for feeds that do not fit, and sizes beyond 62 bits that follow from them.
     """
     arrays: dict[str, Array] = {}
     for value in graph.inputs:
@@ -115,7 +117,12 @@ def run_node(node: Node, args: list[Array | None], sizes: Mapping[str, int],
 def _resolve(value: Any, sizes: Mapping[str, int]) -> Any:
     if isinstance(value, tuple):
         return tuple(_resolve(v, sizes) for v in value)
-    return evaluate(value, sizes) if isinstance(value, Expr) else value
+    if not isinstance(value, Expr):
+        return value
+    size = evaluate(value, sizes)
+    if not -SIZE_LIMIT < size < SIZE_LIMIT:
+        raise InputError("a size computed from the input shapes is too large")
+    return size
 
 
 def _check(node: Node, value: Value, result: Array, sizes: Mapping[str, int]) -> None:

@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx.reference import ReferenceEvaluator
 
+from q8c.errors import InputError
 from q8c.ir import interpret
 from tests.frontend.support import BOOL, F32, I64, load, model, node
 
@@ -89,10 +90,23 @@ def test_shape_programs(proto: onnx.ModelProto) -> None:
     for sizes in SIZES:
         x = np.zeros(sizes, F32)
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # numbers may grow beyond 64 bits, where both wrap or neither is asked
+            warnings.simplefilter("ignore")  # numbers may grow beyond 64 bits, where data wraps and sizes are refused
             wanted = reference.run(None, {"x": x})
-        for want, got in zip(wanted, interpret(graph, {"x": x}), strict=True):
+        try:
+            found = interpret(graph, {"x": x})
+        except InputError as error:
+            assert "a size computed from the input shapes is too large" in str(error)
+            continue
+        for want, got in zip(wanted, found, strict=True):
             np.testing.assert_array_equal(got, want)
+
+
+def test_sizes_beyond_62_bits_are_refused() -> None:
+    nodes = [node("Shape", "x", "s"), *(node("Mul", f"{a} {a}", b) for a, b in zip("sabcd", "abcdy", strict=True))]
+    graph = load(model(nodes, {"x": (F32, ["n"])}, {"y": I64}))
+    assert interpret(graph, {"x": np.zeros(3, F32)})[0] == 3**32
+    with pytest.raises(InputError, match="a size computed from the input shapes is too large"):
+        interpret(graph, {"x": np.zeros(4, F32)})
 
 
 @settings(max_examples=100, deadline=None)
