@@ -9,8 +9,9 @@ import numpy as np
 from q8c.errors import CompileError, Error
 from q8c.frontend.symbolic import evaluate_symbolic
 from q8c.frontend.tensor import KNOWN_LIMIT, Tensor, constant, from_elements
-from q8c.ir.dims import SIZE_LIMIT, Dim, Expr, sym
+from q8c.ir.dims import SIZE_LIMIT, Dim, sym
 from q8c.ir.graph import Array, Attr, Graph, Node, Value
+from q8c.ir.nested import sizes_in
 from q8c.ir.ops import attributes, definition_of, infer
 from q8c.ir.types import DType, TensorType
 
@@ -140,7 +141,7 @@ def _symbolic(node: Node, arrays: Sequence[Array], type: TensorType, inputs: Seq
 
 
 def _number(node: Node, arrays: Sequence[Array | None], type: TensorType) -> Tensor | None:
-    if any(isinstance(d, Expr) for v in node.attrs.values() for d in (v if isinstance(v, tuple) else (v,))):
+    if any(sizes_in(node.attrs.values())):
         return None
     try:
         found = definition_of(node).reference(arrays, attributes(node))[0]

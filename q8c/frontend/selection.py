@@ -13,9 +13,10 @@ from typing import cast
 import numpy as np
 
 from q8c.errors import Error, UnsupportedError
-from q8c.ir.dims import Dim, as_symbol, product, substitute, sym, symbols
+from q8c.ir.dims import Dim, as_symbol, product, substitute, sym
 from q8c.ir.graph import Array, Attr, Graph, Node, Value, ancestors
 from q8c.ir.interpret import run_node
+from q8c.ir.nested import names_in, substituted
 from q8c.ir.ops import OPS, attributes
 from q8c.ir.rename import rename
 from q8c.ir.types import DType
@@ -58,10 +59,10 @@ def resolve_selections(graph: Graph) -> None:
     graph.prune()
     counts = {_count(n): n for n in picks}
     for node in graph.nodes:
-        for name in _mentioned(node) & counts.keys():
+        for name in names_in(node.attrs.values(), *(v.shape for v in node.outputs)) & counts.keys():
             raise _refused(counts[name], f"{node} depends on how many there are")
     for a, b in graph.assumptions:
-        for name in (symbols(a) | symbols(b)) & counts.keys():
+        for name in names_in(a, b) & counts.keys():
             raise _refused(counts[name], f"{a} must be {b}")
 
 
@@ -70,13 +71,6 @@ def _count(pick: Node) -> str:
     name = as_symbol(pick.output.shape[-1])
     assert name is not None
     return name
-
-
-def _mentioned(node: Node) -> set[str]:
-    dims = [d for v in node.outputs for d in v.shape]
-    for value in node.attrs.values():
-        dims += value if isinstance(value, tuple) else [value]  # type: ignore[list-item]
-    return {name for d in dims if not isinstance(d, (int, float, str, DType)) for name in symbols(d)}
 
 
 def _refused(pick: Node, reason: str) -> UnsupportedError:
@@ -156,7 +150,7 @@ class _Selections:
         size = self._size(pick, over)
         inputs = [None if v is None else self._expanded(given[v], over) if v in given else
                   self._alike(node, v, axis, pick) for v in node.inputs]
-        attrs = {name: _with_size(value, {_count(pick): size}) for name, value in node.attrs.items()}
+        attrs = {name: substituted(value, {_count(pick): size}) for name, value in node.attrs.items()}
         value = self._whole_axis(node, given) or self._add(node, node.op, *inputs, **attrs)
         self._rows[node.output] = Rows(pick, axis, over, value)
 
@@ -302,12 +296,6 @@ class _Selections:
 
 def _is_zero(value: Value) -> bool:
     return value.is_constant and not value.array().any()
-
-
-def _with_size(value: Attr, sizes: dict[str, Dim]) -> Attr:
-    if isinstance(value, tuple):
-        return tuple(_with_size(v, sizes) for v in value)
-    return value if isinstance(value, (bool, int, float, str, DType)) else substitute(value, sizes)
 
 
 def _axis_after(node: Node, given: dict[Value, Rows]) -> int | None:

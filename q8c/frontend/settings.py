@@ -1,15 +1,16 @@
 """Inputs that are given a value when a model is compiled, and inputs that nothing reads then."""
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
 
 from q8c.errors import CompileError
 from q8c.frontend.weights import compute_type
-from q8c.ir.dims import Expr, as_symbol, symbols
+from q8c.ir.dims import as_symbol
 from q8c.ir.graph import Array, Graph
+from q8c.ir.nested import names_in
 
 if TYPE_CHECKING:
     import onnx
@@ -52,18 +53,7 @@ def drop_unread(graph: Graph) -> None:
     for value in [v for v in graph.inputs if not v.users and not graph.is_output(v)]:
         others = [v for v in graph.inputs if v is not value]
         told = {as_symbol(d) for v in others for d in v.shape}
-        needed = _symbols([v.shape for v in others], [(n.attrs.values(), [v.shape for v in n.outputs])
+        needed = names_in([v.shape for v in others], [(n.attrs.values(), [v.shape for v in n.outputs])
                                                       for n in graph.nodes], graph.assumptions)
-        if not (_symbols(value.shape) & needed) - told:
+        if not (names_in(value.shape) & needed) - told:
             graph.inputs = others
-
-
-def _symbols(*nested: object) -> set[str]:
-    """The names of all sizes in nested sequences."""
-    found: set[str] = set()
-    for one in nested:
-        if isinstance(one, Expr):
-            found |= symbols(one)
-        elif isinstance(one, Iterable) and not isinstance(one, str):
-            found |= _symbols(*one)
-    return found

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from q8c.ir.dims import Call, Dim, Expr, as_symbol, symbols
 from q8c.ir.graph import Graph, Node, Value
+from q8c.ir.nested import names_in
 from q8c.ir.ops.registry import attributes
 from q8c.ir.types import DType
 
@@ -101,7 +102,7 @@ def _is_uniform(graph: Graph, past: Value, mask: Value | None) -> bool:
     masks = _casts(graph, mask)
     counting = _for_lengths(graph)
     for value in graph.inputs:
-        if value not in kept and value is not mask and _names(value.shape) & told:
+        if value not in kept and value is not mask and names_in(value.shape) & told:
             return True
     for node in graph.nodes:
         if in_place(node) or node.op == "past_lengths" or node in counting:
@@ -112,7 +113,7 @@ def _is_uniform(graph: Graph, past: Value, mask: Value | None) -> bool:
         else:
             seen = masks if node.output in masks else set()
         touched = [v for v in (*node.operands, *node.outputs) if v not in seen]
-        if any(_names(v.shape) & told for v in touched) or _names(_flat(node.attrs.values())) & told:
+        if any(names_in(v.shape) & told for v in touched) or names_in(node.attrs.values()) & told:
             return True
     return False
 
@@ -135,15 +136,3 @@ def _casts(graph: Graph, mask: Value | None) -> set[Value]:
         if found & set(node.operands) and all(n.op == "cast" for n in body):
             found.update(node.outputs)
     return found
-
-
-def _names(dims: Iterable[object]) -> set[str]:
-    return {name for d in dims if isinstance(d, Expr) for name in symbols(d)}
-
-
-def _flat(values: Iterable[object]) -> Iterable[object]:
-    for value in values:
-        if isinstance(value, tuple):
-            yield from _flat(value)
-        else:
-            yield value

@@ -15,7 +15,7 @@ from q8c.ir.spill import release
 
 Observe = Callable[[Value, Array], None]
 Instead = Callable[[Node], Reference | None]
-SIZE_LIMIT = 2**62
+VALUE_LIMIT = 2**62
 """What compiled code computes of sizes is less, either way, too."""
 
 
@@ -120,7 +120,7 @@ def _resolve(value: Any, sizes: Mapping[str, int]) -> Any:
     if not isinstance(value, Expr):
         return value
     size = evaluate(value, sizes)
-    if not -SIZE_LIMIT < size < SIZE_LIMIT:
+    if not -VALUE_LIMIT < size < VALUE_LIMIT:
         raise InputError("a size computed from the input shapes is too large")
     return size
 

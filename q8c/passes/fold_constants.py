@@ -8,8 +8,8 @@ import numpy as np
 
 from q8c.errors import Error
 from q8c.ir import Array, Graph, Node
-from q8c.ir.dims import Expr
 from q8c.ir.interpret import run_node
+from q8c.ir.nested import sizes_in
 from q8c.ir.spill import spilled
 from q8c.passes.manager import Pass, Report
 
@@ -62,11 +62,7 @@ class FoldConstants(Pass):
 
 def _is_static(node: Node) -> bool:
     return node.body is None and all(v.data is not None for v in node.operands) and not any(
-        isinstance(d, Expr) for v in node.outputs for d in v.shape) and not any(map(_has_symbol, node.attrs.values()))
-
-
-def _has_symbol(value: object) -> bool:
-    return isinstance(value, Expr) or (isinstance(value, tuple) and any(map(_has_symbol, value)))
+        sizes_in([*(v.shape for v in node.outputs), node.attrs.values()]))
 
 
 def _evaluate(node: Node) -> list[Array] | str:
