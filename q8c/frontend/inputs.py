@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 
 from q8c.errors import CompileError
 from q8c.frontend.weights import border_type
-from q8c.ir.dims import Dim, as_symbol, floordiv, nonnegative, parse_dim, substitute, sym, symbols
+from q8c.ir.dim_text import parse_dim
+from q8c.ir.dims import Dim, as_symbol, floordiv, nonnegative, substitute, sym, symbols
 from q8c.ir.graph import Graph
 from q8c.ir.types import TensorType
 

@@ -10,7 +10,8 @@ from typing import Any, NoReturn
 import numpy as np
 
 from q8c.errors import CompileError
-from q8c.ir.dims import Dim, as_symbol, parse_dim
+from q8c.ir.dim_text import parse_dim
+from q8c.ir.dims import Dim, as_symbol
 from q8c.ir.graph import Array, Attr, Graph, Node, Value
 from q8c.ir.ops import OPS
 from q8c.ir.types import DType, TensorType

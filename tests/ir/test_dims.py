@@ -8,6 +8,7 @@ import pytest
 from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 
+from q8c.ir.dim_text import parse_dim
 from q8c.ir.dims import (
     SIZE_LIMIT,
     Dim,
@@ -20,7 +21,6 @@ from q8c.ir.dims import (
     floordiv,
     mod,
     nonnegative,
-    parse_dim,
     product,
     substitute,
     sym,

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from q8c.ir import Array, Graph, Node, Value
-from q8c.ir.dims import evaluate, parse_dim
+from q8c.ir.dim_text import parse_dim
+from q8c.ir.dims import evaluate
 from q8c.ir.feeds import random_feeds
 from q8c.ir.graph import view_root
 from q8c.ir.interpret import bind_sizes, run_node
