@@ -45,12 +45,6 @@ def pack_q8(weight: NDArray[np.uint8]) -> NDArray[np.uint8]:
     return np.ascontiguousarray(parts.transpose(2, 0, 3, 1))
 
 
-def unpack_q8(packed: NDArray[np.uint8], depth: int, cols: int) -> NDArray[np.uint8]:
-    """The weight [depth, cols] that `pack_q8` packed."""
-    full = packed.transpose(1, 3, 0, 2).reshape(packed.shape[1] * GROUP, packed.shape[0] * PANEL)
-    return np.ascontiguousarray(full[:depth, :cols])
-
-
 def pack_q4(weight: NDArray[np.uint8]) -> NDArray[np.uint8]:
     """Weights [depth, cols] below 16, depth in steps of 8, as [panels, groups / 2, 16, 4]: as `pack_q8` has them, two
     and two groups in one byte's low and high half."""
@@ -63,12 +57,6 @@ def pack_f32(weight: NDArray[Scalar]) -> NDArray[Scalar]:
     depth, cols = weight.shape
     full = _padded(weight, (depth, panels(cols) * PANEL), 0)
     return np.ascontiguousarray(full.reshape(depth, panels(cols), PANEL).transpose(1, 0, 2))
-
-
-def unpack_f32(packed: NDArray[np.float32], depth: int, cols: int) -> NDArray[np.float32]:
-    """The weight [depth, cols] that `pack_f32` packed."""
-    full = packed.transpose(1, 0, 2).reshape(depth, packed.shape[0] * PANEL)
-    return np.ascontiguousarray(full[:, :cols])
 
 
 def pack_scales(scale: NDArray[Scalar]) -> NDArray[Scalar]:
@@ -89,8 +77,3 @@ def pack_sums(sums: NDArray[Any]) -> NDArray[Any]:
 def pad_cols(values: NDArray[Scalar]) -> NDArray[Scalar]:
     """Per-column values [cols] (scale, bias, sums) padded with 0 to whole panels."""
     return _padded(values, (panels(values.shape[0]) * PANEL,), 0)
-
-
-def unpad_cols(values: NDArray[Scalar], cols: int) -> NDArray[Scalar]:
-    """The [cols] values that `pad_cols` padded."""
-    return np.ascontiguousarray(values[:cols])

@@ -1,10 +1,9 @@
-"""Graphs seen through networkx: order, reachability, the longest chain, and a drawing."""
+"""Graphs seen through networkx: who reads whom, and a drawing."""
 from __future__ import annotations
 
 from collections import Counter
 from typing import TYPE_CHECKING, Any
 
-from q8c.errors import CompileError
 from q8c.ir.graph import Graph, Node, Value
 
 if TYPE_CHECKING:
@@ -22,33 +21,6 @@ def digraph(graph: Graph) -> networkx.DiGraph:
                 values = found.edges[value.producer, node]["values"] if found.has_edge(value.producer, node) else []
                 found.add_edge(value.producer, node, values=[*values, value])
     return found
-
-
-def sort_nodes(graph: Graph) -> bool:
-    """Put the nodes into an order in which values are defined before they are read, keeping the one they have where
-    it is; whether anything moved. Raises CompileError that names the nodes of a cycle."""
-    import networkx as nx
-    place = {node: i for i, node in enumerate(graph.nodes)}
-    try:
-        ordered = list(nx.lexicographical_topological_sort(digraph(graph), key=place.__getitem__))
-    except nx.NetworkXUnfeasible:
-        cycle = [str(edge[0]) for edge in nx.find_cycle(digraph(graph))]
-        raise CompileError(f"graph {graph.name} has a cycle: {' -> '.join(cycle[:8])}") from None
-    moved = ordered != graph.nodes
-    graph.nodes = ordered
-    return moved
-
-
-def depends(graph: Graph, node: Node, on: Node) -> bool:
-    """Whether a node needs a result of another, directly or through others."""
-    import networkx as nx
-    return bool(nx.has_path(digraph(graph), on, node))
-
-
-def longest_chain(graph: Graph) -> list[Node]:
-    """The longest run of nodes each of which needs the one before: what no number of threads shortens."""
-    import networkx as nx
-    return list(nx.dag_longest_path(digraph(graph)))
 
 
 def draw(graph: Graph) -> str:

@@ -1,7 +1,7 @@
 """The graph: SSA values with symbolic shapes, nodes with typed attributes, constants held aside by name."""
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
@@ -271,11 +271,6 @@ def clone(graph: Graph, name: str | None = None) -> Graph:
     copy.counts = {n: mapping[v] for n, v in graph.counts.items()}
     copy._names = dict(graph._names)
     return copy
-
-
-def users_of(values: Iterable[Value]) -> list[Node]:
-    """The distinct nodes that read any of the values."""
-    return list(dict.fromkeys(u for v in values for u in v.users))
 
 
 def view_root(value: Value) -> Value:
