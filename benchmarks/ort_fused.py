@@ -6,7 +6,7 @@ BiasGelu, all of the domain com.microsoft. `quantize_dynamic` makes QAttention a
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import onnx
@@ -14,8 +14,69 @@ from onnx import TensorProto, helper, numpy_helper
 
 from benchmarks.common import BenchmarkError
 
+if TYPE_CHECKING:
+    import minilm
+
 MICROSOFT = "com.microsoft"
 OPSET = 17
+
+
+class _FusedBert:
+    """Collects the nodes and initializers of one encoder; every method that adds a value returns its name."""
+
+    def __init__(self, config: minilm.BertConfig, weights: minilm.Weights) -> None:
+        self.config = config
+        self.weights = weights
+        self.nodes: list[onnx.NodeProto] = []
+        self.initializers: list[onnx.TensorProto] = []
+
+    def node(self, op: str, inputs: list[str], output: str, domain: str = MICROSOFT, more: tuple[str, ...] = (),
+             **attributes: Any) -> str:
+        """A node named after its first result; `more` are further results."""
+        self.nodes.append(helper.make_node(op, inputs, [output, *more], name=output, domain=domain, **attributes))
+        return output
+
+    def constant(self, name: str, value: Any) -> str:
+        self.initializers.append(numpy_helper.from_array(np.ascontiguousarray(value), name))
+        return name
+
+    def vector(self, name: str) -> str:
+        """A weight of one dimension under its own name."""
+        return self.constant(name, self.weights.get(name, None))
+
+    def norm(self, x: str, skip: str, scope: str, bias: str) -> str:
+        """layer_norm(x + skip + bias)"""
+        inputs = [x, skip, self.vector(f"{scope}.weight"), self.vector(f"{scope}.bias"), self.vector(bias)]
+        return self.node("SkipLayerNormalization", inputs, scope, epsilon=self.config.layer_norm_eps)
+
+    def product(self, x: str, scope: str) -> str:
+        weight = self.constant(f"{scope}.weight", self.weights.get(f"{scope}.weight", None, None).T)
+        return self.node("MatMul", [x, weight], f"{scope}.matmul", domain="")
+
+    def narrow(self, name: str) -> str:
+        return self.node("Cast", [name], f"{name}.int32", domain="", to=TensorProto.INT32)
+
+    def embeddings(self, mask: str) -> str:
+        names = (f"embeddings.{kind}_embeddings.weight" for kind in ("word", "position", "token_type"))
+        tables = [self.constant(n, self.weights.get(n, None, self.config.hidden_size)) for n in names]
+        scale = [self.vector(f"embeddings.LayerNorm.{part}") for part in ("weight", "bias")]
+        inputs = [self.narrow("input_ids"), self.narrow("token_type_ids"), *tables, *scale, mask]
+        return self.node("EmbedLayerNormalization", inputs, "embeddings", more=("mask_index",),
+                         epsilon=self.config.layer_norm_eps)
+
+    def layer(self, x: str, mask: str, scope: str) -> str:
+        hidden = self.config.hidden_size
+        parts = [f"{scope}.attention.self.{p}" for p in ("query", "key", "value")]
+        qkv = np.concatenate([self.weights.get(f"{p}.weight", hidden, hidden).T for p in parts], 1)
+        bias = np.concatenate([self.weights.get(f"{p}.bias", hidden) for p in parts])
+        inputs = [x, self.constant(f"{scope}.qkv", qkv), self.constant(f"{scope}.qkv_bias", bias), mask]
+        mixed = self.node("Attention", inputs, f"{scope}.attention", num_heads=self.config.num_attention_heads)
+        out = f"{scope}.attention.output"
+        x = self.norm(self.product(mixed, f"{out}.dense"), x, f"{out}.LayerNorm", f"{out}.dense.bias")
+        wide = f"{scope}.intermediate.dense"
+        active = self.node("BiasGelu", [self.product(x, wide), self.vector(f"{wide}.bias")], f"{scope}.gelu")
+        out = f"{scope}.output"
+        return self.norm(self.product(active, f"{out}.dense"), x, f"{out}.LayerNorm", f"{out}.dense.bias")
 
 
 def build(folder: Path) -> onnx.ModelProto:
@@ -24,59 +85,18 @@ def build(folder: Path) -> onnx.ModelProto:
     config = minilm.BertConfig.read(folder)
     if config.hidden_act != "gelu":
         raise BenchmarkError(f"the activation {config.hidden_act} has no fused operator here")
-    weights = minilm.Weights(folder / "model.safetensors")
-    hidden = config.hidden_size
-    nodes: list[onnx.NodeProto] = []
-    initializers: list[onnx.TensorProto] = []
-
-    def node(op: str, inputs: list[str], outputs: list[str], domain: str = MICROSOFT, **attributes: Any) -> str:
-        nodes.append(helper.make_node(op, inputs, outputs, name=outputs[0], domain=domain, **attributes))
-        return outputs[0]
-
-    def constant(name: str, value: Any) -> str:
-        initializers.append(numpy_helper.from_array(np.ascontiguousarray(value), name))
-        return name
-
-    def plain(name: str) -> str:
-        return constant(name, weights.get(name, None))
-
-    def norm(x: str, skip: str, scope: str, bias: str) -> str:
-        """layer_norm(x + skip + bias)"""
-        inputs = [x, skip, plain(f"{scope}.weight"), plain(f"{scope}.bias"), bias]
-        return node("SkipLayerNormalization", inputs, [scope], epsilon=config.layer_norm_eps)
-
-    def product(x: str, scope: str) -> str:
-        weight = constant(f"{scope}.weight", weights.get(f"{scope}.weight", None, None).T)
-        return node("MatMul", [x, weight], [f"{scope}.matmul"], domain="")
-
-    def narrow(name: str) -> str:
-        return node("Cast", [name], [f"{name}.int32"], domain="", to=TensorProto.INT32)
-
-    tables = [constant(f"embeddings.{kind}_embeddings.weight",
-                       weights.get(f"embeddings.{kind}_embeddings.weight", None, hidden))
-              for kind in ("word", "position", "token_type")]
-    ids, types, mask = (narrow(name) for name in ("input_ids", "token_type_ids", "attention_mask"))
-    scale = [plain("embeddings.LayerNorm.weight"), plain("embeddings.LayerNorm.bias")]
-    x = node("EmbedLayerNormalization", [ids, types, *tables, *scale, mask], ["embeddings", "mask_index"],
-             epsilon=config.layer_norm_eps)
+    bert = _FusedBert(config, minilm.Weights(folder / "model.safetensors"))
+    mask = bert.narrow("attention_mask")
+    x = bert.embeddings(mask)
     for layer in range(config.num_hidden_layers):
-        scope = f"encoder.layer.{layer}"
-        parts = [f"{scope}.attention.self.{p}" for p in ("query", "key", "value")]
-        qkv = constant(f"{scope}.qkv", np.concatenate([weights.get(f"{p}.weight", hidden, hidden).T for p in parts], 1))
-        bias = constant(f"{scope}.qkv_bias", np.concatenate([weights.get(f"{p}.bias", hidden) for p in parts]))
-        mixed = node("Attention", [x, qkv, bias, mask], [f"{scope}.attention"], num_heads=config.num_attention_heads)
-        out = f"{scope}.attention.output"
-        x = norm(product(mixed, f"{out}.dense"), x, f"{out}.LayerNorm", plain(f"{out}.dense.bias"))
-        wide = f"{scope}.intermediate.dense"
-        active = node("BiasGelu", [product(x, wide), plain(f"{wide}.bias")], [f"{scope}.gelu"])
-        out = f"{scope}.output"
-        x = norm(product(active, f"{out}.dense"), x, f"{out}.LayerNorm", plain(f"{out}.dense.bias"))
-    node("Identity", [x], ["last_hidden_state"], domain="")
+        x = bert.layer(x, mask, f"encoder.layer.{layer}")
+    bert.node("Identity", [x], "last_hidden_state", domain="")
     tokens: list[str | int] = ["batch", "seq"]
     graph = helper.make_graph(
-        nodes, "fused",
+        bert.nodes, "fused",
         [helper.make_tensor_value_info(n, TensorProto.INT64, tokens) for n in minilm.INPUTS],
-        [helper.make_tensor_value_info("last_hidden_state", TensorProto.FLOAT, [*tokens, hidden])], initializers)
+        [helper.make_tensor_value_info("last_hidden_state", TensorProto.FLOAT, [*tokens, config.hidden_size])],
+        bert.initializers)
     opsets = [helper.make_opsetid("", OPSET), helper.make_opsetid(MICROSOFT, 1)]
     return helper.make_model(graph, opset_imports=opsets, ir_version=8)
 
