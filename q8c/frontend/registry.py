@@ -3,7 +3,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NoReturn, TypeAlias
+from typing import TYPE_CHECKING, Any, NoReturn, TypeAlias, TypeVar
 
 import numpy as np
 
@@ -22,13 +22,14 @@ if TYPE_CHECKING:
 MICROSOFT = "com.microsoft"
 Results: TypeAlias = "Tensor | Sequence[Tensor | None]"
 Importer: TypeAlias = "Callable[[Call], Results]"
+Function = TypeVar("Function", bound="Callable[[Call], Results]")
 
 _IMPORTERS: dict[tuple[str, str], list[tuple[int, Importer]]] = {}
 
 
-def importer(*ops: str, since: int = 1, domain: str = "") -> Callable[[Importer], Importer]:
+def importer(*ops: str, since: int = 1, domain: str = "") -> Callable[[Function], Function]:
     """Register the importer of one or more ops, from an opset version on."""
-    def add(function: Importer) -> Importer:
+    def add(function: Function) -> Function:
         for op in ops:
             versions = _IMPORTERS.setdefault((domain, op), [])
             versions.append((since, function))

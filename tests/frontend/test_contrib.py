@@ -112,3 +112,36 @@ def test_what_attention_does_not_do_is_told() -> None:
                   {"y": F32}, WEIGHTS, opset_imports=[helper.make_opsetid(DOMAIN, 1)])
     with pytest.raises(UnsupportedError, match="do_rotary"):
         import_onnx(proto)
+
+
+PARAMETERS = {"LeakyRelu": [0.1], "HardSigmoid": [0.3, 0.4], "Elu": [0.5], "ThresholdedRelu": [0.5]}
+
+
+@pytest.mark.parametrize("activation", ["Relu", "Tanh", "Sigmoid", "Softplus", "Softsign", *PARAMETERS])
+def test_products_with_an_activation(activation: str) -> None:
+    given = dict(zip(("activation_alpha", "activation_beta"), PARAMETERS.get(activation, []), strict=False))
+    check("FusedGemm", "a b c", "y", {"a": (normal(5, 8), ["rows", 8])}, {"b": normal(6, 8), "c": normal(6)},
+          activation=activation, transB=1, alpha=0.5, beta=2.0, **given)
+
+
+@pytest.mark.parametrize(("activation", "given"), [
+    ("Relu", []), ("LeakyRelu", [0.1]), ("Clip", [-0.5, 0.5]), ("HardSigmoid", [0.3, 0.4]), ("HardSwish", [])])
+def test_convolutions_with_an_activation_and_a_residual(activation: str, given: list[float]) -> None:
+    attrs = {"activation_params": given} if given else {}
+    check("FusedConv", "x w b z", "y", {"x": (normal(2, 3, 8, 8), ["n", 3, 8, 8]),
+                                        "z": (normal(2, 4, 4, 4, seed=1), ["n", 4, 4, 4])},
+          {"w": normal(4, 3, 3, 3), "b": normal(4)}, activation=activation, pads=[1, 1, 1, 1], strides=[2, 2], **attrs)
+
+
+@pytest.mark.parametrize("first", ["", "A", "B", "AB"])
+@pytest.mark.parametrize("last", ["", "A", "B", "AB"])
+def test_products_of_operands_that_lie_otherwise(first: str, last: str) -> None:
+    """The axis of rows or depth comes first of all (`first`), or last (`last`)."""
+    feeds: dict[str, tuple[Array, Shape]] = {}
+    for name, (rows, cols) in {"A": (5, 8), "B": (8, 6)}.items():
+        if name in last:
+            rows, cols = cols, rows
+        sizes = (rows, 2, 3, cols) if name in first else (2, 3, rows, cols)
+        feeds[name] = (normal(*sizes, seed=cols), ["batch" if d == 2 else d for d in sizes])
+    attrs: dict[str, Any] = {f"trans{n}": 1 for n in last} | {f"transBatch{n}": 1 for n in first}
+    check("FusedMatMul", "A B", "y", feeds, alpha=0.5, **attrs)

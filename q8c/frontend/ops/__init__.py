@@ -11,6 +11,7 @@ from q8c.frontend.ops import (
     conv,
     einsum,
     elementwise,
+    fused,
     known,
     movement,
     nbits,
@@ -30,5 +31,5 @@ from q8c.frontend.ops import (
 )
 
 __all__ = ["attention", "constants", "contrib", "contrib_attention", "contrib_group", "contrib_rotary", "conv",
-           "einsum", "elementwise", "known", "movement", "nbits", "nn", "norm", "pad", "pool", "qlinear", "quantized",
-           "reduce", "resize", "scatter", "select", "shape", "spectral", "unfold"]
+           "einsum", "elementwise", "fused", "known", "movement", "nbits", "nn", "norm", "pad", "pool", "qlinear",
+           "quantized", "reduce", "resize", "scatter", "select", "shape", "spectral", "unfold"]

@@ -161,8 +161,12 @@ def gelu(c: Call) -> Tensor:
 @importer("LeakyRelu")
 def leaky_relu(c: Call) -> Tensor:
     """x, times alpha where it is negative."""
-    x = c.input(0)
-    return c.emit("where", _negative(c, x), c.emit("mul", x, c.scalar(c.attr_float("alpha", 0.01), x)), x)
+    return leaky(c, c.input(0), c.attr_float("alpha", 0.01))
+
+
+def leaky(c: Call, x: Tensor, alpha: float) -> Tensor:
+    """x, times alpha where it is negative."""
+    return c.emit("where", _negative(c, x), c.emit("mul", x, c.scalar(alpha, x)), x)
 
 
 @importer("Celu", since=12)
@@ -188,17 +192,22 @@ def _negative(c: Call, x: Tensor) -> Tensor:
 @importer("HardSigmoid")
 def hard_sigmoid(c: Call) -> Tensor:
     """alpha * x + beta cut to [0, 1]."""
-    return _hard_sigmoid(c, c.input(0), c.attr_float("alpha", 0.2), c.attr_float("beta", 0.5))
+    return hard_sigmoid_of(c, c.input(0), c.attr_float("alpha", 0.2), c.attr_float("beta", 0.5))
 
 
 @importer("HardSwish", since=14)
 def hard_swish(c: Call) -> Tensor:
     """x * hard_sigmoid(x / 6 + 0.5)."""
-    x = c.input(0)
-    return c.emit("mul", x, _hard_sigmoid(c, x, 1 / 6, 0.5))
+    return hard_swish_of(c, c.input(0))
 
 
-def _hard_sigmoid(c: Call, x: Tensor, alpha: float, beta: float) -> Tensor:
+def hard_swish_of(c: Call, x: Tensor) -> Tensor:
+    """x * hard_sigmoid(x / 6 + 0.5)."""
+    return c.emit("mul", x, hard_sigmoid_of(c, x, 1 / 6, 0.5))
+
+
+def hard_sigmoid_of(c: Call, x: Tensor, alpha: float, beta: float) -> Tensor:
+    """alpha * x + beta cut to [0, 1]."""
     line = c.emit("add", c.emit("mul", x, c.scalar(alpha, x)), c.scalar(beta, x))
     return clip(c, line, c.scalar(0, x), c.scalar(1, x))
 

@@ -34,11 +34,12 @@ def gemm(c: Call) -> Tensor:
         y = c.emit("matmul", a, b, transpose_b=True)
     else:
         y = c.emit("matmul", a, c.builder.transpose(b, (1, 0)) if c.attr_int("transB", 0) else b)
-    y = _scaled(c, y, c.attr_float("alpha", 1.0))
-    return y if bias is None else c.emit("add", y, _scaled(c, bias, c.attr_float("beta", 1.0)))
+    y = scaled(c, y, c.attr_float("alpha", 1.0))
+    return y if bias is None else c.emit("add", y, scaled(c, bias, c.attr_float("beta", 1.0)))
 
 
-def _scaled(c: Call, x: Tensor, factor: float) -> Tensor:
+def scaled(c: Call, x: Tensor, factor: float) -> Tensor:
+    """x times a number."""
     return x if factor == 1 else c.emit("mul", x, c.scalar(factor, x))
 
 
@@ -114,18 +115,3 @@ def _softmax(c: Call, x: Tensor, axis: int) -> Tensor:
     shifted = c.emit("sub", x, c.emit("reduce_max", x, axes=(axis,), keepdims=True))
     return c.emit("sub", shifted, c.emit("log", c.emit("reduce_sum", c.emit("exp", shifted), axes=(axis,),
                                                      keepdims=True)))
-
-
-@importer("FusedMatMul", domain=MICROSOFT)
-def fused_matmul(c: Call) -> Tensor:
-    """alpha times the product of the operands, either transposed."""
-    if c.attr_int("transBatchA", 0) or c.attr_int("transBatchB", 0):
-        c.unsupported("transBatchA or transBatchB")
-    a, b = c.input(0), c.input(1)
-    a = _swapped(c, a) if c.attr_int("transA", 0) else a
-    b = _swapped(c, b) if c.attr_int("transB", 0) else b
-    return _scaled(c, multiply(c, a, b), c.attr_float("alpha", 1.0))
-
-
-def _swapped(c: Call, x: Tensor) -> Tensor:
-    return x if x.rank < 2 else c.builder.transpose(x, (*range(x.rank - 2), x.rank - 1, x.rank - 2))
