@@ -16,6 +16,7 @@ from q8c.errors import ArtifactError
 from q8c.runtime import cpu, header, strict_json
 from q8c.runtime.header import Header
 from q8c.runtime.manifest import CHUNK, Image, Manifest, Section
+from q8c.runtime.memory import ask_huge_pages
 
 _HASH_THREADS = 4
 _PER_THREAD = 8 << 20  # bytes of hashing (some 5 ms) that make one more thread worth its start
@@ -152,7 +153,9 @@ def _map(path: str) -> tuple[mmap.mmap, int]:
                 raise ArtifactError(f"{path} is not a regular file; give the path of a compiled model")
             if status.st_size == 0:
                 raise ArtifactError(f"{path} is empty; compile the model again")
-            return mmap.mmap(descriptor, status.st_size, mmap.MAP_PRIVATE, mmap.PROT_READ), status.st_size
+            memory = mmap.mmap(descriptor, status.st_size, mmap.MAP_PRIVATE, mmap.PROT_READ)
+            ask_huge_pages(memory)  # of a file that is not in the system's cache yet; see `Writer` for one that is
+            return memory, status.st_size
         finally:
             os.close(descriptor)
     except (OSError, ValueError) as error:

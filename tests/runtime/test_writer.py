@@ -1,6 +1,7 @@
 """Files appear complete or not at all, the same calls give the same bytes, and memory stays bounded."""
 from __future__ import annotations
 
+import io
 import os
 import signal
 import stat
@@ -8,15 +9,18 @@ import subprocess
 import sys
 import textwrap
 import time
+from contextlib import nullcontext
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from q8c.errors import ArtifactError
-from q8c.runtime import atomic
+from q8c.runtime import atomic, writer
 from q8c.runtime.artifact import Artifact
 from q8c.runtime.manifest import Model, Tensor, constant_layout
+from q8c.runtime.memory import HUGE_PAGE
 from q8c.runtime.writer import Writer
 from tests.runtime import native
 
@@ -49,6 +53,24 @@ def test_a_new_file_takes_the_old_ones_place_at_the_end(tmp_path: Path) -> None:
     umask = os.umask(0)
     os.umask(umask)
     assert stat.S_IMODE(path.stat().st_mode) == 0o666 & ~umask
+
+
+def test_files_are_written_a_huge_page_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    writes: list[tuple[int, int]] = []
+
+    class Recorder(io.BytesIO):
+        def write(self, data: Any, /) -> int:
+            writes.append((self.tell(), memoryview(data).nbytes))
+            return super().write(data)
+
+    file = Recorder()
+    monkeypatch.setattr(writer, "replacing", lambda path: nullcontext(file))
+    native.write(tmp_path / "m", extra=[native.TABLE.repeat(n) for n in (1, 300_000, 500_000)])
+    *blocks, rest, header = writes
+    assert [place for place, size in blocks if size == HUGE_PAGE] == [n * HUGE_PAGE for n in range(len(blocks))]
+    assert len(blocks) > 1 and rest[0] == len(blocks) * HUGE_PAGE and header[0] == 0
+    (tmp_path / "m").write_bytes(file.getvalue())
+    Artifact(tmp_path / "m")
 
 
 def test_a_link_is_followed(tmp_path: Path) -> None:
@@ -113,7 +135,7 @@ def test_a_full_disk(tmp_path: Path) -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (100000, 100000))
         try:
             with Writer(sys.argv[1]) as writer:
-                writer.constant("a", np.zeros(50000))
+                writer.constant("a", np.zeros(500_000))
         except ArtifactError as error:
             assert "cannot write" in str(error) and "too large" in str(error), error
             print("refused")
