@@ -168,17 +168,26 @@ def _table(formulas: Sequence[Formula], shape: tuple[int, ...]) -> Table:
 
 
 def place(formula: Formula) -> tuple[Formula, int] | None:
-    """A formula of one channel, moved at most, without and with its number; None for any other."""
+    """A formula of one channel, and of constants, without and with the channel's number; None for any other."""
     if formula[0] == "leaf":
         return ("leaf", formula[1]), formula[2]
-    inner = place(formula[2]) if formula[0] == "move" else None
-    return None if inner is None else (("move", formula[1], inner[0]), inner[1])
+    if formula[0] == "move":
+        inner = place(formula[2])
+        return None if inner is None else (("move", formula[1], inner[0]), inner[1])
+    parts = [place(f) for f in formula[2:]]
+    numbers = {part[1] for part in parts if part is not None and not leaf(part[0]).is_constant}
+    if None in parts or len(numbers) != 1:
+        return None
+    return (*formula[:2], *(part[0] for part in parts if part is not None)), numbers.pop()
 
 
 def leaf(formula: Formula) -> Value:
-    """The value whose channel a formula of one channel is."""
-    value: Value = formula[1] if formula[0] == "leaf" else leaf(formula[2])
-    return value
+    """The value whose channel a formula of one channel, and of constants, is of."""
+    if formula[0] == "leaf":
+        value: Value = formula[1]
+        return value
+    values = [leaf(f) for f in formula[2:]]
+    return next((v for v in values if not v.is_constant), values[0])
 
 
 @dataclass

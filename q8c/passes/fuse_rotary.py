@@ -128,8 +128,8 @@ def _pairs(channels: Sequence[Sequence[Term]], rotated: int, first: Formula) -> 
     if at is None:
         return None
 
-    def split(c: int) -> tuple[Term, Term, int, Formula] | None:
-        """A channel's own term and its partner's without x, which channel the partner is, and x."""
+    def split(c: int) -> tuple[Term, Term, int, Formula, Formula] | None:
+        """A channel's own term and its partner's without x, which channel the partner is, x of both."""
         found: dict[bool, tuple[Term, int, Formula]] = {}
         for sign, factors in channels[c]:
             for i, factor in enumerate(factors):
@@ -138,7 +138,8 @@ def _pairs(channels: Sequence[Sequence[Term]], rotated: int, first: Formula) -> 
                     rest = sign, factors[:i] + factors[i + 1:]
                     found.setdefault(where[1] - at[1] == c, (rest, where[1] - at[1], factor))
                     break
-        return (found[True][0], found[False][0], found[False][1], found[True][2]) if len(found) == 2 else None
+        own, other = found.get(True), found.get(False)
+        return None if own is None or other is None else (own[0], other[0], other[1], own[2], other[2])
 
     parts = [split(c) if len(channels[c]) == 2 else None for c in range(rotated)]
     whole = [p for p in parts if p is not None]
@@ -148,8 +149,9 @@ def _pairs(channels: Sequence[Sequence[Term]], rotated: int, first: Formula) -> 
     if len(whole) < rotated:
         return None
     for a in firsts:
-        (own_a, other_a, partner_a, _), (own_b, other_b, partner_b, _) = whole[a], whole[a + step]
-        if (partner_a, partner_b) != (a + step, a) or (own_a[0], own_b[0], other_a[0], other_b[0]) != (1, 1, -1, 1):
+        (own_a, other_a, partner_a, *x_a), (own_b, other_b, partner_b, *x_b) = whole[a], whole[a + step]
+        signs = (own_a[0], own_b[0], other_a[0], other_b[0])
+        if (partner_a, partner_b) != (a + step, a) or signs != (1, 1, -1, 1) or x_a != x_b[::-1]:
             return None
         if not _same(own_a[1], own_b[1]) or not _same(other_a[1], other_b[1]):
             return None

@@ -57,6 +57,15 @@ CASES = {
           %y: f32[b, 3, 4, s] = transpose(%x) {perm = (0, 2, 3, 1)}
           return %y
         }"""),
+    "transpose of axes of size 1": ("""
+        graph @g(%x: f32[1, 1, s, 4]) {
+          %y: f32[1, s, 1, 4] = transpose(%x) {perm = (0, 2, 1, 3)}
+          return %y
+        }""", """
+        graph @g(%x: f32[1, 1, s, 4]) {
+          %y: f32[1, s, 1, 4] = reshape(%x) {shape = (1, s, 1, 4)}
+          return %y
+        }"""),
     "two transposes that undo each other": ("""
         graph @g(%x: f32[b, s]) {
           %a: f32[s, b] = transpose(%x) {perm = (1, 0)}

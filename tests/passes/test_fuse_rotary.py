@@ -140,6 +140,22 @@ def test_spellings(body: str, more: str, back: str) -> None:
     check(FuseRotary(), graph(body), graph(after), sizes=SIZES)
 
 
+ONE = """const %bias: f32[8] = [1.0, 2.0, 3.0, 4.0, 1.0, 2.0, 5.0, 6.0]
+  %cut: f32[batch, seq, 8] = slice(%x) {starts = (0, 0, 4), sizes = (batch, seq, 8), steps = (1, 1, 1)}
+  %sum: f32[batch, seq, 8] = add(%cut, %bias)"""
+
+
+def test_one_head_that_a_reshape_splits_off() -> None:
+    body = HALVES.replace(HEADS, f"""{ONE}
+  %q: f32[batch, 1, seq, 8] = reshape(%sum) {{shape = (batch, 1, seq, 8)}}""").replace("batch, 2", "batch, 1")
+    angles, product = ANGLES.rsplit("\n", 1)
+    after = TURNED.format(ANGLES=f"{angles}\n  {ONE}\n{product}", more="", back=BACK)
+    for old, new in (("batch, 2", "batch, 1"), ("seq, 2,", "seq, 1,"), ("seq, 16", "seq, 8"), ("(%x, %c", "(%sum, %c"),
+                     ("heads = 2", "heads = 1"), (", offset = 4", "")):
+        after = after.replace(old, new)
+    check(FuseRotary(), graph(body), graph(after), sizes=SIZES)
+
+
 FEWER = ANGLES.replace("[4]", "[2]").replace("[1.0, 0.3, 0.1, 0.03]", "[1.0, 0.1]").replace("seq, 4]", "seq, 2]")
 PARTIAL = f"""{HEADS}
   {FEWER}

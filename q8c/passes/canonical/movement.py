@@ -86,6 +86,13 @@ def drop_identity_transpose(r: Rewriter, node: Node) -> Value | None:
     return node.input(0) if perm == tuple(range(len(perm))) else None
 
 
+def reshape_ones(r: Rewriter, node: Node) -> Value | None:
+    """Transpose that moves axes of size 1 only -> reshape(x)."""
+    x = node.input(0)
+    moved = [p for p in attr(node, "perm") if x.shape[p] != 1]
+    return r.reshape(x, node.output.shape) if moved == sorted(moved) else None
+
+
 def merge_transposes(r: Rewriter, node: Node) -> Value | None:
     """transpose(transpose(x)) -> transpose(x)."""
     inner = producer(node.input(0), "transpose")
@@ -173,7 +180,7 @@ def matmul_of_depth_zero(rw: Rewriter, node: Node) -> Value | None:
 
 RULES: Rules = {
     "reshape": (drop_same_shape, merge_reshapes, keep_reduced_axes, transpose_through_groups),
-    "transpose": (drop_identity_transpose, merge_transposes),
+    "transpose": (drop_identity_transpose, reshape_ones, merge_transposes),
     "broadcast_to": (drop_same_shape, merge_broadcasts),
     "slice": (drop_whole_slice, merge_slices),
     "concat": (count_axes_from_front, merge_concats),
