@@ -10,6 +10,7 @@ from onnx import helper
 
 from q8c.errors import UnsupportedError
 from q8c.frontend import import_onnx
+from q8c.ir import interpret
 from tests.frontend.support import F32, Array, Shape, compare, integers, model, node, normal
 
 DOMAIN = "com.microsoft"
@@ -74,6 +75,36 @@ def test_multi_head_attention_continues_a_past() -> None:
     shape: Shape = ["batch", HEADS, "past", SIZE]
     feeds |= {n: (normal(B, HEADS, P, SIZE, seed=i), shape) for i, n in enumerate(("pk", "pv"), 7)}
     check("MultiHeadAttention", "q k v - - - pk pv", "y key value", feeds, num_heads=HEADS, unidirectional=1)
+
+
+def test_lengths_behind_which_packed_sequences_begin() -> None:
+    feeds: dict[str, tuple[Array, Shape]] = {n: (normal(B, S, WIDTH, seed=i), [B, "seq", WIDTH])
+                                             for i, n in enumerate("qkv")}
+    mask: tuple[Array, Shape] = (np.array([5, 3, 0, 5, 10, 0, 5, 10], I32), [3 * B + 2])
+    check("MultiHeadAttention", "q k v b mask", "y", {**feeds, "mask": mask}, {"b": WEIGHTS["b"]}, num_heads=HEADS)
+
+
+def test_multi_head_attention_gives_its_scores() -> None:
+    feeds: dict[str, tuple[Array, Shape]] = {n: (normal(B, S, WIDTH, seed=i), ROWS) for i, n in enumerate("qkv")}
+    check("MultiHeadAttention", "q k v b mask", "y k2 v2 scores", {**feeds, "mask": MASKS["keys"]},
+          {"b": WEIGHTS["b"]}, num_heads=HEADS)
+
+
+@pytest.mark.parametrize("packed", ["q k v", "k v"])
+def test_packed_operands_are_as_those_apart(packed: str) -> None:
+    """ONNX Runtime has no such kernel on CPUs."""
+    names, count = "q k v".split(), len(packed.split())
+    parts = {n: normal(B, S, HEADS, SIZE, seed=i) for i, n in enumerate(names)}
+    rows = {n: a.reshape(B, S, WIDTH) for n, a in parts.items()}
+    together = np.stack([parts[n] for n in packed.split()], axis=3)
+    apart = "q k v b" if count == 3 else "q k v"
+    feeds = {"qkv": together} if count == 3 else {"q": rows["q"], "kv": together}
+    one, other = (interpret(import_onnx(model(
+        [node("MultiHeadAttention", operands, domain=DOMAIN, num_heads=HEADS)],
+        {n: (F32, [*("batch", "seq"), *a.shape[2:]]) for n, a in fed.items()}, {"y": F32}, {"b": WEIGHTS["b"]},
+        opset_imports=[helper.make_opsetid(DOMAIN, 1)])), fed)[0]
+        for operands, fed in ((apart, rows), ("qkv - - b" if count == 3 else "q kv", feeds)))
+    np.testing.assert_allclose(other, one, atol=1e-6)
 
 
 @pytest.mark.parametrize("interleaved", [0, 1])

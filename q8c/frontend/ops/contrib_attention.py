@@ -43,7 +43,7 @@ def self_attention(c: Call, projected: Sequence[Tensor], at: Operands) -> list[T
     heads = c.attr_int("num_heads")
     q, k, v = (split_heads(c, t, heads) for t in projected)
     if c.attr_int("do_rotary", 0):
-        c.unsupported("do_rotary")
+        c.unsupported("do_rotary, whose angles no operand says; RotaryEmbedding has them")
     if c.attr_int("past_present_share_buffer", 0):
         c.unsupported("a past that shares its memory with the present")
     past = c.optional(at.past)
@@ -52,7 +52,7 @@ def self_attention(c: Call, projected: Sequence[Tensor], at: Operands) -> list[T
                 for i, t in enumerate((k, v)))
     masks = [key_mask(c, c.optional(at.mask), q, k), None if at.bias is None else c.optional(at.bias)]
     if c.attr_int("unidirectional", 0):
-        masks.append(causal_mask(c, q, k))
+        masks.append(causal_mask(c, q, k, 0 if past is None else past.shape[3]))
     y = attend(c, q, k, v, scale_of(c, q), masks)
     if c.outputs == 1:
         return [y]
@@ -79,29 +79,52 @@ def qkv_widths(c: Call, total: Dim) -> list[int]:
 
 @importer("MultiHeadAttention", domain=MICROSOFT)
 def multi_head_attention(c: Call) -> list[Tensor | None]:
-    """Attention of projected queries, keys and values; then the keys and values with the past before them."""
-    heads = c.attr_int("num_heads")
+    """Attention of projected queries, keys and values; the keys and values with the past before them; the scores.
+
+    Keys and values may be packed in operand 1 [batch, keys, heads, 2, size], or queries too, in operand 0 [batch, seq,
+    heads, 3, size].
+    """
     if c.has(8) or c.has(9):
         c.unsupported("a past that shares its memory with the present")
-    if c.input(0).rank != 3 or not c.has(1) or not c.has(2):
-        c.unsupported("queries, keys and values packed in one operand")
-    biased = (_biased(c, c.input(i), i) for i in range(3))
-    q, k, v = (t if t.rank == 4 else split_heads(c, t, heads) for t in biased)
+    q, k, v = _projections(c, c.attr_int("num_heads"))
+    causal = bool(c.attr_int("unidirectional", 0))
+    if causal:  # where they are not, ONNX Runtime's own kernels differ about who sees what
+        c.builder.same(q.shape[2], k.shape[2])
     for_keys, for_values = c.optional(6), c.optional(7)
+    before: Dim = 0
     if for_keys is not None and for_values is not None:
+        before = for_keys.shape[2]
         k, v = c.emit("concat", for_keys, k, axis=2), c.emit("concat", for_values, v, axis=2)
     masks = [key_mask(c, c.optional(4), q, k), c.optional(5)]
-    if c.attr_int("unidirectional", 0):
-        masks.append(causal_mask(c, q, k))
-    return [attend(c, q, k, v, scale_of(c, q), masks), k, v]
+    if causal:
+        masks.append(causal_mask(c, q, k, before))
+    scores = masked_scores(c, q, k, scale_of(c, q), masks)
+    return [weighted(c, scores, v), k, v, scores]
+
+
+def _projections(c: Call, heads: int) -> list[Tensor]:
+    """Queries, keys and values as [batch, heads, seq, size], with operand 3 added, their biases one after the other."""
+    if c.input(0).rank == 3 and c.has(1) and c.has(2):
+        return [t if t.rank == 4 else split_heads(c, t, heads) for t in (_biased(c, c.input(i), i) for i in range(3))]
+    packed = c.input(1 if c.has(1) else 0)
+    count = 2 if c.has(1) else 3
+    if packed.rank != 5 or packed.shape[2:4] != (heads, count) or c.has(2):
+        c.fail(f"expected [batch, seq, {heads}, {count}, size] where the values are no operand, got {packed.type}")
+    if c.has(1) and c.has(3):
+        c.unsupported("biases for packed keys and values")
+    rows = (*packed.shape[:2], heads * packed.shape[4])
+    found = [c.builder.reshape(c.builder.slice_axis(packed, 3, i, 1), rows) for i in range(count)]
+    found = [c.input(0), *found] if c.has(1) else [_biased(c, t, i) for i, t in enumerate(found)]
+    return [split_heads(c, t, heads) for t in found]
 
 
 def _biased(c: Call, x: Tensor, index: int) -> Tensor:
-    """A projection plus its part of operand 3, the biases of q, k and v one after the other."""
+    """A projection plus its part of operand 3."""
     bias = c.optional(3)
     if bias is None or x.rank == 4:
         return x
-    return c.emit("add", x, c.builder.slice_axis(bias, 0, c.input(0).shape[-1] * index, x.shape[-1]))
+    width = c.input(0).shape[-1] if c.has(1) else x.shape[-1]
+    return c.emit("add", x, c.builder.slice_axis(bias, 0, width * index, x.shape[-1]))
 
 
 def split_heads(c: Call, x: Tensor, heads: int) -> Tensor:
@@ -122,10 +145,20 @@ def scale_of(c: Call, q: Tensor) -> float:
 
 def attend(c: Call, q: Tensor, k: Tensor, v: Tensor, scale: float, masks: Sequence[Tensor | None]) -> Tensor:
     """softmax(scale * q k^T + masks) v with the heads joined: [batch, queries, heads * size]."""
+    return weighted(c, masked_scores(c, q, k, scale, masks), v)
+
+
+def masked_scores(c: Call, q: Tensor, k: Tensor, scale: float, masks: Sequence[Tensor | None]) -> Tensor:
+    """scale * q k^T + masks."""
     scores = c.emit("matmul", q, c.builder.transpose(k, (0, 1, 3, 2)))
     scores = c.emit("mul", scores, c.scalar(scale, scores))
     for mask in masks:
         scores = scores if mask is None else c.emit("add", scores, mask)
+    return scores
+
+
+def weighted(c: Call, scores: Tensor, v: Tensor) -> Tensor:
+    """softmax(scores) v with the heads joined."""
     y = c.builder.transpose(c.emit("matmul", c.emit("softmax", scores), v), (0, 2, 1, 3))
     return c.builder.reshape(y, (*y.shape[:2], y.shape[2] * y.shape[3]))
 
@@ -133,7 +166,8 @@ def attend(c: Call, q: Tensor, k: Tensor, v: Tensor, scale: float, masks: Sequen
 def key_mask(c: Call, mask: Tensor | None, q: Tensor, k: Tensor) -> Tensor | None:
     """What to add to the scores for a mask of keys in any of its forms.
 
-    [batch]: how many keys count; [2 * batch]: behind the last that counts, then the first that counts, for each;
+    [batch]: how many keys count, as in [3 * batch + 2], whose others say where sequences begin that are packed;
+    [2 * batch]: behind the last that counts, then the first that counts, for each;
     [batch, keys], [batch, queries, keys]: not 0 where a key counts; [batch, 1, most, most]: the same, of which the
     queries' and keys' part is taken.
     """
@@ -162,11 +196,11 @@ def _in_range(c: Call, limits: Tensor, batch: Dim, keys: Dim) -> Tensor:
     def column(start: Dim) -> Tensor:
         return c.builder.reshape(c.builder.slice_axis(limits, 0, start, batch), (batch, 1, 1, 1))
 
-    if limits.shape[0] == batch:
+    if limits.shape[0] in (batch, batch * 3 + 2):
         return c.emit("less", position, column(0))
     if limits.shape[0] == batch * 2:
         return c.emit("and", c.emit("less", position, column(0)), c.emit("greater_equal", position, column(batch)))
-    c.unsupported(f"mask_index {limits.type}; expected [batch] or [2 * batch]")
+    c.unsupported(f"mask_index {limits.type}; expected [batch], [2 * batch] or [3 * batch + 2]")
 
 
 def _filtered(c: Call, keep: Tensor, like: Tensor) -> Tensor:
@@ -174,11 +208,12 @@ def _filtered(c: Call, keep: Tensor, like: Tensor) -> Tensor:
     return c.emit("where", keep, c.scalar(0, like), c.scalar(filler, like))
 
 
-def causal_mask(c: Call, q: Tensor, k: Tensor, window: int = -1) -> Tensor:
-    """-inf for keys behind the query, and for those `window` keys or more before it; queries are the last keys."""
+def causal_mask(c: Call, q: Tensor, k: Tensor, before: Dim, window: int = -1) -> Tensor:
+    """-inf for keys behind the query, and for those `window` keys or more before it; the first query stands behind
+    `before` keys."""
     queries, keys = q.shape[2], k.shape[2]
     row = c.builder.reshape(c.emit("iota", size=queries, dtype=DType.i64), (queries, 1))
-    row = c.emit("add", row, from_size(keys - queries))
+    row = c.emit("add", row, from_size(before))
     column = c.emit("iota", size=keys, dtype=DType.i64)
     keep = c.emit("less_equal", column, row)
     if window > 0:

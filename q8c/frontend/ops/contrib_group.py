@@ -105,7 +105,7 @@ def _attention(c: Call, q: Tensor, keys: Keys) -> Tensor:
     if c.attr_int("smooth_softmax", 0) or c.has(11) or softcap and lengths is None:
         return _written_out(c, q, keys, bias)
     if lengths is None:
-        masks = [causal_mask(c, q, k, window), bias]
+        masks = [causal_mask(c, q, k, 0, window), bias]
         return attend(c, q, repeated(c, k, heads), repeated(c, v, heads), scale, masks)
     return c.emit("attention", q, k, v, bias, None, lengths, heads=heads, kv_heads=k.shape[1], head_size=q.shape[3],
                   scale=scale, softcap=softcap, causal=True, window=max(window, 0))
