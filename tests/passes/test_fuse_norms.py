@@ -133,6 +133,19 @@ SOFTMAX = {
         %t: f32[b, 1, 8] = reduce_sum(%e) {axes = (1)}
         %r: f32[b, 1, 8] = div(%one, %t)
         %y: T = mul(%r, %e)""", "%y: T = softmax(%x) {axis = 1}"),
+    "shifted before": ("""
+        %x1: T = mul(%x, %half)
+        %m: R = reduce_max(%x1) {axes = (2)}
+        %d: T = sub(%x1, %m)
+        %d1: T = mul(%d, %two)
+        %y: T = softmax(%d1) {axis = 2}""", "%y: T = softmax(%x) {axis = 2}"),
+    "shifted before, then less": ("""
+        %m: R = reduce_max(%x) {axes = (2)}
+        %d: T = sub(%x, %m)
+        %d1: T = mul(%d, %half)
+        %y: T = softmax(%d1) {axis = 2}""", """
+        %x1: T = mul(%x, %half)
+        %y: T = softmax(%x1) {axis = 2}"""),
 }
 SPELLINGS = {**LAYER_NORM, **RMS_NORM, **SOFTMAX}
 
