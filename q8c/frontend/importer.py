@@ -18,7 +18,7 @@ from q8c.frontend.scope import Absent, Scope
 from q8c.frontend.selection import resolve_selections
 from q8c.frontend.tensor import Tensor
 from q8c.frontend.weights import WIDENED, border_type, compute_type, type_name
-from q8c.ir.dims import substitute
+from q8c.ir.dims import dim_max, nonnegative, substitute
 from q8c.ir.graph import Graph
 from q8c.ir.types import TensorType
 
@@ -54,6 +54,9 @@ class GraphImporter:
             self._output(info, scope)
         self._problems.check()
         resolve_selections(self._graph)
+        for size in dict.fromkeys(d for value in self._graph.values() for d in value.shape):
+            if not nonnegative(size):
+                self._builder.same(dim_max(0, size), size)
         return self._graph
 
     def _inputs(self, scope: Scope) -> None:

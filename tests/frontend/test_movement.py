@@ -43,9 +43,14 @@ def test_split(opset: int, attrs: dict[str, Any], split: Any) -> None:
 def test_split_into_unequal_parts_and_of_a_size_that_varies() -> None:
     proto = model([node("Split", "x", "a b c", axis=1, num_outputs=3), node("Split", "x", "d e", num_outputs=2)],
                   {"x": (F32, ["n", 5])}, dict.fromkeys("abcde", F32))
-    graph = compare(proto, {"x": normal(4, 5)})
+    graph = compare(proto, *({"x": normal(n, 5)} for n in range(6)))
     assert [str(v.type) for v in graph.outputs] == [
-        "f32[n, 2]", "f32[n, 2]", "f32[n, 1]", "f32[(n // 2), 5]", "f32[(n // 2), 5]"]
+        "f32[n, 2]", "f32[n, 2]", "f32[n, 1]", "f32[((n + 1) // 2), 5]", "f32[-((n + 1) // 2) + n, 5]"]
+
+
+def test_split_of_a_size_that_varies_into_more_parts_than_it_may_have_elements() -> None:
+    proto = model([node("Split", "x", "a b c d", num_outputs=4)], {"x": (F32, ["n", 2])}, dict.fromkeys("abcd", F32))
+    compare(proto, *({"x": normal(n, 2)} for n in range(10)))
 
 
 SLICES = [  # starts, ends, axes, steps

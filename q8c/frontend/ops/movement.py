@@ -1,10 +1,12 @@
 """Ops that move elements: Transpose, Concat, Split, Slice, Gather and their like, CumSum."""
 from __future__ import annotations
 
-from q8c.frontend.extent import slice_extent
+from typing import cast
+
+from q8c.frontend.extent import ceil_div, slice_extent
 from q8c.frontend.registry import Call, importer
 from q8c.frontend.tensor import Tensor
-from q8c.ir.dims import Dim, floordiv
+from q8c.ir.dims import Dim, dim_min, floordiv
 from q8c.ir.types import DType
 
 
@@ -34,27 +36,27 @@ def split(c: Call) -> list[Tensor]:
     if sizes is None and attribute is not None:
         sizes = list(attribute)
     if sizes is None:
-        sizes = _equal_parts(c, x.shape[axis], c.attr_int("num_outputs", c.outputs))
+        starts, sizes = _equal_parts(c, x.shape[axis], c.attr_int("num_outputs", c.outputs))
+    else:
+        starts = [sum(sizes[:i], start=cast(Dim, 0)) for i in range(len(sizes))]
+        c.builder.same(sum(sizes, start=cast(Dim, 0)), x.shape[axis])
     if len(sizes) != c.outputs:
         c.fail(f"{len(sizes)} parts for {c.outputs} outputs")
-    total: Dim = 0
-    parts = []
-    for size in sizes:
-        parts.append(c.builder.slice_axis(x, axis, total, size))
-        total = total + size
-    c.builder.same(total, x.shape[axis])
-    return parts
+    return [c.builder.slice_axis(x, axis, start, size) for start, size in zip(starts, sizes, strict=True)]
 
 
-def _equal_parts(c: Call, size: Dim, count: int) -> list[Dim]:
-    if isinstance(size, int):
-        if c.opset < 18 and size % count:
+def _equal_parts(c: Call, size: Dim, count: int) -> tuple[list[Dim], list[Dim]]:
+    """Where parts of an equal size begin and the sizes; since opset 18 the last ones are smaller where they have to."""
+    if c.opset < 18:
+        if isinstance(size, int) and size % count:
             c.fail(f"{size} does not split into {count} equal parts")
-        each = -(-size // count)
-        return [max(0, min(each, size - each * i)) for i in range(count)]
-    part = floordiv(size, count)
-    c.builder.same(part * count, size)
-    return [part] * count
+        each = floordiv(size, count)
+        c.builder.same(each * count, size)
+        return [each * i for i in range(count)], [each] * count
+    each = ceil_div(size, count)
+    ends = [*(each if i == 1 else dim_min(each * i, size) for i in range(1, count)), size]
+    starts = [0, *ends[:-1]]
+    return starts, [end - start for start, end in zip(starts, ends, strict=True)]
 
 
 @importer("Slice")

@@ -4,7 +4,7 @@ from __future__ import annotations
 from q8c.frontend.registry import Call, importer
 from q8c.frontend.tensor import Tensor, from_size, from_sizes
 from q8c.frontend.truncated import settled
-from q8c.ir.dims import Dim, floordiv, nonnegative, product
+from q8c.ir.dims import Dim, Expr, dim_max, floordiv, nonnegative, product
 from q8c.ir.types import DType
 
 
@@ -26,8 +26,8 @@ def size(c: Call) -> Tensor:
 def reshape(c: Call) -> Tensor:
     """The same elements in another shape: 0 keeps a size (unless allowzero), -1 is what remains.
 
-    A size that turns out 0 when the model runs is 0, as whoever wrote `x.view(batch, -1)` meant it; the standard would
-    keep the operand's size there too.
+    The standard keeps a size too where 0 turns out when the model runs. Where that gives another shape, the run is
+    refused; where it gives none that fits, 0 is 0, as whoever wrote `x.view(batch * seq, -1)` meant it.
     """
     x = c.input(0)
     target = [settled(c.builder.graph, d) for d in c.sizes(1, "the shape")]
@@ -46,7 +46,28 @@ def reshape(c: Call) -> Tensor:
         if rest == 0:
             c.fail(f"the shape {_text(target)} leaves -1 open")
         found[found.index(-1)] = floordiv(x.type.size, rest)
+    if not allow_zero:
+        _keep_none(c, x, target)
     return c.builder.reshape(x, found)
+
+
+def _keep_none(c: Call, x: Tensor, target: list[Dim]) -> None:
+    """State that no size of a target turns out 0 where the operand's, which the standard keeps there, makes a shape
+    that fits: one with another 0, or a -1 to find."""
+    sizes = [d if d != 0 else x.shape[i] for i, d in enumerate(target)]
+    for i, (d, kept) in enumerate(zip(target, x.shape, strict=False)):
+        if not isinstance(d, Expr) or nonnegative(d - 1) or _vanishes_with(kept, d):
+            continue
+        for other in [0] if -1 in target else sizes[:i] + sizes[i + 1:]:
+            factor = kept if isinstance(kept, Expr) else min(kept, 1)
+            c.builder.same(factor * dim_max(1, d + other), factor * (d + other))
+
+
+def _vanishes_with(size: Dim, other: Expr) -> bool:
+    """Whether a size is 0 wherever another, a product, is."""
+    if not isinstance(size, Expr) or len(size.terms) > 1 or len(other.terms) > 1:
+        return size == other
+    return set(other.terms[0][0]) <= set(size.terms[0][0])
 
 
 def _text(sizes: list[Dim]) -> str:
