@@ -1,4 +1,4 @@
-"""ONNX Runtime's MatMulNBits and GatherBlockQuantized: weights and tables of few bits in blocks."""
+"""ONNX Runtime's MatMulNBits, MatMulBnb4 and GatherBlockQuantized: weights and tables of few bits in blocks."""
 from __future__ import annotations
 
 import numpy as np
@@ -8,12 +8,15 @@ from q8c.frontend.tensor import Tensor, constant
 from q8c.frontend.weights import FOUR_BITS, type_name, unpack
 from q8c.ir.graph import Array
 
+FP4 = tuple(sign * level for sign in (1, -1) for level in (0, 1 / 192, 2 / 3, 1, 1 / 3, 1 / 2, 1 / 6, 1 / 4))
+NF4 = (-1.0, -0.6961928, -0.52507305, -0.3949175, -0.28444138, -0.18477343, -0.091050036, 0.0,
+       0.0795803, 0.1609302, 0.2461123, 0.33791524, 0.44070983, 0.562617, 0.72295684, 1.0)
+"""The levels of bitsandbytes: floats of 4 bits, and quantiles of a normal distribution (arXiv 2305.14314)."""
+
 
 @importer("MatMulNBits", domain=MICROSOFT)
 def matmul_nbits(c: Call) -> Tensor:
     """x w' + bias for w [cols, depth], (q - zero point) * scale with a scale for each column and block of depth."""
-    if c.has(4):
-        c.unsupported("g_idx, an order of the depth")
     weight = constant(np.ascontiguousarray(_weight(c).T), c.node.input[1])
     y = c.emit("matmul", c.input(0), weight)
     bias = c.optional(5)
@@ -30,9 +33,15 @@ def _weight(c: Call) -> Array:
     if packed.shape != (cols, blocks, block * bits // 8) or packed.dtype != np.uint8 or scale.size != cols * blocks:
         c.fail(f"expected weights u8[{cols}, {blocks}, {block * bits // 8}] and {cols * blocks} scales, got "
                f"{c.input(1).type} and {c.input(2).type}")
-    steps = unpack(packed, bits).astype(np.float32) - _zeros(c, cols, blocks, bits)
-    w = steps * scale.reshape(cols, blocks, 1).astype(np.float32)
-    return w.reshape(cols, blocks * block)[:, :depth]
+    steps = unpack(packed, bits).astype(np.float32)
+    zero, scale = _zeros(c, cols, blocks, bits), scale.reshape(cols, blocks, 1).astype(np.float32)
+    if c.has(4):  # the block of each step of depth, where they are not in order
+        order = _known(c, 4).reshape(-1)[:depth]
+        if order.size != depth or order.min(initial=0) < 0 or order.max(initial=0) >= blocks:
+            c.fail(f"expected g_idx as {depth} numbers below {blocks}, got {c.input(4).type}")
+        zero = np.broadcast_to(zero, scale.shape)
+        return np.asarray((steps.reshape(cols, -1)[:, :depth] - zero[:, order, 0]) * scale[:, order, 0])
+    return np.asarray(((steps - zero) * scale).reshape(cols, blocks * block)[:, :depth])
 
 
 def _zeros(c: Call, cols: int, blocks: int, bits: int) -> Array:
@@ -53,6 +62,21 @@ def _known(c: Call, index: int) -> Array:
     if found is None or found.dtype == object:
         c.unsupported(f"operand {index} is computed; it must be constant")
     return found
+
+
+@importer("MatMulBnb4", domain=MICROSOFT)
+def matmul_bnb4(c: Call) -> Tensor:
+    """x w' for w [cols, depth] of 16 levels, which blocks of elements in a row scale by their largest."""
+    depth, cols, block, kind = (c.attr_int(n) for n in ("K", "N", "block_size", "quant_type"))
+    packed, scale = _known(c, 1).reshape(-1), _known(c, 2).reshape(-1)
+    count = depth * cols
+    if kind not in (0, 1) or block < 1 or packed.size != -(-count // 2) or scale.size != -(-count // block):
+        c.fail(f"expected quant_type 0 or 1, {-(-count // 2)} bytes and a scale for each block of {block}, got "
+               f"{kind}, {c.input(1).type} and {c.input(2).type}")
+    numbers = np.stack([packed >> 4, packed & 15], axis=1).reshape(-1)[:count]
+    levels = np.array(NF4 if kind else FP4, np.float32)[numbers]
+    w = (levels * np.repeat(scale, block)[:count]).reshape(cols, depth)
+    return c.emit("matmul", c.input(0), constant(np.ascontiguousarray(w.T, np.float32), c.node.input[1]))
 
 
 @importer("GatherBlockQuantized", domain=MICROSOFT)

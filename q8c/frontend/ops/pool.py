@@ -58,7 +58,11 @@ def _chain(c: Call, op: str, parts: list[Tensor]) -> Tensor:
 @importer("AveragePool")
 def average_pool(c: Call) -> Tensor:
     """The mean of each window, of the elements that are there or, with count_include_pad, of the padding too."""
-    x = c.input(0)
+    return mean_of_windows(c, c.input(0))
+
+
+def mean_of_windows(c: Call, x: Tensor) -> Tensor:
+    """What AveragePool makes of x."""
     w = _windows(c, x)
     total = _chain(c, "add", w.shifted(c, w.padded(c, x)))
     if not w.pads:

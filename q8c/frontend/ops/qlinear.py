@@ -2,6 +2,8 @@
 from __future__ import annotations
 
 from q8c.frontend.ops.conv import convolve, kernel_size
+from q8c.frontend.ops.elementwise import leaky
+from q8c.frontend.ops.pool import mean_of_windows
 from q8c.frontend.ops.windows import windows
 from q8c.frontend.registry import MICROSOFT, Call, importer
 from q8c.frontend.tensor import Tensor
@@ -33,6 +35,31 @@ def qlinear_binary(c: Call) -> Tensor:
 def qlinear_sigmoid(c: Call) -> Tensor:
     """sigmoid(x)."""
     return _quantized(c, c.emit("sigmoid", _float(c, 0)), 3, c.input(0).dtype)
+
+
+@importer("QLinearLeakyRelu", domain=MICROSOFT)
+def qlinear_leaky_relu(c: Call) -> Tensor:
+    """x, times alpha where it is negative."""
+    return _quantized(c, leaky(c, _float(c, 0), c.attr_float("alpha", 0.01)), 3, c.input(0).dtype)
+
+
+@importer("QLinearWhere", domain=MICROSOFT)
+def qlinear_where(c: Call) -> Tensor:
+    """x where a condition holds, else y."""
+    return _quantized(c, c.emit("where", c.input(0), _float(c, 1), _float(c, 4)), 7, c.input(1).dtype)
+
+
+@importer("QLinearAveragePool", "QLinearGlobalAveragePool", domain=MICROSOFT)
+def qlinear_average(c: Call) -> Tensor:
+    """The mean of each window, or over all spatial axes, channels being the second axis or the last."""
+    x, last = _float(c, 0), bool(c.attr_int("channels_last", 0))
+    there, back = (0, x.rank - 1, *range(1, x.rank - 1)), (0, *range(2, x.rank), 1)
+    x = c.builder.transpose(x, there) if last else x
+    if c.op == "QLinearAveragePool":
+        y = mean_of_windows(c, x)
+    else:
+        y = c.emit("reduce_mean", x, axes=tuple(range(2, x.rank)), keepdims=True)
+    return _quantized(c, c.builder.transpose(y, back) if last else y, 3, c.input(0).dtype)
 
 
 @importer("QLinearSoftmax", domain=MICROSOFT)

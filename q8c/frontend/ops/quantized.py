@@ -117,15 +117,16 @@ def qlinear_matmul(c: Call) -> Tensor:
 
 @importer("QGemm", domain=MICROSOFT)
 def q_gemm(c: Call) -> Tensor:
-    """A B + C for quantized A and B, C in int32 steps of the product; quantized if there is a scale for that."""
-    if c.attr_int("transA", 0) or c.attr_float("alpha", 1.0) != 1:
-        c.unsupported("transA, or alpha other than 1")
+    """alpha A' B' + C for quantized A and B, C in int32 steps of that; quantized if there is a scale for that."""
+    alpha, a = c.attr_float("alpha", 1.0), c.input(0)
+    a = c.builder.transpose(a, (1, 0)) if c.attr_int("transA", 0) else a
     b, bias = c.input(3), c.optional(6)
     if c.attr_int("transB", 0):
         b = constant(np.ascontiguousarray(b.known.T), b.name) if b.known is not None else c.builder.transpose(b, (1, 0))
-    y = scaled_product(c, c.inputs[0:3], (b, *c.inputs[4:6]))
+    scale = c.input(1) if alpha == 1 else c.emit("mul", c.input(1), c.scalar(alpha, DType.f32))
+    y = scaled_product(c, (a, scale, c.optional(2)), (b, *c.inputs[4:6]))
     if bias is not None:
-        steps = c.emit("mul", *(t if t.shape != (1,) else c.builder.reshape(t, ()) for t in (c.input(1), c.input(4))))
+        steps = c.emit("mul", *(t if t.shape != (1,) else c.builder.reshape(t, ()) for t in (scale, c.input(4))))
         y = c.emit("add", y, c.emit("mul", c.builder.cast(bias, DType.f32), steps))
     if not c.has(7):
         return y
