@@ -8,7 +8,7 @@ import numpy as np
 
 from q8c.codegen.constants import packed_constants
 from q8c.codegen.generate import generate
-from q8c.codegen.targets import TIERS
+from q8c.codegen.targets import TIERS, Tier
 from q8c.compiler import describe, offsets_of
 from q8c.ir import Array, Graph, parse_graph, print_graph
 from q8c.passes.manager import run_passes
@@ -79,15 +79,14 @@ def plain_feed(ids: Array, mask: Array | None = None, past: Mapping[str, Array] 
             "position_ids": np.tile(np.arange(length, length + seq), (batch, 1)), **kept}
 
 
-def compile_graph(graph: Graph, path: Path, options: Options, tiers: tuple[str, ...] = ("avx2",)) -> Path:
+def compile_graph(graph: Graph, path: Path, options: Options, tier: Tier = TIERS["avx2"]) -> Path:
     """The file of a graph as imported."""
     report = run_passes(graph, pipeline(options))
     packed = packed_constants(graph)
-    made = [generate(graph, TIERS[name], offsets_of(packed)) for name in tiers]
+    made = generate(graph, tier, offsets_of(packed))
     with Writer(path) as writer:
         for item in packed:
             writer.constant(item.name, item.array())
-        for one in made:
-            writer.image(one.tier.name, one.tier.extras, one.image.code, one.image.symbols)
-        writer.finish(describe(graph, made, options, report), print_graph(graph))
+        writer.image(tier.name, tier.extras, made.image.code, made.image.symbols)
+        writer.finish(describe(graph, [made], options, report), print_graph(graph))
     return path

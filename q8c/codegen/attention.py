@@ -5,7 +5,7 @@ import llvmlite.ir as ir
 
 from q8c.codegen.amx_attention import amx_attention
 from q8c.codegen.attention_driver import Driver
-from q8c.codegen.attention_few import FEW, FEW_BEFORE_AMX, shared_bytes
+from q8c.codegen.attention_few import in_bfloat16, shared_bytes, step_params
 from q8c.codegen.attention_few_scores import FewScores, score_scratch
 from q8c.codegen.attention_few_values import FewFinish, FewValues, finish_scratch, value_scratch
 from q8c.codegen.attention_math import transpose
@@ -27,7 +27,7 @@ def attention_kernel(module: ir.Module, tier: Tier, node: Node) -> Kernel:
 
     Pieces are runs of batch items, heads and tiles of queries. Products are in bfloat16 on a tier that has been given
     AMX for it, else in float32. Where there may be more keys than queries, few queries go another way: in float32, in
-    three steps.
+    three steps; but not where that makes a difference and nothing says how many of the queries are padding.
     """
     spec = attention_spec(node)
     sizes = attention_sizes(node)
@@ -36,6 +36,8 @@ def attention_kernel(module: ir.Module, tier: Tier, node: Node) -> Kernel:
     if not spec.cached:
         return Kernel(function, sizes, scratch)
     room = shared_bytes(spec, batch, queries, keys)
+    if in_bfloat16(tier, spec) and not spec.counts and not isinstance(queries, int):
+        return Kernel(_one_way(module, tier, spec, keys), sizes, scratch, room)
     steps = _two_ways(module, tier, spec, keys)
     scratches = (dim_max(scratch, score_scratch(spec, keys)), value_scratch(spec, keys), finish_scratch(spec, keys))
     kernel = None
@@ -47,24 +49,45 @@ def attention_kernel(module: ir.Module, tier: Tier, node: Node) -> Kernel:
 
 def _tiles(module: ir.Module, tier: Tier, spec: AttentionSpec, keys: Dim) -> tuple[ir.Function, Dim]:
     """The kernel of many queries and its scratch."""
-    make = amx_attention if tier.has("amx-bf16") and not spec.softcap else _f32_attention
+    make = amx_attention if in_bfloat16(tier, spec) else _f32_attention
     return make(module, tier, spec, keys)
 
 
+def _one_way(module: ir.Module, tier: Tier, spec: AttentionSpec, keys: Dim) -> ir.Function:
+    """The kernel of many queries as the only step."""
+    def emit(unit: ir.Module) -> None:
+        many, _ = _tiles(unit, tier, spec, keys)
+        b = Builder(unit, tier, name, step_params(spec), internal=True)
+        _call(b, many, "shared")
+        b.ret()
+
+    name = spec.symbol(tier, "only")
+    return shared(module, [name], emit)[0]
+
+
+def _call(b: Builder, function: ir.Function, without: str = "") -> None:
+    """Call a function with the same arguments, or without the one of that name."""
+    b.ir.call(function, [a for a in b.function.args if a.name != without])
+
+
 def _two_ways(module: ir.Module, tier: Tier, spec: AttentionSpec, keys: Dim) -> list[ir.Function]:
-    """The steps of a kernel that takes few queries one way, and many another, which is all in the first."""
+    """The steps of a kernel that takes few queries one way, and many another, which is all in the first.
+
+    Where these round otherwise, all queries go the second way if there are many with padding; then those of batch items
+    that count few go the first way too, and their results replace the others.
+    """
     def emit(unit: ir.Module) -> None:
         tiles, _ = _tiles(unit, tier, spec, keys)
-        steps = [step(unit, tier, spec).emit() for step in (FewScores, FewValues, FewFinish)]
+        steps = [step(unit, tier, spec) for step in (FewScores, FewValues, FewFinish)]
         for name, few, many in zip(names, steps, (tiles, None, None), strict=True):
-            b = Builder(unit, tier, name, [(a.name, a.type) for a in few.args], internal=True)
-            args = {a.name: a for a in b.function.args}
-            is_few = b.icmp("<=", b.arg("queries"), FEW_BEFORE_AMX if tier.has("amx-bf16") else FEW)
-            with b.if_(is_few):
-                b.ir.call(few, list(args.values()))
+            function = few.emit()
+            b = Builder(unit, tier, name, step_params(spec), internal=True)
+            are_few = b.icmp("<=", b.arg("queries"), few.most)
+            with b.if_(constant(I1, 1) if few.by_item else are_few):
+                _call(b, function)
             if many is not None:
-                with b.if_(b.xor(is_few, constant(I1, 1))):
-                    b.ir.call(many, [a for n, a in args.items() if n != "shared"])
+                with b.if_(b.xor(are_few, constant(I1, 1))):
+                    _call(b, many, "shared")
             b.ret()
 
     names = [spec.symbol(tier, step) for step in ("first", "second", "third")]

@@ -51,16 +51,37 @@ def row_bytes(spec: AttentionSpec) -> int:
     return 4 * FEW * spec.group * spec.pitch
 
 
+def step_params(spec: AttentionSpec) -> list[tuple[str, ir.Type]]:
+    """The parameters of a kernel with scratch and what is shared."""
+    return [*attention_params(spec), *((n, PTR) for n in ("scratch", "shared")), ("piece", I64), ("pieces", I64)]
+
+
+def in_bfloat16(tier: Tier, spec: AttentionSpec) -> bool:
+    """Whether products of many queries are in bfloat16 on a tier."""
+    return tier.has("amx-bf16") and not spec.softcap
+
+
+def most_few(tier: Tier, spec: AttentionSpec) -> int:
+    """How many queries are few."""
+    return FEW_BEFORE_AMX if in_bfloat16(tier, spec) else FEW
+
+
 class FewStep(ABC):
-    """One of the steps; its function has the parameters of a kernel with scratch and what is shared. Tiles of up to
-    `tile_rows` rows have their sums in registers."""
+    """One of the steps; its function has `step_params`. Tiles of up to `tile_rows` rows have their sums in registers.
+
+    Where many queries round otherwise than few, padding must not decide: what goes this way are batch items that count
+    few queries, of each its first ones.
+    """
 
     def __init__(self, module: ir.Module, tier: Tier, spec: AttentionSpec, name: str, tile_rows: int = 1) -> None:
-        params = [*attention_params(spec), *((n, PTR) for n in ("scratch", "shared")), ("piece", I64), ("pieces", I64)]
         self.module, self.tier, self.spec = module, tier, spec
-        self.b = b = Builder(module, tier, spec.symbol(tier, name), params, internal=True)
+        self.b = b = Builder(module, tier, spec.symbol(tier, name), step_params(spec), internal=True)
         self.operands = Operands(b, spec)
+        self.by_item = spec.counts and in_bfloat16(tier, spec)
+        self.most = most_few(tier, spec)
         self.queries, self.keys = b.arg("queries"), b.arg("keys")
+        if self.by_item:
+            self.queries = b.imin(self.queries, self.most)
         self.tile_rows = tile_rows
         self.heads = b.mul(b.arg("batch"), spec.kv_heads)
         self.rows = b.mul(self.queries, spec.group)
@@ -86,7 +107,10 @@ class FewStep(ABC):
             skipped = b.div(self.begin, self.part_keys) if self.part_keys else 0
             low, high = (b.imin(b.add(b.imin(b.imax(b.sub(n, b.mul(self.item, parts)), 0), parts), skipped),
                                 self._parts(self.there)) for n in (first, last))
-            with b.if_(b.icmp("<", low, high)):
+            here = b.icmp("<", low, high)
+            if self.by_item:
+                here = b.and_(here, b.icmp("<=", self.operands.counted(self.batch), self.most))
+            with b.if_(here):
                 self.head(low, high)
         b.ret()
         return b.function

@@ -50,8 +50,8 @@ class FewValues(FewStep):
     def __init__(self, module: ir.Module, tier: Tier, spec: AttentionSpec) -> None:
         super().__init__(module, tier, spec, "few_values", 4 if tier.registers >= 32 else 3)
         b, rows = self.b, FEW * spec.group
-        self.most = b.arg("scratch")
-        weights, size = b.at(self.most, rows * _VECTOR), _weight_bytes(spec)
+        self.largest = b.arg("scratch")
+        weights, size = b.at(self.largest, rows * _VECTOR), _weight_bytes(spec)
         self.weights = [b.at(weights, n * size) for n in range(1 + spec.int8)]
         self.key_mask = b.at(weights, (1 + spec.int8) * size)
         self.tiles = {(rows, columns, width): _emit_weigh(module, tier, spec, rows, columns, width)
@@ -81,7 +81,7 @@ class FewValues(FewStep):
                 return [b.fmax(parts, found[0])]
 
             found, = b.loop(b.div(self.begin, BLOCK), blocks, LANES, [b.splat(HIDDEN)], larger)
-            b.store(b.splat(b.reduce(found, b.fmax)), b.at(self.most, b.mul(row, _VECTOR)))
+            b.store(b.splat(b.reduce(found, b.fmax)), b.at(self.largest, b.mul(row, _VECTOR)))
 
     def _tile_sums(self, row: Value, first: int) -> Value:
         return self.b.at(self.sums(self.span, row), 2 * first * _VECTOR)
@@ -90,7 +90,7 @@ class FewValues(FewStep):
         """Add the values of 64 keys from `key` on."""
         b, spec = self.b, self.spec
         with b.range(0, self.rows) as row:
-            most = b.load(V16F, b.at(self.most, b.mul(row, _VECTOR)))
+            most = b.load(V16F, b.at(self.largest, b.mul(row, _VECTOR)))
             for n in range(0, BLOCK, LANES):
                 weight = exp_nonpositive(b, b.sub(b.load(V16F, self.scores(row, b.add(key, n))), most))
                 for at, x in zip(self.weights, self._scaled(weight, b.add(key, n)), strict=True):
@@ -158,7 +158,7 @@ class FewFinish(FewStep):
         factor = b.div(1.0, total)
         factor = b.select(b.fcmp(">", total, 0.0), factor, 0.0) if spec.nan_to_zero else b.select(
             b.fcmp("==", total, 0.0), 0.0, factor)
-        place = b.add(b.mul(self.batch, self.queries), self.query(row))
+        place = b.add(b.mul(self.batch, b.arg("queries")), self.query(row))
         out = b.at(self.operands.out(place, self.head_of(row)), first * LANES, F32)
         for n, value in enumerate(sums):
             y = b.mul(value, factor)

@@ -18,7 +18,7 @@ HIDDEN = float("-inf")
 def attention_params(spec: AttentionSpec) -> list[tuple[str, ir.Type]]:
     """The kernel's parameters up to its sizes: pointers to the operands there are and the result, sizes."""
     there = {"starts": spec.packed, "mask": spec.mask is not None, "key_mask": spec.key_mask is not None,
-             "lengths": spec.lengths}
+             "lengths": spec.lengths, "counts": spec.counts}
     pointers = ["q", "k", "v", *(n for n, present in there.items() if present), "out"]
     return [*((n, PTR) for n in pointers), *((n, I64) for n in size_names(spec))]
 
@@ -83,6 +83,10 @@ class Operands:
         if self.spec.lengths:
             return b.load(I64, b.at(b.arg("lengths"), batch, I64))
         return b.sub(b.arg("keys"), b.arg("queries"))
+
+    def counted(self, batch: Value) -> Value:
+        """How many queries of a batch item are no padding."""
+        return self.b.load(I64, self.b.at(self.b.arg("counts"), batch, I64))
 
     def there(self, batch: Value) -> Value:
         """How many keys of a batch item any query may see: one at least, if there are keys at all, so that a query that

@@ -1,11 +1,13 @@
 """The frame a run passes to the compiled code: one int64 array of pointers, sizes and counters.
 
     [0] threads  [1] status: 0, or 1 + the number of the first node that failed  [2] the integer it failed on
-    [3] weights  [4] arena   [5] stamps, or 0   [6] lengths  [7] capacity   [8...] inputs, outputs, sizes, slot offsets
+    [3] weights  [4] arena  [5] stamps, or 0  [6] lengths  [7] capacity  [8] counts
+    [9...] inputs, outputs, sizes, slot offsets
 
 Stamps are an int64 array [threads][nodes][2]: each thread notes the time-stamp counter before and after each node.
 Lengths are an int64 array [batch]: how many tokens of each sequence the cache holds; its buffers have room for
-`capacity` tokens. Of a model without a cache that grows in place both words are 0.
+`capacity` tokens. Counts are one more: how many new tokens of each sequence are no padding. Of a model without a cache
+that grows in place these words are 0.
 The run time has the same layout from the manifest; a test holds the two together.
 """
 from __future__ import annotations
@@ -16,8 +18,8 @@ from dataclasses import dataclass
 from q8c.ir import memory
 from q8c.ir.dims import Dim, Expr
 
-THREADS, STATUS, DETAIL, WEIGHTS, ARENA, STAMPS, LENGTHS, CAPACITY = range(8)
-ARGUMENTS = 8
+THREADS, STATUS, DETAIL, WEIGHTS, ARENA, STAMPS, LENGTHS, CAPACITY, COUNTS = range(9)
+ARGUMENTS = 9
 
 
 @dataclass(frozen=True)

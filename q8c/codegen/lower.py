@@ -151,8 +151,8 @@ class Entry:
             return self.b.at(self.arena, self.b.add(self.word(frame.slot(place.index)), start))
         if place.kind == "constant":
             return self.b.at(self.weights, self.offsets[name])
-        if place.kind == "lengths":
-            return self.b.load(PTR, self.address(frames.LENGTHS))
+        if place.kind in ("lengths", "counts"):
+            return self.b.load(PTR, self.address(frames.LENGTHS if place.kind == "lengths" else frames.COUNTS))
         word = frame.input(place.index) if place.kind == "input" else frame.output(place.index)
         return self.b.load(PTR, self.address(word))
 

@@ -9,8 +9,8 @@ from q8c.ir.graph import Graph, Node, Value, view_root
 
 @dataclass(frozen=True)
 class Place:
-    """Storage of a value: the n-th `input` or `output` of a run, its `lengths`, an arena `slot`, or a `constant` (by
-    name)."""
+    """Storage of a value: the n-th `input` or `output` of a run, its `lengths` or `counts`, an arena `slot`, or a
+    `constant` (by name)."""
 
     kind: str
     index: int = 0
@@ -43,6 +43,8 @@ def _place(node: Node, value: Value, places: dict[Value, Place]) -> None:
         places[value] = places[view_root(value)]
     elif node.op == "past_lengths":
         places[value] = Place("lengths")
+    elif node.op == "new_counts":
+        places[value] = Place("counts")
     elif value.slot is None:
         raise CompileError(f"{node}: {value!r} has no arena slot; run plan-memory last")
     else:

@@ -105,9 +105,9 @@ def _is_uniform(graph: Graph, past: Value, mask: Value | None) -> bool:
         if value not in kept and value is not mask and names_in(value.shape) & told:
             return True
     for node in graph.nodes:
-        if in_place(node) or node.op == "past_lengths" or node in counting:
+        if in_place(node) or node.op in ("past_lengths", "new_counts") or node in counting:
             continue
-        if (node.op == "attention" and len(node.inputs) > 5 and node.inputs[3] is None
+        if (node.op == "attention" and node.inputs[5:6] not in ([], [None]) and node.inputs[3] is None
                 or node.op == "last_token" and len(node.inputs) > 2):
             seen = kept | masks
         else:
@@ -119,8 +119,10 @@ def _is_uniform(graph: Graph, past: Value, mask: Value | None) -> bool:
 
 
 def _for_lengths(graph: Graph) -> set[Node]:
-    """The nodes that only compute the lengths of appends, which a state says whatever the inputs are."""
-    lengths = {n.input(2) for n in graph.nodes if in_place(n)}
+    """The nodes that only compute the lengths of appends and how many tokens are new, which a state says whatever the
+    inputs are."""
+    lengths: set[Value | None] = {n.input(2) for n in graph.nodes if in_place(n)}
+    lengths |= {v for n in graph.nodes if n.op == "attention" for v in n.inputs[6:]}
     found: set[Node] = set()
     for node in reversed(graph.nodes):
         if all(v in lengths or v.users and found.issuperset(v.users) and not graph.is_output(v) for v in node.outputs):

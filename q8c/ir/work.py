@@ -11,7 +11,7 @@ from q8c.ir.ops.registry import attributes
 
 _GATHERED = {"gather": 1, "gather_nd": 1, "gather_elements": 1, "slice": 1, "lookup": 2, "last_token": 1}
 """How many operands a node reads only a part of."""
-NO_CODE = frozenset({"reshape", "past_lengths"})
+NO_CODE = frozenset({"reshape", "past_lengths", "new_counts"})
 """Ops that compute nothing: their results lie where an operand does, or come with the run."""
 
 

@@ -8,7 +8,7 @@ import numpy as np
 
 from q8c.errors import CompileError
 from q8c.ir.cache import appended, find_tokens, in_place
-from q8c.ir.dims import as_symbol
+from q8c.ir.dims import Dim, as_symbol
 from q8c.ir.graph import Graph, Node, Value
 from q8c.ir.types import DType
 from q8c.passes.attention_heads import find_heads
@@ -18,8 +18,8 @@ from q8c.passes.rewrite import sources, substitute
 from q8c.passes.rules import attr, nodes_between, producer
 
 FORMATS = ("f32", "int8")
-LENGTHS = 5
-"""The operand of attention that says how many tokens of each sequence are kept."""
+LENGTHS, COUNTS = 5, 6
+"""The operands of attention that say how many tokens of each sequence are kept, and how many are new."""
 
 
 @dataclass(frozen=True)
@@ -28,8 +28,8 @@ class KeepCache(Pass):
     past is an input, present an output, and attentions are all that reads them.
 
     Both are then one buffer of the caller's, so that the kept tokens are never moved. Causal attentions to them take
-    lengths, one for each sequence. Lengths that the model computes hold unless a state says others. `format`: how rows
-    are kept, f32 or int8.
+    lengths, one for each sequence; attentions of the new tokens to any others take new_counts. Lengths that the model
+    computes hold unless a state says others. `format`: how rows are kept, f32 or int8.
     """
 
     name: ClassVar[str] = "keep-cache"
@@ -135,7 +135,32 @@ def rewrite(graph: Graph, kept: list[Node], formats: list[str], report: Report) 
         for reader in made.output.users:
             if reader.op == "attention" and attr(reader, "causal") and reader.inputs[LENGTHS:] == []:
                 graph.set_inputs(reader, [*reader.inputs, *[None] * LENGTHS][:LENGTHS] + [lengths])
+    count_queries(graph, held, appended(kept[0]))
     graph.prune()
+
+
+def count_queries(graph: Graph, held: Value, tokens: Dim) -> None:
+    """Tell attentions whose queries are new tokens, and whose keys may be more, how many are no padding: what the run
+    says, where the model computes that itself without a state its numbers."""
+    found = [n for n in graph.nodes if n.op == "attention" and n.input(0).shape[-2] != n.input(1).shape[-2]
+             and graph.known_equal(n.input(0).shape[-2], tokens)]
+    if not found:
+        return
+    assert held.producer is not None
+    said = graph.add("new_counts", held.producer.inputs, {"tokens": tokens}, name="counts", before=found[0]).output
+    counts: dict[Value | None, Value] = {None: said}
+    for node in found:
+        given = next(iter(node.inputs[COUNTS:]), None)
+        if given is not None and given not in counts:
+            counts[given] = unless_held(graph, held, given, said, node)
+        graph.set_inputs(node, [*node.inputs, *[None] * COUNTS][:COUNTS] + [counts[given]])
+
+
+def unless_held(graph: Graph, held: Value, given: Value, said: Value, before: Node) -> Value:
+    """A number of each sequence that the model computes, but the one that a state says if there is one."""
+    none = graph.add("less", [held, graph.constant(np.int64(0), "zero")], before=before).output
+    source = given.producer.source if given.producer is not None else ()
+    return graph.add("where", [none, given, said], source=source, before=before).output
 
 
 def lengths_if_held(graph: Graph, kept: list[Node]) -> Value:
@@ -148,8 +173,7 @@ def lengths_if_held(graph: Graph, kept: list[Node]) -> Value:
     for node in dict.fromkeys(counts):
         given = node.input(1)
         if given not in found:
-            none = graph.add("less", [held, graph.constant(np.int64(0), "zero")], before=node).output
-            found[given] = graph.add("where", [none, given, held], source=node.source, before=node).output
+            found[given] = unless_held(graph, held, given, held, node)
         graph.replace_uses(node.output, found[given])
     return held
 

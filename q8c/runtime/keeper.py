@@ -31,21 +31,23 @@ _STEP = 64
 
 @dataclass(frozen=True)
 class Step:
-    """One run on a state: what it reads by input (None for what the state holds), its plan, and how many tokens each
-    sequence holds after it."""
+    """One run on a state: what it reads by input (None for what the state holds), its plan, how many of each sequence's
+    new tokens are no padding, and how many tokens each holds after it."""
 
     inputs: Sequence[Array | None]
     plan: Plan
+    counts: Lengths
     after: Sequence[int]
 
 
 @dataclass(frozen=True)
 class Dense:
-    """A run without a state: how many tokens each sequence has, -1 where other inputs say that, for how many its
-    buffers have room, the addresses of the outputs or of buffers in place of them, and which outputs are to be filled
-    from such buffers."""
+    """A run without a state: how many tokens each sequence has, -1 where other inputs say that, and how many new ones
+    up to the last that is no padding; for how many its buffers have room, the addresses of the outputs or of buffers in
+    place of them, and which outputs are to be filled from such buffers."""
 
     lengths: Lengths
+    counts: Lengths
     capacity: int
     addresses: Sequence[int]
     buffers: Sequence[tuple[Array, Buffer]]
@@ -79,15 +81,26 @@ class Keeper:
             raise ArtifactError("the outputs have no room for the keys and values they are to hold; compile the model "
                                 "again")
         lengths, addresses = np.full(batch, -1 if self._cache.given else past), [address_of(a) for a in outputs]
+        counts = self._counts(inputs, batch, past)
         if not self._layout.in_bytes:
             for old, present in pairs:
                 present[:, :, :past] = old
-            return Dense(lengths, tokens, addresses, [])
+            return Dense(lengths, counts, tokens, addresses, [])
         buffers = allocate(self._layout.caches, batch, tokens, "what this run keeps in 8 bits")
         for (_, o), buffer in zip(self._cache.pairs, buffers, strict=True):
             addresses[o] = buffer.address
         grown = [(present, buffer) for (_, present), buffer in zip(pairs, buffers, strict=True)]
-        return Dense(lengths, self._layout.capacity(tokens), addresses, grown)
+        return Dense(lengths, counts, self._layout.capacity(tokens), addresses, grown)
+
+    def _counts(self, inputs: Sequence[Array], batch: int, past: int) -> Lengths:
+        """How many new tokens each sequence has, up to the last one that the mask says is no padding."""
+        number, axis = self._cache.tokens
+        tokens = inputs[number].shape[axis]
+        if tokens < 2 or self._cache.mask == NONE:
+            return np.full(batch, tokens)
+        there = inputs[self._cache.mask] != 0
+        ends = np.where(there, np.arange(1, there.shape[1] + 1), 0).max(1, initial=0)
+        return np.asarray(np.clip(ends - past, 0, tokens))
 
     def buffers(self, state: State, returned: Sequence[Array]) -> list[int]:
         """The addresses of a run's outputs: the state's for what is kept, and those of arrays for the others."""
@@ -131,7 +144,7 @@ class Keeper:
         plan, mask = self._plan(state.batch, past, tokens, shapes)
         if cache.mask != NONE:
             found[cache.mask] = mask if mask is None or min(new) == tokens else _before(mask, after)
-        return Step(found, plan, after)
+        return Step(found, plan, np.array(new), after)
 
     def _planned(self, batch: int, past: int, tokens: int,
                  shapes: Sequence[Shape | None]) -> tuple[Plan, Array | None]:

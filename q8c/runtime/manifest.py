@@ -28,7 +28,7 @@ CHUNK = 4 << 20
 """Sections are hashed in pieces of this many bytes, so that several cores can check one."""
 FRAME_STAMPS = 5
 """The frame word with the address of the run's stamps, int64 [threads][nodes][2], or 0."""
-FRAME_ARGUMENTS = 8
+FRAME_ARGUMENTS = 9
 """First frame word after the fixed ones."""
 MAX_RANK = 32
 MAX_TENSORS = 1024

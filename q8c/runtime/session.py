@@ -28,7 +28,7 @@ from q8c.runtime.trace import Trace
 
 _IDLE_FRAMES = 8  # kept for the next runs; more are made when more run at once
 _ONNX_TYPES = {"float32": "float", "float64": "double"}
-_FIXED = struct.Struct("=qqqQQQQq")
+_FIXED = struct.Struct("=qqqQQQQqQ")
 
 
 @dataclass(frozen=True)
@@ -128,11 +128,11 @@ class Session:
         frame = _frame(loaded, plan)
         outputs = loaded.signature.allocate(plan)
         if loaded.keeper is None:
-            self._execute(loaded, frame, plan, map(address_of, inputs), map(address_of, outputs), 0, 0)
+            self._execute(loaded, frame, plan, map(address_of, inputs), map(address_of, outputs), 0, 0, 0)
         else:
             dense = loaded.keeper.dense(inputs, outputs)
             self._execute(loaded, frame, plan, map(address_of, inputs), dense.addresses, address_of(dense.lengths),
-                          dense.capacity)
+                          dense.capacity, address_of(dense.counts))
             dense.finish()
         return [outputs[i] for i in wanted] if wanted else outputs
 
@@ -157,15 +157,17 @@ class Session:
             frame = _frame(loaded, step.plan)
             outputs = loaded.signature.allocate(step.plan, keeper.returned)
             self._execute(loaded, frame, step.plan, [0 if a is None else address_of(a) for a in step.inputs],
-                          keeper.buffers(state, outputs), state.lengths_address, state.capacity)
+                          keeper.buffers(state, outputs), state.lengths_address, state.capacity,
+                          address_of(step.counts))
             state.advance(step.after)
         return [outputs[keeper.returned.index(n)] for n in wanted] if wanted else outputs
 
     def _execute(self, loaded: _Loaded, frame: Frame, plan: Plan, inputs: Iterable[int], outputs: Iterable[int],
-                 lengths: int, capacity: int) -> None:
+                 lengths: int, capacity: int, counts: int) -> None:
         """Run the code on arrays at these addresses. Raises InputError if the model refuses what is in them."""
         memory = frame.memory
-        _FIXED.pack_into(memory, 0, 1, 0, 0, loaded.artifact.weights_address, frame.arena_address, 0, lengths, capacity)
+        _FIXED.pack_into(memory, 0, 1, 0, 0, loaded.artifact.weights_address, frame.arena_address, 0, lengths, capacity,
+                         counts)
         loaded.arguments.pack_into(memory, 8 * FRAME_ARGUMENTS, *inputs, *outputs)
         memory[loaded.tail] = plan.tail
         trace = None

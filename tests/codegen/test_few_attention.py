@@ -30,6 +30,10 @@ CASES = [
     replace(SHOWN, int8=True, softcap=0.6),
 ]
 
+COUNTED = [replace(case, counts=True) for case in (
+    CASES[1], replace(DECODE, causal=False), CASES[6], replace(CASES[1], window=30, split="qkv"),
+    replace(SHOWN, key_mask=MASKS["bool"]))]
+
 
 def close(case: Case, feeds: dict[str, Array]) -> Array:
     """The result, the same on every tier and in any number of pieces, which is near the reference's."""
@@ -123,8 +127,25 @@ def test_zero_sizes(batch: int, queries: int, keys: int) -> None:
 
 @pytest.mark.skipif(not runnable(FAST), reason="this CPU has no AMX with bfloat16")
 def test_few_queries_are_float32_beside_amx() -> None:
-    feeds = DECODE.feeds(np.random.default_rng(7), 1, FEW_BEFORE_AMX, 50)
-    np.testing.assert_array_equal(run(DECODE, feeds, FAST), run(DECODE, feeds, APPROXIMATE))
+    case = replace(DECODE, counts=True)
+    feeds = case.feeds(np.random.default_rng(7), 1, FEW_BEFORE_AMX, 50)
+    np.testing.assert_array_equal(run(case, feeds, FAST), run(case, feeds, APPROXIMATE))
+
+
+@pytest.mark.skipif(not runnable(FAST), reason="this CPU has no AMX with bfloat16")
+@pytest.mark.parametrize("case", COUNTED, ids=range(len(COUNTED)))
+def test_padding_does_not_choose_how_products_are_rounded(case: Case) -> None:
+    counts = np.array([3, 20, FEW_BEFORE_AMX, FEW_BEFORE_AMX + 1, 1])
+    feeds = case.feeds(np.random.default_rng(9), len(counts), 20, SPAN + 40) | {"counts": counts}
+    together = run(case, feeds, FAST)
+    np.testing.assert_array_equal(run(case, feeds, FAST, 3), together)
+    np.testing.assert_allclose(together, reference(case, feeds), rtol=0, atol=0.05)  # that of padding too
+    in_bfloat16 = run(case, feeds | {"counts": np.full(len(counts), 20)}, FAST)
+    for row, count in enumerate(counts.tolist()):
+        alone = {n: a[row:row + 1] for n, a in feeds.items()}
+        alone["q"] = np.ascontiguousarray(alone["q"][:, :, :count] if "q" in case.split else alone["q"][:, :count])
+        np.testing.assert_array_equal(run(case, alone, FAST)[0], together[row, :count])
+        assert (together[row, :count] == in_bfloat16[row, :count]).all() == (count > FEW_BEFORE_AMX)
 
 
 @pytest.mark.skipif(not runnable(FAST), reason="this CPU has no AMX with bfloat16")

@@ -41,7 +41,8 @@ def test_keys_and_values_grow_in_place() -> None:
       {VALUES}
       %k2: f32[b, 2, past + s, 8] = append(%k, %kv, %lengths) {{kv_heads = 2, head_size = 8, offset = 4, in_place = true}} from "split", "cat"
       %v2: f32[b, 2, past + s, 8] = append(%v, %vn, %lengths) {{kv_heads = 2, head_size = 8, in_place = true}}
-      %y: f32[b, s, 32] = attention(%q, %k2, %v2, -, -, %lengths) {ATTENTION}
+      %counts: i64[b] = new_counts(%k) {{tokens = s}}
+      %y: f32[b, s, 32] = attention(%q, %k2, %v2, -, -, %lengths, %counts) {ATTENTION}
       return %y, %k2, %v2
     }}""")
     assert [note.text for note in report.rewrites] == ["%k grows in place into %k2", "%v grows in place into %v2"]
@@ -58,9 +59,21 @@ def test_an_append_is_put_in_place_as_well() -> None:
       {VALUES}
       %k2: f32[b, 2, past + s, 8] = append(%k, %kv, %lengths) {{kv_heads = 2, head_size = 8, offset = 3, in_place = true}}
       %v2: f32[b, 2, past + s, 8] = append(%v, %vn, %lengths) {{kv_heads = 2, head_size = 8, in_place = true}}
-      %y: f32[b, s, 32] = attention(%q, %k2, %v2) {ATTENTION.replace("true", "false")}
+      %counts: i64[b] = new_counts(%k) {{tokens = s}}
+      %y: f32[b, s, 32] = attention(%q, %k2, %v2, -, -, -, %counts) {ATTENTION.replace("true", "false")}
       return %y, %k2, %v2
     }}""")
+
+
+def test_new_tokens_are_counted_for_every_attention_of_theirs() -> None:
+    """That of other keys too; not one whose keys are as many as queries, which has no way for few."""
+    graph = parse(decoder(f"""{GROWN}      %v2: f32[b, 2, past + s, 8] = concat(%v, %vn) {{axis = 2}}
+      %x: f32[b, s, 32] = attention(%q, %k2, %v2) {ATTENTION}
+      %z: f32[b, s, 32] = attention(%x, %other, %other) {ATTENTION.replace("true", "false")}
+      %y: f32[b, s, 32] = attention(%z, %kn, %vn) {ATTENTION}""", INPUTS + ", %other: f32[b, t, 16]"))
+    run_passes(graph, [KeepCache()])
+    operands = {n.output.name: [v and v.name for v in n.inputs[3:]] for n in graph.nodes if n.op == "attention"}
+    assert operands == {"x": [None, None, "lengths", "counts"], "z": [None, None, None, "counts"], "y": []}
 
 
 def test_rows_of_8_bits() -> None:

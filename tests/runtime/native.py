@@ -50,8 +50,8 @@ def model(constraints: tuple[Constraint, ...] = ()) -> Model:
 def look_up(b: Body, frame: Any, i: Any) -> None:
     """Row i of t."""
     weights, arena = b.load(PTR, b.at(frame, 3, I64)), b.load(PTR, b.at(frame, 4, I64))
-    ids, x = b.load(PTR, b.at(frame, 8, I64)), b.load(PTR, b.at(frame, 9, I64))
-    n, turned = b.load(I64, b.at(frame, 12, I64)), b.at(arena, b.load(I64, b.at(frame, 14, I64)))
+    ids, x = b.load(PTR, b.at(frame, 9, I64)), b.load(PTR, b.at(frame, 10, I64))
+    n, turned = b.load(I64, b.at(frame, 13, I64)), b.at(arena, b.load(I64, b.at(frame, 15, I64)))
     token = b.load(I64, b.at(ids, i, I64))
     with b.if_(b.ucmp(">=", token, ROWS)):
         b.store(ir.Constant(I64, 1), b.at(frame, 1, I64))
@@ -65,8 +65,8 @@ def look_up(b: Body, frame: Any, i: Any) -> None:
 
 def turn(b: Body, frame: Any, i: Any) -> None:
     """Row i of y."""
-    arena, y = b.load(PTR, b.at(frame, 4, I64)), b.load(PTR, b.at(frame, 10, I64))
-    batch, n, stride, turned, scratch = (b.load(I64, b.at(frame, word, I64)) for word in range(11, 16))
+    arena, y = b.load(PTR, b.at(frame, 4, I64)), b.load(PTR, b.at(frame, 11, I64))
+    batch, n, stride, turned, scratch = (b.load(I64, b.at(frame, word, I64)) for word in range(12, 17))
     turned, scratch = b.at(arena, turned), b.at(b.at(arena, scratch), b.mul(b.arg("tid"), stride))
     source = b.mul(b.sub(b.sub(batch, 1), i), n)
     with b.range(0, n) as j:
@@ -84,7 +84,7 @@ def image(tier: str = "avx2") -> Image:
     b = Body(module, target, PHASES)
 
     def each_row(frame: Any, body: Callable[[Any], None]) -> None:
-        batch, queue = b.load(I64, b.at(frame, 11, I64)), b.queue()
+        batch, queue = b.load(I64, b.at(frame, 12, I64)), b.queue()
 
         def row(drawn: list[Any]) -> list[Any]:
             body(drawn[0])

@@ -112,8 +112,8 @@ def test_other_files_are_refused_in_one_line(tmp_path: Path) -> None:
 
 def test_another_version_says_so(artifact: Path, tmp_path: Path) -> None:
     data = bytearray(artifact.read_bytes())
-    data[8] = 4
-    with pytest.raises(ArtifactError, match="format version 4, this q8c reads version 3"):
+    data[8] = 5
+    with pytest.raises(ArtifactError, match="format version 5, this q8c reads version 4"):
         load(save(tmp_path, bytes(data)))
 
 

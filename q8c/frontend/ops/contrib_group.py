@@ -19,12 +19,13 @@ from q8c.ir.types import DType
 
 @dataclass(frozen=True)
 class Keys:
-    """Keys and values [batch, heads, rows, size], and how many of them were there before the new ones, for each row of
-    the batch [batch]; None: none."""
+    """Keys and values [batch, heads, rows, size]; how many of them were there before the new ones, for each row of the
+    batch [batch], and how many new ones are no padding; None: there were none before."""
 
     k: Tensor
     v: Tensor
     lengths: Tensor | None
+    counts: Tensor | None
 
 
 @importer("GroupQueryAttention", domain=MICROSOFT)
@@ -40,7 +41,7 @@ def group_query_attention(c: Call) -> list[Tensor | None]:
         c.unsupported("scales of a quantized cache, or products of queries and keys as an output")
     dtype = c.input(0).dtype
     q, k, v = (c.builder.cast(t, DType.f32) for t in _parts(c, heads, kv_heads))
-    lengths, rows = _lengths(c, q.shape[2])
+    lengths, counts, rows = _lengths(c, q.shape[2])
     if c.attr_int("do_rotary", 0):
         positions = c.optional(9) or _positions(c, q.shape[2], lengths)
         interleaved = bool(c.attr_int("rotary_interleaved", 0))
@@ -49,7 +50,7 @@ def group_query_attention(c: Call) -> list[Tensor | None]:
     if lengths is not None:
         k, v = (c.emit("append", c.builder.cast(c.input(i), DType.f32), t, lengths, kv_heads=kv_heads,
                        head_size=int(str(t.shape[3])), rows=rows) for i, t in ((3, k), (4, v)))
-    y = _attention(c, q, Keys(k, v, lengths))
+    y = _attention(c, q, Keys(k, v, lengths, counts))
     return [c.builder.cast(t, dtype) for t in (y, k, v)]
 
 
@@ -67,15 +68,15 @@ def _parts(c: Call, heads: int, kv_heads: int) -> list[Tensor]:
             for start, n in zip(starts, counts, strict=True)]
 
 
-def _lengths(c: Call, seq: Dim) -> tuple[Tensor | None, Dim]:
-    """How many keys each row of the batch keeps, -1 where new ones find no room behind them, and how many keys the
-    present holds; None without a past.
+def _lengths(c: Call, seq: Dim) -> tuple[Tensor | None, Tensor | None, Dim]:
+    """How many keys each row of the batch keeps, -1 where new ones find no room behind them, how many new ones are no
+    padding, and how many keys the present holds; None without a past.
 
     A first prompt's rows may be shorter than the longest: they keep nothing all the same.
     """
     past = c.optional(3)
     if past is None:
-        return None, seq
+        return None, None, seq
     both = past.shape[2] + seq
     total = c.input(6).known
     rows = both if total is None else dim_max(past.shape[2], _size(total.reshape(-1)[0]))
@@ -84,7 +85,8 @@ def _lengths(c: Call, seq: Dim) -> tuple[Tensor | None, Dim]:
     last = c.builder.cast(c.builder.reshape(c.input(5), past.shape[:1]), DType.i64)
     kept = c.emit("max", c.emit("sub", last, from_size(seq - 1)), c.scalar(0, DType.i64))
     fits = c.emit("less_equal", kept, from_size(rows - seq))
-    return c.emit("past_lengths", past, c.emit("where", fits, kept, c.scalar(-1, DType.i64))), rows
+    counts = c.emit("min", c.emit("add", last, c.scalar(1, DType.i64)), from_size(seq))
+    return c.emit("past_lengths", past, c.emit("where", fits, kept, c.scalar(-1, DType.i64))), counts, rows
 
 
 def _size(x: object) -> Dim:
@@ -107,8 +109,8 @@ def _attention(c: Call, q: Tensor, keys: Keys) -> Tensor:
     if lengths is None:
         masks = [causal_mask(c, q, k, 0, window), bias]
         return attend(c, q, repeated(c, k, heads), repeated(c, v, heads), scale, masks)
-    return c.emit("attention", q, k, v, bias, None, lengths, heads=heads, kv_heads=k.shape[1], head_size=q.shape[3],
-                  scale=scale, softcap=softcap, causal=True, window=max(window, 0))
+    return c.emit("attention", q, k, v, bias, None, lengths, keys.counts, heads=heads, kv_heads=k.shape[1],
+                  head_size=q.shape[3], scale=scale, softcap=softcap, causal=True, window=max(window, 0))
 
 
 def _bias(c: Call, keys: Dim) -> Tensor | None:

@@ -101,6 +101,17 @@ def past_lengths(args: Sequence[Any], attrs: Mapping[str, Any]) -> Sequence[Arra
     return [np.full(past.shape[0], -1 if attrs["unknown"] else past.shape[2]) if given is None else given]
 
 
+def _new_counts(o: Operands) -> Sequence[TensorType]:
+    past = o.type(0)
+    o.expect(past.rank == 4, "expected what is kept as f32[batch, heads, past, size]")
+    return [TensorType(DType.i64, past.shape[:1])]
+
+
+def new_counts(args: Sequence[Any], attrs: Mapping[str, Any]) -> Sequence[Array]:
+    """The number of new tokens of every sequence: `tokens`."""
+    return [np.full(args[0].shape[0], attrs["tokens"])]
+
+
 def _last_token(o: Operands) -> Sequence[TensorType]:
     x, mask = o.type(0), o.types[1]
     o.expect(x.dtype is DType.f32 and x.rank == 3, "expected f32[batch, seq, channels]")
@@ -147,3 +158,5 @@ register(OpDef("last_token", "x mask? lengths?", _last_token, last_token, level=
 register(OpDef("past_lengths", "past given?", _past_lengths, past_lengths, {"unknown": AttrSpec("bool", False)},
                Level.fused, doc="How many tokens of each sequence are kept: as a state says that the model runs on; "
                "without one as `given`, or all, or -1 where that is `unknown`."))
+register(OpDef("new_counts", "past", _new_counts, new_counts, {"tokens": AttrSpec("dim")}, Level.fused,
+               doc="How many new tokens each sequence has that are no padding: as the run says; here all `tokens`."))

@@ -125,6 +125,7 @@ def attention_sizes(o: Operands) -> tuple[Dim, Dim, Dim]:
 def _attention(o: Operands) -> Sequence[TensorType]:
     batch, queries, keys = attention_sizes(o)
     heads, mask, key_mask, lengths = o.attrs["heads"], *o.types[3:6]
+    expect_lengths(o, 6, batch)
     if mask is not None:
         o.expect(mask.rank == 4 and mask.dtype is DType.f32, "expected the mask as f32 of rank 4")
         o.broadcast(mask.shape, (batch, heads, queries, keys))
@@ -163,7 +164,8 @@ def attention(args: Sequence[Any], attrs: Mapping[str, Any],
     i + (keys - queries): `causal` lets it see no later ones, and `window` only those less than so many keys away. A
     query that sees no key gets NaN; 0 with `nan_to_zero`, which does that for any weights that are NaN; with `spread`
     the mean of all values, if causal up to those the last query may see, whatever key mask and window. What no query
-    sees adds nothing, even if it is NaN.
+    sees adds nothing, even if it is NaN. `counts` says how many queries of each sequence are no padding, by which code
+    may round in one way or another; it changes nothing here.
     """
     heads, kv_heads, size = attrs["heads"], attrs["kv_heads"], attrs["head_size"]
     q, k, v = (np.repeat(split_heads(x, count, size, offset).astype(precision), heads // count, axis=1)
@@ -223,7 +225,7 @@ ATTENTION = {
     "softcap": AttrSpec("float", 0.0), "window": AttrSpec("int", 0),
     "offsets": AttrSpec("ints", (0, 0, 0))}
 
-register(OpDef("attention", "q k v mask? key_mask? lengths?", _attention, attention, ATTENTION, Level.fused))
+register(OpDef("attention", "q k v mask? key_mask? lengths? counts?", _attention, attention, ATTENTION, Level.fused))
 register(OpDef("loop", "*xs", _loop, _run_body, level=Level.fused, has_body=True,
                doc="One pass over rows: elementwise ops, and reductions, norms, softmax and dynamic_quantize over the "
                    "last axis. Its meaning is its body."))
