@@ -111,6 +111,14 @@ def test_pad(pads: Any, axes: Any) -> None:
     compare(proto, {"x": normal(2, 4)}, runtime=True)
 
 
+def test_a_size_settled_by_padding_or_cutting() -> None:
+    """As a model brings one length to another's, whichever is longer."""
+    nodes = [node("Shape", "x", "s"), node("Shape", "like", "t"), node("Sub", "t s", "more"),
+             node("Concat", "zero more", "pads", axis=0), node("Pad", "x pads")]
+    proto = model(nodes, {"x": (F32, ["n"]), "like": (F32, ["m"])}, {"y": F32}, {"zero": ints(0)}, opset=18)
+    compare(proto, *({"x": normal(n), "like": normal(m)} for n, m in ((2, 5), (5, 2), (3, 3))), runtime=True)
+
+
 def test_pad_of_bools() -> None:
     proto = model([node("Pad", "x pads")], {"x": (BOOL, ["n"])}, {"y": BOOL}, {"pads": ints(1, 2)}, opset=18)
     compare(proto, {"x": np.ones(3, bool)})

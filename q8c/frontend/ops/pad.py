@@ -3,7 +3,7 @@ from __future__ import annotations
 
 from q8c.frontend.registry import Call, importer
 from q8c.frontend.tensor import Tensor, from_size
-from q8c.ir.dims import Dim, dim_max, nonnegative
+from q8c.ir.dims import Dim, dim_max, dim_min
 from q8c.ir.types import DType
 
 
@@ -16,7 +16,7 @@ def pad(c: Call) -> Tensor:
         c.fail(f"mode is {mode!r}, expected constant, edge, reflect or wrap")
     before, after = _amounts(c, x)
     x = _crop(c, x, before, after)
-    before, after = ([0 if isinstance(p, int) and p < 0 else p for p in ps] for ps in (before, after))
+    before, after = ([dim_max(p, 0) for p in ps] for ps in (before, after))
     if all(p == 0 for p in [*before, *after]):
         return x
     if mode == "constant":
@@ -69,15 +69,9 @@ def _amounts(c: Call, x: Tensor) -> tuple[list[Dim], list[Dim]]:
 
 
 def _crop(c: Call, x: Tensor, before: list[Dim], after: list[Dim]) -> Tensor:
-    starts: list[Dim] = []
-    sizes: list[Dim] = []
-    for d, b, a in zip(x.shape, before, after, strict=True):
-        if not all(isinstance(p, int) or nonnegative(p) for p in (b, a)):
-            c.unsupported(f"pads {b} and {a}, which may be negative or not")
-        start = -b if isinstance(b, int) and b < 0 else 0
-        starts.append(start)
-        sizes.append(d - start + (a if isinstance(a, int) and a < 0 else 0))
-    return c.builder.slice(x, starts, sizes, [1] * x.rank)
+    cut = [(dim_min(b, 0), dim_min(a, 0)) for b, a in zip(before, after, strict=True)]
+    sizes = [d + b + a for d, (b, a) in zip(x.shape, cut, strict=True)]
+    return c.builder.slice(x, [b * -1 for b, _ in cut], sizes, [1] * x.rank)
 
 
 def _value(c: Call) -> float:
