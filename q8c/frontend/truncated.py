@@ -1,7 +1,10 @@
 """Sizes that are divided as ONNX divides, towards zero, where what is divided may be below zero."""
 from __future__ import annotations
 
-from q8c.ir.dims import Call, Dim, Expr, dim_max, dim_min, floordiv, mod, nonnegative, sym
+from collections.abc import Callable
+from functools import partial
+
+from q8c.ir.dims import Atom, Call, Dim, Expr, Monomial, dim_max, dim_min, floordiv, mod, nonnegative, product, sym
 from q8c.ir.graph import Graph
 
 
@@ -17,24 +20,35 @@ def settled(graph: Graph, size: Dim) -> Dim:
     PyTorch states lengths behind windows so, `(length - kernel) / stride + 1`. A convolution gives the length that
     floor division gives, and where the two differ the window has no place at all.
     """
-    if isinstance(size, int):
-        return size
-    total: Dim = 0
-    for monomial, coefficient in size.terms:
-        term: Dim = coefficient
-        for atom in monomial:
-            term = term * (sym(atom) if isinstance(atom, str) else _settled_call(graph, atom))
-        total = total + term
-    for monomial, coefficient in total.terms if isinstance(total, Expr) else ():
-        found = _dividend(monomial[0]) if len(monomial) == 1 else None
-        if found is not None:
-            a, b = found
-            negative = floordiv(dim_max(0, a * -1), b)
-            if isinstance(negative, Expr) and isinstance(total, Expr) and {
-                    (m, -c * coefficient) for m, c in negative.terms} <= set(total.terms):
-                graph.assume_equal(dim_max(0, a), a)
-                total = total + (floordiv(a, b) - Expr({monomial: 1}) + negative) * coefficient
+    total = _with_atoms(size, lambda atom: _settled_call(graph, atom) if isinstance(atom, Call) else sym(atom))
+    for quotient in dict.fromkeys(a for monomial, _ in _terms(total) for a in monomial):
+        found = _dividend(quotient)
+        if found is None:
+            continue
+        a, b = found
+        negative = floordiv(dim_max(0, a * -1), b)
+        without = _with_atoms(total, partial(_replaced, quotient, floordiv(a, b) + negative))
+        below = {atom for monomial, _ in _terms(negative) for atom in monomial}
+        if below and not any(below & set(monomial) for monomial, _ in _terms(without)):
+            graph.assume_equal(dim_max(0, a), a)
+            total = without
     return total
+
+
+def _replaced(old: Atom, new: Dim, atom: Atom) -> Dim:
+    return new if atom == old else Expr({(atom,): 1})
+
+
+def _with_atoms(size: Dim, become: Callable[[Atom], Dim]) -> Dim:
+    """A size with its symbols and calls replaced."""
+    total: Dim = 0
+    for monomial, coefficient in _terms(size):
+        total = total + product((coefficient, *map(become, monomial)))
+    return total
+
+
+def _terms(size: Dim) -> tuple[tuple[Monomial, int], ...]:
+    return size.terms if isinstance(size, Expr) else (((), size),) if size else ()
 
 
 def _settled_call(graph: Graph, call: Call) -> Dim:

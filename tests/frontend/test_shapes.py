@@ -139,6 +139,17 @@ def test_a_length_behind_windows_is_that_of_the_convolution() -> None:
     assert [str(a) for a, _ in graph.assumptions][:2] == ["max(0, n - 3)", "max(((n + 1) // 2) - 4, 0)"]
 
 
+def test_an_area_behind_windows_is_that_of_the_convolution() -> None:
+    nodes = [node("Conv", "x kernel", "c", strides=[2, 2]), node("Shape", "x", "size", start=2),
+             node("Add", "size minus", "a"), node("Div", "a two", "b"), node("Add", "b one", "steps"),
+             node("ReduceProd", "steps", "area"), node("Concat", "one area", "shape", axis=0),
+             node("Reshape", "c shape")]
+    proto = model(nodes, {"x": (F32, [1, 1, "n", "m"])}, {"y": F32},
+                  {"kernel": normal(1, 1, 3, 3), "minus": ints(-3), "two": ints(2), "one": ints(1)}, opset=18)
+    graph = compare(proto, *({"x": normal(1, 1, n, 13 - n)} for n in (3, 4, 5, 6)), atol=1e-5)
+    assert str(graph.outputs[0].type) == "f32[1, ((m + 1) // 2)*((n + 1) // 2) - ((m + 1) // 2) - ((n + 1) // 2) + 1]"
+
+
 def test_comparison_that_depends_on_the_size_stays() -> None:
     nodes = [node("Shape", "x", "n"), node("Greater", "n four", "big"), node("Where", "big x zero")]
     proto = model(nodes, {"x": (F32, ["n"])}, {"y": F32}, {"four": ints(4), "zero": np.zeros((), F32)})
