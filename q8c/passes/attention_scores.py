@@ -5,34 +5,49 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TypeAlias
 
-from q8c.ir.dims import Dim
+from q8c.ir.dims import Dim, product
 from q8c.ir.graph import Graph, Node, Value
 from q8c.ir.ops import OPS
 from q8c.ir.types import DType, TensorType
 from q8c.passes.attention_heads import scaling
 from q8c.passes.loop_body import broadcast
-from q8c.passes.rules import uniform
+from q8c.passes.rules import Rewriter, orders, producer, uniform
 
 # From here on a float32 fill swallows any score added to it, so that adding it and putting it in place are the same.
 ABSORBS = -1e30
 
 
+def scale_queries(r: Rewriter, node: Node) -> Value | None:
+    """(q k^T) * factor -> (q * factor) k^T, for a factor that is the same for all keys, as each head's own."""
+    for scores, factor in orders(node):
+        inner = producer(scores, "matmul")
+        if inner is None or scores.users != [node] or r.graph.is_output(scores) or any(
+                v.is_constant for v in inner.operands):
+            continue
+        q, rank = inner.input(0), scores.type.rank
+        own = (1,) * (rank - factor.type.rank) + factor.shape
+        if uniform(factor) is None and q.type.rank == rank >= len(own) and own[-1] == 1 and all(
+                d in (1, size) for d, size in zip(own[:-1], q.shape, strict=False)):
+            return r.add("matmul", r.add("mul", q, factor), inner.input(1), **inner.attrs)
+    return None
+
+
 @dataclass(frozen=True)
 class Added:
-    """A mask that is added to the scores. `joined`: batch and heads are one axis of these."""
+    """A mask that is added to scores of the shape `scores`, whose batch and heads may be one axis, or batch several."""
 
     mask: Value
-    joined: bool
+    scores: tuple[Dim, ...]
 
 
 @dataclass(frozen=True)
 class Filled:
-    """A condition, and the number put in place of a score where it is `where`. `joined`: as for `Added`."""
+    """A condition, and the number put in place of a score where it is `where`. `scores`: as for `Added`."""
 
     condition: Value
     fill: Value
     where: bool
-    joined: bool
+    scores: tuple[Dim, ...]
 
 
 Step: TypeAlias = "Added | Filled"
@@ -72,13 +87,13 @@ def find_scores(value: Value) -> Scores | None:
         return replace(found, softcap=1.0, problem=problem)
     if node.op == "reshape" and node.input(0).shape[-2:] == node.output.shape[-2:]:
         return find_scores(node.input(0))
-    joined = node.output.type.rank == 3
+    shape = node.output.shape
     if node.op == "add":
         a, b = node.input(0), node.input(1)
-        return _masked(node, [(a, Added(b, joined)), (b, Added(a, joined))])
+        return _masked(node, [(a, Added(b, shape)), (b, Added(a, shape))])
     if node.op == "where":
         condition, a, b = node.input(0), node.input(1), node.input(2)
-        return _masked(node, [(a, Filled(condition, b, False, joined)), (b, Filled(condition, a, True, joined))])
+        return _masked(node, [(a, Filled(condition, b, False, shape)), (b, Filled(condition, a, True, shape))])
     return None
 
 
@@ -95,6 +110,16 @@ def _masked(node: Node, choices: Sequence[tuple[Value, Step]]) -> Scores | None:
             problem = problem or f"masked scores become {fill}, which is not the same as adding it"
         return replace(found, masks=(*found.masks, step), problem=problem)
     return None
+
+
+def batch_of(scores: tuple[Dim, ...]) -> Dim:
+    """The batch of scores [..., heads, queries, keys]."""
+    return product(scores[:-3])
+
+
+def aligned(mask: Value, scores: tuple[Dim, ...]) -> tuple[Dim, ...]:
+    """The shape of a mask with ones in front, as many axes as the scores have."""
+    return (1,) * (len(scores) - mask.type.rank) + mask.shape
 
 
 @dataclass
@@ -121,9 +146,9 @@ class Masks:
 
     def _apply(self, step: Step, total: Value | None) -> Value:
         if isinstance(step, Added):
-            mask = self.four(step.mask, step.joined)
+            mask = self.four(step.mask, step.scores)
             return mask if total is None else self.add("add", total, mask)
-        condition = self.four(step.condition, step.joined)
+        condition = self.four(step.condition, step.scores)
         keep = self.scalar(0.0) if total is None else total
         fill = self.scalar(float(uniform(step.fill)))
         return self.add("where", condition, *((fill, keep) if step.where else (keep, fill)))
@@ -137,16 +162,27 @@ class Masks:
         """A constant."""
         return self.graph.constant(x, "mask_value", type=TensorType(DType.f32, ()))
 
-    def four(self, value: Value, joined: bool) -> Value:
+    def four(self, value: Value, scores: tuple[Dim, ...]) -> Value:
         """What broadcasts to the same elements, of rank 4: axes of size 1 in front, batch and heads apart."""
         value = self.narrow(value)
+        if len(scores) > 4:
+            return self.one_batch(value, scores)
         shape = (1,) * (4 - value.type.rank) + value.shape
-        if joined and value.type.rank == 3 and value.shape[0] != 1:
+        if len(scores) == 3 and value.type.rank == 3 and value.shape[0] != 1:
             shape = (*self.lead, *value.shape[1:])
             node = value.producer
             if node is not None and node.op == "reshape" and node.input(0).shape == shape:
                 return self.narrow(node.input(0))
         return value if value.shape == shape else self.add("reshape", value, shape=shape)
+
+    def one_batch(self, value: Value, scores: tuple[Dim, ...]) -> Value:
+        """A mask of scores whose batch is several axes, such as images and their windows, with one."""
+        batch, own = scores[:-3], aligned(value, scores)
+        one = all(d == 1 for d in own[:-3])
+        if not one and own[:-3] != batch:
+            value = self.add("reshape", value, shape=own)
+            value = self.add("broadcast_to", value, shape=(*batch, *own[-3:]))
+        return self.add("reshape", value, shape=(1 if one else batch_of(scores), *own[-3:]))
 
     def narrow(self, value: Value) -> Value:
         """A value that broadcasts to the same elements, computed without the broadcasts behind it where possible."""

@@ -74,17 +74,19 @@ def _added(e: Elements, steps: Sequence[Step], positions: Sequence[Dim]) -> floa
     total = np.float32(0)
     for step in steps:
         if isinstance(step, Added):
-            number = _number(e, step.mask, positions, step.joined)
+            number = _number(e, step.mask, positions, step.scores)
             with np.errstate(over="ignore"):  # two of the lowest numbers are minus infinity
                 total = np.float32(total + number)
-        elif bool(_number(e, step.condition, positions, step.joined)) is step.where:
+        elif bool(_number(e, step.condition, positions, step.scores)) is step.where:
             total = np.float32(uniform(step.fill))
     return float(total)
 
 
-def _number(e: Elements, value: Value, positions: Sequence[Dim], joined: bool) -> float:
-    if joined and value.type.rank == 3 and value.shape[0] != 1:
+def _number(e: Elements, value: Value, positions: Sequence[Dim], scores: Sequence[Dim]) -> float:
+    if len(scores) == 3 and value.type.rank == 3 and value.shape[0] != 1:
         raise Opaque("its mask has batch and heads in one axis")
+    if len(scores) > 4:
+        raise Opaque("its mask has a batch of several axes")
     x = e.at(value, tuple(positions[4 - value.type.rank:]))
     if isinstance(x, Expr):
         raise Opaque("its mask is a number of positions")

@@ -8,12 +8,12 @@ from q8c.ir.dims import Dim
 from q8c.ir.graph import Attr, Graph, Node, Value
 from q8c.ir.types import DType
 from q8c.passes.attention_heads import Heads, find_heads
-from q8c.passes.attention_scores import Masks, Scores, Step, find_scores
+from q8c.passes.attention_scores import Masks, Scores, Step, aligned, batch_of, find_scores, scale_queries
 from q8c.passes.axis_parts import Moved, move, run, whole
 from q8c.passes.causal_mask import Seen, causal_mask
 from q8c.passes.manager import Pass, Report
 from q8c.passes.rewrite import sources, substitute
-from q8c.passes.rules import attr, nodes_between, producer, uniform
+from q8c.passes.rules import attr, nodes_between, producer, rewrite, uniform
 
 SWAP = (1, 0, 2)  # [seq, batch, channels] to [batch, seq, channels] and back
 
@@ -46,7 +46,7 @@ class FuseAttention(Pass):
     def run(self, graph: Graph, report: Report) -> bool:
         """Whether an attention was fused."""
         masks = SharedMasks(graph)
-        changed = False
+        changed = rewrite(graph, {"mul": (scale_queries,)}, report)
         for node in list(graph.nodes):
             if node.op == "attention":
                 changed |= join_operands(graph, node)
@@ -101,10 +101,12 @@ def find_attention(graph: Graph, product: Node) -> Found | str | None:
 
 def foreign_mask(graph: Graph, q: Heads, scores: Scores) -> str:
     """Which mask has other batch and heads than the queries, empty if none has."""
-    for value in (v for step in scores.masks for v in vars(step).values() if isinstance(v, Value)):
-        lead = zip(value.shape, (q.batch, q.heads), strict=False)
-        if value.type.rank == 4 and any(d != 1 and not graph.known_equal(d, n) for d, n in lead):
-            return f"its mask {value.type} is not for {q.batch} x {q.heads} heads"
+    for step in scores.masks:
+        for value in (v for v in vars(step).values() if isinstance(v, Value)):
+            *batch, heads, _, _ = aligned(value, step.scores) if len(step.scores) > 3 else (1, 1, 1, 1)
+            if any(d != 1 for d in batch) and not graph.known_equal(batch_of(step.scores), q.batch) or (
+                    heads != 1 and not graph.known_equal(heads, q.heads)):
+                return f"its mask {value.type} is not for {q.batch} x {q.heads} heads"
     return ""
 
 

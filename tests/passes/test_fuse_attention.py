@@ -204,6 +204,40 @@ def test_rows_in_windows() -> None:
     }}""")
 
 
+def windows(mask: str, attention: str) -> str:
+    """Attention within two windows of each image, and its text as fused, given a mask of the windows' scores."""
+    return f"""
+    graph @g(%x: f32[2*b, s, 24], %m: f32[2, 1, s, s], %heads: f32[3, 1, 1]) {{
+      {mask}
+      {attention}
+      return %z
+    }}"""
+
+
+def test_masks_of_windows_and_factors_of_heads() -> None:
+    """As Swin adds a mask for each window of an image, and Swin v2 scales what each head's scores are."""
+    run(windows("""
+      %h: f32[2*b, s, 3, 8] = reshape(%x) {shape = (2*b, s, 3, 8)}
+      %q: f32[2*b, 3, s, 8] = transpose(%h) {perm = (0, 2, 1, 3)}
+      %kt: f32[2*b, 3, 8, s] = transpose(%h) {perm = (0, 2, 3, 1)}""", """
+      %raw: f32[2*b, 3, s, s] = matmul(%q, %kt)
+      %scaled: f32[2*b, 3, s, s] = mul(%raw, %heads)
+      %each: f32[b, 2, 3, s, s] = reshape(%scaled) {shape = (b, 2, 3, s, s)}
+      %masked: f32[b, 2, 3, s, s] = add(%each, %m)
+      %p5: f32[b, 2, 3, s, s] = softmax(%masked)
+      %p: f32[2*b, 3, s, s] = reshape(%p5) {shape = (2*b, 3, s, s)}
+      %zh: f32[2*b, 3, s, 8] = matmul(%p, %q)
+      %zt: f32[2*b, s, 3, 8] = transpose(%zh) {perm = (0, 2, 1, 3)}
+      %z: f32[2*b, s, 24] = reshape(%zt) {shape = (2*b, s, 24)}"""), windows("""
+      %h: f32[2*b, s, 3, 8] = reshape(%x) {shape = (2*b, s, 3, 8)}
+      %q: f32[2*b, 3, s, 8] = transpose(%h) {perm = (0, 2, 1, 3)}
+      %sq: f32[2*b, 3, s, 8] = mul(%q, %heads)
+      %m5: f32[1, 2, 1, s, s] = reshape(%m) {shape = (1, 2, 1, s, s)}
+      %wide: f32[b, 2, 1, s, s] = broadcast_to(%m5) {shape = (b, 2, 1, s, s)}
+      %mask: f32[2*b, 1, s, s] = reshape(%wide) {shape = (2*b, 1, s, s)}""", f"""
+      %z: f32[2*b, s, 24] = attention(%sq, %x, %x, %mask) {{{ATTRS}, scale = 1.0}}"""))
+
+
 @pytest.mark.parametrize("size", ["s", "3"])
 def test_the_sequence_before_the_batch(size: str) -> None:
     """As torch.nn.MultiheadAttention has it, q, k and v from one product; sizes alike must not hide that."""
