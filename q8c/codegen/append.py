@@ -29,20 +29,22 @@ def append_kernel(module: ir.Module, tier: Tier, node: Node) -> Kernel:
     """The kernel of an `append` to lengths: present[batch, head, lengths[batch] + token] = new[batch, token, head].
 
     Tokens for which there is no room are left out: only padding is, the run time has counted the others, and a length
-    that the model computes is negative where it does not fit, which is reported. Where rows are kept in 8 bits, what is
-    kept may come as an array of floats, which is written too; if the append is not in place it is copied first. Raises
+    that the model computes is negative where it does not fit, which is reported. What is kept is there already, or it
+    comes as an array of floats, which is written too; if the append is not in place it is copied first. Raises
     CompileError for an append without lengths.
     """
     if len(node.inputs) < 3:
         raise CompileError(f"{node}: there is no kernel for an append without lengths; run keep-cache")
     if attributes(node)["in_place"]:
-        return _place_tokens(module, tier, node, CAPACITY)
-    return replace(_copy_kept(module, tier, node), then=_place_tokens(module, tier, node, node.output.shape[2]))
+        return _place_tokens(module, tier, node)
+    return replace(_copy_kept(module, tier, node), then=_place_tokens(module, tier, node))
 
 
-def _place_tokens(module: ir.Module, tier: Tier, node: Node, capacity: Dim) -> Kernel:
-    """New tokens to their places in a buffer with room for `capacity`, 0 behind floats if the result is all of it."""
+def _place_tokens(module: ir.Module, tier: Tier, node: Node) -> Kernel:
+    """New tokens to their places in a buffer, 0 behind floats if the result is all of it; in place also what is kept,
+    if it comes as an array."""
     attrs, new, tokens, rows = attributes(node), node.input(1), appended(node), node.output.shape[2]
+    in_place, capacity = attrs["in_place"], CAPACITY if attrs["in_place"] else rows
     heads, size, format = attrs["kv_heads"], attrs["head_size"], attrs["format"]
     # operands: where a row of `new` begins, its batch item, its token, and its head among those of the whole batch
     space = Space((new.shape[0], tokens, heads), (_strides(node, size), (1, 0, 0), (0, 1, 0), (heads, 0, 1)))
@@ -51,7 +53,7 @@ def _place_tokens(module: ir.Module, tier: Tier, node: Node, capacity: Dim) -> K
     m = Movement(node)
     m.sizes.need_space(space)
     m.sizes.need(capacity, rows)
-    if format != "f32":
+    if in_place:
         m.sizes.need_space(held)
 
     def emit(b: Builder) -> None:
@@ -76,16 +78,17 @@ def _place_tokens(module: ir.Module, tier: Tier, node: Node, capacity: Dim) -> K
 
         def kept(offsets: list[Value]) -> None:
             row, batch, token, head = offsets
-            with b.if_(b.icmp("<", token, length(batch))):
+            end = b.select(b.icmp("<", last, 0), room, length(batch))  # without new tokens nothing is filled up
+            with b.if_(b.icmp("<", token, end)):
                 write(b.at(b.arg("p0"), row, F32), head, token)
 
         each_item(b, m.sizes, space, item)
-        if format != "f32":
+        if in_place:
             with b.if_(b.icmp("!=", b.arg("p0"), ir.Constant(PTR, None))):
                 each_item(b, m.sizes, held, kept)
 
     key = f"{m.sizes.space_name(space)} at {attrs['offset']} of {size} as {format} in {m.sizes.name(capacity)} " \
-          f"{m.sizes.name(rows)}"
+          f"{m.sizes.name(rows)}{f' from {m.sizes.space_name(held)}' if in_place else ''}"
     return m.kernel(module, tier, key, emit, reports=True)
 
 

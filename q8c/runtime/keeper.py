@@ -1,7 +1,7 @@
 """Runs of a model that keeps keys and values: what they are given, from the caller's arrays or from a state.
 
 In the compiled code what is kept and what it becomes are one buffer with room for `capacity` tokens of each sequence.
-Without a state that is the output's array, into which the input is copied first, or memory of the run, where rows are
+Without a state that is the output's array, into which the code copies the input, or memory of the run, where rows are
 kept in 8 bits. With one it is the state's memory: the inputs that are kept come from there, and those that only say
 where new tokens stand may be left to be derived.
 """
@@ -73,8 +73,8 @@ class Keeper:
         self._plan = functools.lru_cache(_CACHED_PLANS)(self._planned)
 
     def dense(self, inputs: Sequence[Array], outputs: Sequence[Array]) -> Dense:
-        """A run without a state, on arrays. Floats are kept in the outputs, which begin with what the inputs hold; what
-        is kept in 8 bits is in buffers for the time of the run, and the code takes it from the inputs."""
+        """A run without a state, on arrays. The code takes what is kept from the inputs; as floats it goes to the
+        outputs, in 8 bits to buffers for the time of the run."""
         pairs = [(inputs[i], outputs[o]) for i, o in self._cache.pairs]
         (batch, _, past, _), tokens = pairs[0][0].shape, pairs[0][1].shape[2]
         if past > tokens or any(present.shape[2] != tokens for _, present in pairs):
@@ -83,8 +83,6 @@ class Keeper:
         lengths, addresses = np.full(batch, -1 if self._cache.given else past), [address_of(a) for a in outputs]
         counts = self._counts(inputs, batch, past)
         if not self._layout.in_bytes:
-            for old, present in pairs:
-                present[:, :, :past] = old
             return Dense(lengths, counts, tokens, addresses, [])
         buffers = allocate(self._layout.caches, batch, tokens, "what this run keeps in 8 bits")
         for (_, o), buffer in zip(self._cache.pairs, buffers, strict=True):

@@ -62,13 +62,17 @@ def test_rows_go_where_lengths_say(tier: Tier, text: str) -> None:
             expected[row, :, length:length + there] = tokens[row, :, :there]
             if max(held) + seq == capacity:
                 expected[row, :, length + there:] = 0
+        past = rng.standard_normal((batch, HEADS, max(held), SIZE)).astype(np.float32)
         sizes = {"b": batch, "s": seq, "past": max(held)}
         values = [capacity if s == CAPACITY else evaluate(s, sizes) for s in kernel.sizes]
         frame = guarded(np.zeros(3, np.int64))
-        for piece in range(3):
-            run("run", guarded(np.zeros(1, np.float32)), guarded(new), guarded(lengths), present, *values, frame, 6,
-                piece, 3)
-        np.testing.assert_array_equal(present, expected)
+        for given in (None, guarded(past)):  # what is kept is there already, then it comes as an array
+            for piece in range(3):
+                run("run", given, guarded(new), guarded(lengths), present, *values, frame, 6, piece, 3)
+            np.testing.assert_array_equal(present, expected)
+            for row, length in enumerate(held):
+                there = length if seq else max(held)
+                expected[row, :, :there] = past[row, :, :there]
         assert not frame.any()
 
 

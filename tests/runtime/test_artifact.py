@@ -112,8 +112,8 @@ def test_other_files_are_refused_in_one_line(tmp_path: Path) -> None:
 
 def test_another_version_says_so(artifact: Path, tmp_path: Path) -> None:
     data = bytearray(artifact.read_bytes())
-    data[8] = 5
-    with pytest.raises(ArtifactError, match="format version 5, this q8c reads version 4"):
+    data[8] = 6
+    with pytest.raises(ArtifactError, match="format version 6, this q8c reads version 5"):
         load(save(tmp_path, bytes(data)))
 
 
