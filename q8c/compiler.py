@@ -267,7 +267,8 @@ def describe(graph: Graph, generated: Sequence[Generated], options: Options, rep
             raise CompileError(f"the model's sizes cannot be kept in a file: {error}, {d!s:.100}") from error
 
     def tensor(value: Value, name: str) -> Tensor:
-        return Tensor(name, value.dtype.value, tuple(map(program, value.shape)), tuple(map(str, value.shape)))
+        return Tensor(name, value.dtype.value, tuple(map(program, value.shape)), tuple(map(str, value.shape)),
+                      graph.stretches.get(value, ()))
 
     return Model(
         escaped(graph.name),

@@ -69,6 +69,22 @@ def test_names_of_graphs_and_nodes(name: str, tmp_path: Path) -> None:
     compare(proto, {"x": X}, tmp_path)
 
 
+def test_a_mask_may_be_one_for_all_and_what_the_model_does_more_with_may_not(tmp_path: Path) -> None:
+    proto = build([("Add", "scores|mask", "s"), ("Softmax", "s", "p"), ("ReduceMax", "wide", "top"),
+                   ("Mul", "p|top", "q"), ("Add", "q|wide", "y")],
+                  {"scores": ["batch", 2, "rows", "cols"], "mask": ["b", 1, "r", "c"], "wide": ["w", 1, 1, 1]}, ["y"])
+    session = q8c.load(q8c.compile(proto, tmp_path / "m.q8c", target="avx2"), threads=1)
+    peer = onnxruntime.InferenceSession(proto.SerializeToString(), providers=["CPUExecutionProvider"])
+    feed = {"scores": RNG.standard_normal((3, 2, 4, 5)), "wide": RNG.standard_normal((3, 1, 1, 1))}
+    for shape in ((3, 1, 4, 5), (1, 1, 4, 5), (3, 1, 1, 5), (1, 1, 1, 1)):
+        masked = {n: a.astype(np.float32) for n, a in (feed | {"mask": RNG.standard_normal(shape)}).items()}
+        np.testing.assert_allclose(session.run(None, masked)[0], peer.run(None, masked)[0], rtol=1e-5, atol=1e-6)
+    with pytest.raises(q8c.InputError, match="'mask': dimension 3 must be cols, which is 5 .* got 2"):
+        session.run(None, masked | {"mask": np.zeros((1, 1, 4, 2), np.float32)})
+    with pytest.raises(q8c.InputError, match="'wide': dimension 0 must be batch, which is 3 .* got 1"):
+        session.run(None, masked | {"wide": np.zeros((1, 1, 1, 1), np.float32)})
+
+
 def test_names_a_person_could_not_write_are_refused(tmp_path: Path) -> None:
     for proto, what in ((layer(x="a\nb"), "input"), (layer(y="a\0b"), "output"), (layer(x="x" * 9000), "input")):
         with pytest.raises(q8c.CompileError, match=f"^{what} .* rename it in the model$"):

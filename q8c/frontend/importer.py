@@ -16,10 +16,11 @@ from q8c.frontend.problems import Problems
 from q8c.frontend.registry import Call, describe, find_importer, source_name
 from q8c.frontend.scope import Absent, Scope
 from q8c.frontend.selection import resolve_selections
+from q8c.frontend.stretch import apart, stretchable, usable
 from q8c.frontend.tensor import Tensor
 from q8c.frontend.weights import WIDENED, border_type, compute_type, type_name
-from q8c.ir.dims import dim_max, nonnegative, substitute
-from q8c.ir.graph import Graph
+from q8c.ir.dims import Expr, dim_max, nonnegative, substitute
+from q8c.ir.graph import Graph, Value
 from q8c.ir.types import TensorType
 
 if TYPE_CHECKING:
@@ -35,10 +36,11 @@ _UNEXPECTED = (ValueError, TypeError, IndexError, KeyError, AttributeError, Arit
 class GraphImporter:
     """Imports one model once, for given types of its inputs."""
 
-    def __init__(self, model: Model, types: Sequence[TensorType]) -> None:
+    def __init__(self, model: Model, types: Sequence[TensorType], loose: Iterable[str] = ()) -> None:
         self._model = model
         self._types = types
         self._graph = Graph(model.proto.graph.name or "model")
+        self._graph.loose = frozenset(loose)
         self._builder = Builder(self._graph)
         self._functions = {function_key(f): f for f in model.proto.functions}
         self._problems = Problems()
@@ -181,10 +183,24 @@ def import_graph(model: Model) -> Graph:
     narrow = sum(type_name(elem_type) in WIDENED for _, elem_type, _ in model.weights.signatures())
     if narrow:
         log.info("%d weights are float16 or bfloat16; they are computed in f32", narrow)
-    types = input_types(model.inputs())
+    types = declared = input_types(model.inputs())
     while True:
         graph = GraphImporter(model, types).run()
         solved = solve(graph)
         if not solved:
+            graph.stretches = _stretches(model, declared, graph)
             return graph
         types = [t.with_shape(substitute(d, solved) for d in t.shape) for t in types]
+
+
+def _stretches(model: Model, declared: Sequence[TensorType], graph: Graph) -> dict[Value, tuple[int, ...]]:
+    """The axes of each of the graph's inputs that may be given as 1."""
+    types, loose = apart(declared)
+    if not loose or sum(any(isinstance(d, Expr) for d in t.shape) for t in declared) < 2:
+        return {}
+    try:
+        probe = GraphImporter(model, types, loose).run()
+    except (Error, *_UNEXPECTED):
+        return {}  # a model that must have the sizes it declares
+    places = sorted(usable(graph, loose, *stretchable(probe)))
+    return {value: axes for i, value in enumerate(graph.inputs) if (axes := tuple(a for n, a in places if n == i))}

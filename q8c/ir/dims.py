@@ -206,6 +206,18 @@ def as_symbol(d: Dim) -> str | None:
     return None
 
 
+def loose_names(d: Dim, loose: frozenset[str]) -> frozenset[str]:
+    """The names if d is one of these symbols or the largest of some, else none."""
+    (factors, coefficient), *more = d.terms if isinstance(d, Expr) else (((), 0),)
+    if more or coefficient != 1 or len(factors) != 1:
+        return frozenset()
+    atom = factors[0]
+    if isinstance(atom, str):
+        return frozenset((atom,)) & loose
+    names = [as_symbol(a) for a in atom.args]
+    return frozenset(n for n in names if n is not None) if atom.op == "max" and loose.issuperset(names) else frozenset()
+
+
 def substitute(d: Dim, env: Mapping[str, Dim]) -> Dim:
     """d with every symbol of env replaced."""
     if isinstance(d, int):

@@ -94,7 +94,8 @@ class Graph:
 
     `assumptions` holds pairs of sizes that were taken to be equal because the model only makes sense so; the run time
     checks them. `counts` holds sizes that follow from no shape: how many elements of an input are not 0, by the size's
-    name.
+    name. `stretches` holds the axes of inputs that may be given as 1, and are stretched then. `loose` names sizes that
+    may be 1 where others are not, while it is found out what becomes of them; where two meet, the larger one results.
     """
 
     def __init__(self, name: str = "graph") -> None:
@@ -106,6 +107,8 @@ class Graph:
         self.constants: dict[str, Value] = {}
         self.assumptions: list[tuple[Dim, Dim]] = []
         self.counts: dict[str, Value] = {}
+        self.stretches: dict[Value, tuple[int, ...]] = {}
+        self.loose: frozenset[str] = frozenset()
         self._names: dict[str, int] = {}
         self._found = 0
 
@@ -269,6 +272,7 @@ def clone(graph: Graph, name: str | None = None) -> Graph:
     copy.output_names = list(graph.output_names)
     copy.assumptions.extend(graph.assumptions)
     copy.counts = {n: mapping[v] for n, v in graph.counts.items()}
+    copy.stretches = {mapping[v]: axes for v, axes in graph.stretches.items()}
     copy._names = dict(graph._names)
     return copy
 

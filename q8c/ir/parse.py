@@ -18,6 +18,7 @@ from q8c.ir.types import DType, TensorType
 
 _SPACE = re.compile(r"(?:\s|#[^\n]*)*")
 _WORD = re.compile(r"[A-Za-z0-9_.]+")
+_NUMBER = re.compile(r"[0-9]{1,9}")
 _STRING = re.compile(r'"(?:[^"\\\n]|\\.)*"')
 _MAX_NESTING = 16
 _MAX_LITERAL = 2**30  # bytes; a uniform constant takes a line of text whatever its size
@@ -173,6 +174,8 @@ class _Parser:
                 graph.assumptions.append((left, right))
             elif depth == 0 and self.keyword("count"):
                 self.count(graph, values)
+            elif depth == 0 and self.keyword("stretch"):
+                self.stretch(graph, values)
             elif self.keyword("const"):
                 self.constant(graph, values)
             else:
@@ -188,6 +191,17 @@ class _Parser:
         if value not in graph.inputs:
             self.fail(f"%{value.name} is no input")
         graph.counts[name] = value
+
+    def stretch(self, graph: Graph, values: dict[str, Value]) -> None:
+        value = self.use(values)
+        if not self.keyword("on"):
+            self.fail("expected 'on'")
+        axes = [self.match(_NUMBER, "an axis")]
+        while self.take(","):
+            axes.append(self.match(_NUMBER, "an axis"))
+        if value not in graph.inputs or not all(int(a) < value.type.rank for a in axes):
+            self.fail(f"%{value.name} is no input with axes {', '.join(axes)}")
+        graph.stretches[value] = tuple(map(int, axes))
 
     def results(self, graph: Graph, values: dict[str, Value]) -> None:
         while True:

@@ -10,7 +10,7 @@
 Constants of up to `INLINE_LIMIT` elements, and uniform ones, print their elements; others print as references to data
 that is kept beside the text (`constant_data`). `@3` behind a type is the arena slot of the memory plan. Before the
 constants may stand `assume seq == total`, sizes taken to be equal, and `count tokens of %mask`, a size that is how many
-elements of an input are not 0.
+elements of an input are not 0, and `stretch %mask on 0`, an axis of an input that may be given as 1.
 """
 from __future__ import annotations
 
@@ -68,6 +68,8 @@ def _block(graph: Graph, indent: str, top: bool) -> Iterator[str]:
     if top:
         yield from (f"{indent}assume {a} == {b}" for a, b in graph.assumptions)
         yield from (f"{indent}count {name} of {value_name(v)}" for name, v in graph.counts.items())
+        yield from (f"{indent}stretch {value_name(v)} on {', '.join(map(str, graph.stretches[v]))}"
+                    for v in graph.inputs if v in graph.stretches)
     for value in graph.constants.values():
         yield f"{indent}const {value_name(value)}: {value.type} = {_constant(value)}"
     for node in graph.nodes:

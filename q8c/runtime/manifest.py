@@ -38,12 +38,14 @@ MAX_FRAME = 1 << 16
 
 @dataclass(frozen=True)
 class Tensor:
-    """An input or output: `shape` as programs, `text` the same for people (`past + seq`)."""
+    """An input or output: `shape` as programs, `text` the same for people (`past + seq`). An input's axes in `stretch`
+    may be given as 1."""
 
     name: str
     dtype: str
     shape: tuple[Program, ...]
     text: tuple[str, ...]
+    stretch: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -214,7 +216,7 @@ def _model_json(model: Model) -> dict[str, Any]:
 
 def _tensor_json(tensor: Tensor) -> dict[str, Any]:
     return {"name": tensor.name, "dtype": tensor.dtype, "shape": [dims.thaw(p) for p in tensor.shape],
-            "text": list(tensor.text)}
+            "text": list(tensor.text), "stretch": list(tensor.stretch)}
 
 
 def _section_json(section: Section) -> dict[str, Any]:
@@ -249,11 +251,12 @@ def _model(value: object, where: str) -> Model:
 
 
 def _tensor(value: object, where: str, symbols: int) -> Tensor:
-    name, dtype, shape, text = members(value, where, "name", "dtype", "shape", "text")
+    name, dtype, shape, text, stretch = members(value, where, "name", "dtype", "shape", "text", "stretch")
     tensor = Tensor(
         string(name, f"{where}.name"), _dtype(dtype, where),
         tuple(_program(p, at, symbols) for at, p in items(shape, f"{where}.shape", MAX_RANK)),
-        tuple(string(t, at) for at, t in items(text, f"{where}.text", MAX_RANK)))
+        tuple(string(t, at) for at, t in items(text, f"{where}.text", MAX_RANK)),
+        tuple(integer(a, at, 0, len(shape) - 1) for at, a in items(stretch, f"{where}.stretch", MAX_RANK)))
     if len(tensor.text) != len(tensor.shape):
         raise bad(f"{where}.text", f"{len(tensor.shape)} strings", text)
     return tensor

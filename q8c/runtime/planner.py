@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import math
 import struct
+from collections.abc import Set
 from dataclasses import dataclass
 
 import numpy as np
@@ -55,6 +56,7 @@ class Planner:
         """Raises ArtifactError if the input shapes do not determine every symbol."""
         self._model = model
         self._steps = _solution(model)
+        self._stretch = [(i, axis) for i, t in enumerate(model.inputs) for axis in t.stretch]
         self._places = [(i, axis) for i, t in enumerate(model.inputs) for axis in range(len(t.shape))]
         dims: list[Program] = [p for t in model.inputs for p in t.shape]
         pairs = [p for c in model.constraints for p in (c.left, c.right)]
@@ -65,19 +67,36 @@ class Planner:
 
     def __call__(self, shapes: tuple[Shape, ...], counts: tuple[int, ...] = ()) -> Plan:
         """The plan for these input shapes. Raises InputError where they fit no sizes, or lead to impossible ones."""
-        values = self._solve(shapes, counts)
+        self._check_ranks(shapes)
+        values = self._solve(shapes, counts, self._steps)
         self._check(shapes, values)
         return self._plan(values)
 
-    def _solve(self, shapes: tuple[Shape, ...], counts: tuple[int, ...]) -> list[int]:
+    def stretched(self, shapes: tuple[Shape, ...]) -> tuple[Shape, ...]:
+        """The shapes with axes of 1 as long as other inputs say, where the model says that they may be given as 1.
+
+        Raises InputError where the others fit no sizes.
+        """
+        self._check_ranks(shapes)
+        ones = {(i, axis) for i, axis in self._stretch if shapes[i][axis] == 1}
+        if not ones:
+            return shapes
+        values = self._solve(shapes, (0,) * len(self._model.counts), _solution(self._model, ones))
+        sizes = dict(zip(self._places, _evaluate(self._checks, values), strict=False))
+        return tuple(tuple(sizes[i, axis] if (i, axis) in ones and sizes[i, axis] > 1 else size
+                           for axis, size in enumerate(shape)) for i, shape in enumerate(shapes))
+
+    def _check_ranks(self, shapes: tuple[Shape, ...]) -> None:
         for tensor, shape in zip(self._model.inputs, shapes, strict=True):
             if len(shape) != len(tensor.shape):
                 raise InputError(f"input {tensor.name!r} must have {len(tensor.shape)} dimensions, {describe(tensor)}, "
                                  f"got shape {shape}")
+
+    def _solve(self, shapes: tuple[Shape, ...], counts: tuple[int, ...], steps: list[_Step]) -> list[int]:
         values = [0] * len(self._model.symbols)
         for count, found in zip(self._model.counts, counts, strict=True):
             values[count.symbol] = found
-        for step in self._steps:
+        for step in steps:
             size = shapes[step.index][step.axis]
             if step.tape is None:
                 values[step.symbol] = size
@@ -159,11 +178,23 @@ def _evaluate(tape: Tape, values: list[int]) -> list[int]:
         raise InputError(f"{error}; use other input shapes") from None
 
 
-def _solution(model: Model) -> list[_Step]:
-    """Steps that find every symbol: from dimensions that are one first, then from those linear in one unknown."""
+def _solution(model: Model, last: Set[tuple[int, int]] = frozenset()) -> list[_Step]:
+    """Steps that find every symbol: from dimensions that are one first, then from those linear in one unknown; from the
+    (input, axis) in `last` only what others do not tell."""
     steps: dict[int, _Step] = {}
     counted = {c.symbol for c in model.counts}
     places = [(i, axis, p) for i, t in enumerate(model.inputs) for axis, p in enumerate(t.shape)]
+    _find(model, [p for p in places if p[:2] not in last], steps, counted)
+    _find(model, [p for p in places if p[:2] in last], steps, counted)
+    unsolved = [name for i, name in enumerate(model.symbols) if i not in steps.keys() | counted]
+    if unsolved:
+        raise ArtifactError(f"the input shapes do not determine {', '.join(unsolved)}; compile the model again "
+                            "with inputs that do")
+    return list(steps.values())
+
+
+def _find(model: Model, places: list[tuple[int, int, Program]], steps: dict[int, _Step], counted: set[int]) -> None:
+    """Add the steps that find what is not found yet."""
     for i, axis, program in places:
         if isinstance(program, tuple) and program[0] == "$" and program[1] not in steps.keys() | counted:
             steps[program[1]] = _Step(program[1], i, axis, None)
@@ -177,8 +208,3 @@ def _solution(model: Model) -> list[_Step]:
                 waiting.append((i, axis, program, symbols))
             elif left and is_affine(program, min(left)):
                 steps[min(left)] = _Step(min(left), i, axis, Tape([program], len(model.symbols)))
-    unsolved = [name for i, name in enumerate(model.symbols) if i not in steps.keys() | counted]
-    if unsolved:
-        raise ArtifactError(f"the input shapes do not determine {', '.join(unsolved)}; compile the model again "
-                            "with inputs that do")
-    return list(steps.values())

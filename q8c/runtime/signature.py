@@ -27,7 +27,9 @@ class Signature:
         self._output_dtypes = [np.dtype(t.dtype) for t in model.outputs]
         self._output_indices = {t.name: i for i, t in enumerate(model.outputs)}
         self._counted = [c.input for c in model.counts]
-        self._plans = functools.lru_cache(_CACHED_PLANS)(Planner(model))
+        planner = Planner(model)
+        self._plans = functools.lru_cache(_CACHED_PLANS)(planner)
+        self._stretched = functools.lru_cache(_CACHED_PLANS)(planner.stretched)
 
     def plan(self, *shapes: Shape) -> Plan:
         """The plan for input shapes, in the order of the inputs. Raises InputError where they do not fit.
@@ -39,7 +41,8 @@ class Signature:
     def collect(self, feed: Mapping[str, object]) -> tuple[list[Array], Plan]:
         """The feed's arrays in order, dense and of the right types, and the plan of a run on them.
 
-        Raises InputError that says what was expected and what came.
+        An axis of 1 that the model broadcasts is stretched where others are longer. Raises InputError that says what
+        was expected and what came.
         """
         inputs = self._inputs
         try:
@@ -52,12 +55,22 @@ class Signature:
         found: list[Array] = [
             value if type(value) is np.ndarray and value.dtype == dtype else arrays.coerce(name, value, dtype)
             for value, (name, dtype) in zip(values, inputs)]  # noqa: B905
-        counts = tuple([int(np.count_nonzero(found[i])) for i in self._counted])
-        plan = self._plans(tuple([array.shape for array in found]), counts)
+        shapes = tuple([array.shape for array in found])
+        try:
+            plan = self._plans(shapes, self._counts(found))
+        except InputError:
+            stretched = self._stretched(shapes)
+            if stretched == shapes:
+                raise
+            found = [np.broadcast_to(array, shape) for array, shape in zip(found, stretched)]  # noqa: B905
+            plan = self._plans(stretched, self._counts(found))
         for i, array in enumerate(found):
             if not is_dense(array):
                 found[i] = arrays.dense(inputs[i][0], array)
         return found, plan
+
+    def _counts(self, arrays: list[Array]) -> tuple[int, ...]:
+        return tuple([int(np.count_nonzero(arrays[i])) for i in self._counted])
 
     def array(self, index: int, value: object) -> Array:
         """What is fed to one input as a dense array of the right type. Raises InputError."""

@@ -16,14 +16,17 @@ INTEGERS = (np.int64, np.int64, np.int32)
 
 
 def _partner(g: Grower, x: Val, kinds: str | None = None) -> Val:
-    """A second operand of x's type: another value, itself, a constant of a broadcast shape, or a scalar."""
-    way = g.integer(0, 5)
+    """A second operand of x's type: another value, itself, an input or a constant of a broadcast shape, or a scalar."""
+    way = g.integer(0, 6)
     dtype = x.arrays[0].dtype
     if way < 3:
         return g.pick(kinds or x.kind, where=lambda v: v.arrays[0].dtype == dtype)
     if way == 3:
         return x
     rank = g.integer(0, x.rank)
+    if way == 4:
+        return g.input_of([[size if size == 0 or g.chance(0.6) else 1 for size in x.sizes(a)]
+                           for a in range(x.rank - rank, x.rank)], dtype)
     shape = [x.sizes(a)[0] if x.static(a) and g.chance(0.7) else 1 for a in range(x.rank - rank, x.rank)]
     if g.chance(0.1):
         shape = [1, *shape]

@@ -13,6 +13,8 @@ from tests.ir.graphs import graphs
 EVERY_LEVEL = """graph @all(%x: f32[batch, past + seq, 8], %"odd name": f32[batch, 1]) {
   assume seq == min(512, seq)
   assume past == 4
+  stretch %x on 0, 1
+  stretch %"odd name" on 0
   const %w: u8[8, 16] = @w
   const %scale: f32[16] = 0.5
   const %few: f32[3] = [1.0, nan, -inf]

@@ -87,6 +87,21 @@ def test_constraints() -> None:
         planner(((1, 17, 2),))
 
 
+def test_axes_of_one_are_stretched_to_what_others_tell() -> None:
+    inputs = [Tensor(name, "float32", shape, tuple(dims.text(p, NAMES) for p in shape), stretch)
+              for name, shape, stretch in (("a", (BATCH, ("+", PAST, SEQ)), (0, 1)), ("b", (BATCH, SEQ, 1), ()),
+                                           ("c", (PAST, 4), (1,)), ("d", (PAST, BATCH), (0,)))]
+    planner = Planner(Model("m", tuple(inputs), (), NAMES))
+    whole = ((2, 8), (2, 5, 1), (3, 4), (3, 2))
+    assert planner.stretched(((1, 1), (2, 5, 1), (3, 1), (1, 2))) == whole
+    assert planner.stretched(whole) == whole
+    assert planner.stretched(((1, 9), (2, 5, 1), (3, 4), (3, 2))) == ((2, 9), *whole[1:])  # 9 stays to be refused
+    none = ((1, 5), (0, 5, 1), (0, 4), (1, 0))
+    assert planner.stretched(none) == none  # where two axes of 1 and 0 meet, 0 is no longer
+    with pytest.raises(InputError, match="'c' must have 2 dimensions"):
+        planner.stretched(((1, 1), (2, 5, 1), (1,), (1, 2)))
+
+
 def test_the_end_of_a_frame() -> None:
     planner = decoder((BATCH, SEQ, PAST), dims=(SEQ, ("*", SEQ, 2)), slots=(("*", SEQ, 4), 65, 0, 1), scratch=SEQ)
     plan = planner(((1, 17, 2),))

@@ -12,7 +12,7 @@ from enum import Enum
 from typing import Any, NoReturn
 
 from q8c.errors import CompileError
-from q8c.ir.dims import Dim, Expr
+from q8c.ir.dims import Dim, Expr, dim_max, loose_names
 from q8c.ir.graph import Array, Attr, Graph, Node
 from q8c.ir.types import DType, TensorType
 
@@ -70,16 +70,23 @@ class Operands:
         return min((a, b), key=lambda d: (not isinstance(d, int), len(str(d)), str(d)))
 
     def broadcast(self, *shapes: Sequence[Dim]) -> tuple[Dim, ...]:
-        """The numpy-style broadcast of symbolic shapes; only a literal 1 stretches."""
+        """The numpy-style broadcast of symbolic shapes; only a literal 1 stretches, and what the graph names loose."""
         rank = max(map(len, shapes), default=0)
         result: list[Dim] = []
         for axis in range(-rank, 0):
             size: Dim = 1
             for shape in shapes:
                 if len(shape) >= -axis and shape[axis] != 1:
-                    size = shape[axis] if size == 1 else self.same(size, shape[axis])
+                    size = shape[axis] if size == 1 else self._met(size, shape[axis])
             result.append(size)
         return tuple(result)
+
+    def _met(self, a: Dim, b: Dim) -> Dim:
+        """What two sizes stretch to, neither of them a literal 1."""
+        loose = [bool(loose_names(d, self.graph.loose)) for d in (a, b)]
+        if all(loose):
+            return dim_max(a, b)
+        return (b if loose[0] else a) if any(loose) else self.same(a, b)
 
     def expect(self, condition: bool, problem: str) -> None:
         """Fail with `problem` unless the condition holds."""
