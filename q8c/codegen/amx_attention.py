@@ -20,31 +20,28 @@ from q8c.codegen.amx_attention_tile import (
     tile_bytes,
     value_step_bytes,
 )
-from q8c.codegen.attention_driver import Driver
+from q8c.codegen.attention_driver import Driver, emit_driver
 from q8c.codegen.attention_math import transpose
 from q8c.codegen.attention_operands import key_mask_bytes
 from q8c.codegen.attention_spec import AttentionSpec
 from q8c.codegen.builder import F32, LANES, V16F, Value
 from q8c.codegen.kept_rows import key_lanes, value_lanes
 from q8c.codegen.targets import Tier
-from q8c.codegen.units import shared
 from q8c.ir.dims import Dim, floordiv
 
 
-def amx_attention(module: ir.Module, tier: Tier, spec: AttentionSpec, keys: Dim) -> tuple[ir.Function, Dim]:
-    """The kernel and its scratch: one head's keys and values, 2 bytes per element, a tile's queries, and their scores,
-    128 bytes per key."""
+def amx_attention(module: ir.Module, tier: Tier, spec: AttentionSpec, keys: Dim) -> tuple[list[ir.Function], Dim]:
+    """The kernel's steps (`emit_driver`) and their scratch: one head's keys and values, if they are not shared, 2 bytes
+    per element; a tile's queries, and their scores, 128 bytes per key."""
     steps = floordiv(keys + (STEP - 1), STEP)
-    scratch = steps * (key_step_bytes(spec) + value_step_bytes(spec)) + tile_bytes(spec, steps)
+    scratch = tile_bytes(spec, steps)
+    if not spec.cached:
+        scratch = scratch + steps * (key_step_bytes(spec) + value_step_bytes(spec))
     if spec.key_mask is not None:
         scratch = scratch + key_mask_bytes(keys)
     symbol = spec.symbol(tier, products="bf16")
-
-    def emit(unit: ir.Module) -> None:
-        functions = {STEP: AmxTileEmitter(unit, tier, spec).emit()}
-        _AmxDriver(unit, tier, spec, symbol, functions).emit()
-
-    return shared(module, [symbol], emit)[0], scratch
+    return emit_driver(module, tier, spec, symbol, _AmxDriver,
+                       lambda unit: {STEP: AmxTileEmitter(unit, tier, spec).emit()}), scratch
 
 
 class _AmxDriver(Driver):
@@ -67,17 +64,16 @@ class _AmxDriver(Driver):
         heads = (self.b.add(head, 1), group, group)
         return [self.operands.row(n, batch, query, index) for n, index in enumerate(heads)]
 
-    def gather(self, batch: Value, group: Value, start: Value) -> None:
+    def gather(self, batch: Value, group: Value, start: Value, end: Value) -> None:
         """Keys as [panels of 16][steps of channels][16 pairs][16 keys][2], values as [steps of keys][panels of 16
         channels][16 pairs][16 channels][2]. What fills up the last step: keys of 0, the last key's values."""
         b, last = self.b, self.b.sub(self.keys, 1)
-        steps = b.ceildiv(self.keys, STEP)
-        with b.range(b.div(start, LANES), b.mul(steps, 2)) as panel:
+        with b.range(b.div(start, LANES), b.div(end, LANES)) as panel:
             target = b.at(self.k, b.mul(panel, key_step_bytes(self.spec) // 2))
             make = self._kept_keys if self.spec.int8 else self._keys_of
             for n, column in enumerate(make(batch, b.mul(panel, LANES), group)):
                 b.store(column, b.at(target, n * amx.TILE_BYTES))
-        with b.range(b.div(start, 2), b.mul(steps, LANES)) as pair:
+        with b.range(b.div(start, 2), b.div(end, 2)) as pair:
             numbers = [b.imin(b.add(b.mul(pair, 2), n), last) for n in range(2)]
             step_at = b.at(self.v, b.mul(b.div(pair, LANES), value_step_bytes(self.spec)))
             target = b.at(step_at, b.mul(b.rem(pair, LANES), amx.TILE_BYTES))

@@ -213,7 +213,7 @@ class AmxTileEmitter:
         of what attention lost of the second thread."""
         b, spec = self.b, self.spec
         lines = range(0, 4 * spec.head_size, CACHE_LINE)
-        for name, stride in [*zip("qkv", spec.strides, strict=True)][:1 if spec.int8 else 3]:
+        for name, stride in [*zip("qkv", spec.strides, strict=True)][:1 if spec.cached else 3]:
             token = b.at(b.arg(f"{name}_ahead"), b.mul(row, stride), F32)
             for line in lines:
                 b.prefetch(b.at(token, line), 2)

@@ -4,12 +4,12 @@ from __future__ import annotations
 import llvmlite.ir as ir
 
 from q8c.codegen.amx_attention import amx_attention
-from q8c.codegen.attention_driver import Driver
-from q8c.codegen.attention_few import in_bfloat16, shared_bytes, step_params
+from q8c.codegen.attention_driver import Driver, emit_driver
+from q8c.codegen.attention_few import gathered_bytes, in_bfloat16, shared_bytes
 from q8c.codegen.attention_few_scores import FewScores, score_scratch
 from q8c.codegen.attention_few_values import FewFinish, FewValues, finish_scratch, value_scratch
 from q8c.codegen.attention_math import transpose
-from q8c.codegen.attention_operands import key_mask_bytes
+from q8c.codegen.attention_operands import key_mask_bytes, step_params
 from q8c.codegen.attention_spec import SPAN, AttentionSpec, attention_sizes, attention_spec
 from q8c.codegen.attention_tile import STATISTICS, TileEmitter, tiles
 from q8c.codegen.builder import F32, I1, LANES, V16F, Builder, Value, constant
@@ -26,20 +26,23 @@ def attention_kernel(module: ir.Module, tier: Tier, node: Node) -> Kernel:
     """The kernel of an `attention` or `packed_attention` node: the operands there are, the result; sizes; scratch.
 
     Pieces are runs of batch items, heads and tiles of queries. Products are in bfloat16 on a tier that has been given
-    AMX for it, else in float32. Where there may be more keys than queries, few queries go another way: in float32, in
-    three steps; but not where that makes a difference and nothing says how many of the queries are padding.
+    AMX for it, else in float32. Where there may be more keys than queries, keys and values are gathered in a step of
+    their own, and few queries go another way: in float32, in three steps; but not where that makes a difference and
+    nothing says how many of the queries are padding.
     """
     spec = attention_spec(node)
     sizes = attention_sizes(node)
     batch, queries, keys = sizes[:3]
-    function, scratch = _tiles(module, tier, spec, keys)
+    many, scratch = _tiles(module, tier, spec, keys)
     if not spec.cached:
-        return Kernel(function, sizes, scratch)
-    room = shared_bytes(spec, batch, queries, keys)
-    if in_bfloat16(tier, spec) and not spec.counts and not isinstance(queries, int):
-        return Kernel(_one_way(module, tier, spec, keys), sizes, scratch, room)
-    steps = _two_ways(module, tier, spec, keys)
-    scratches = (dim_max(scratch, score_scratch(spec, keys)), value_scratch(spec, keys), finish_scratch(spec, keys))
+        return Kernel(many[0], sizes, scratch)
+    gathered = gathered_bytes(spec, batch, queries, keys)
+    sizes, room = (*sizes, gathered), gathered + shared_bytes(spec, batch, queries, keys)
+    steps, scratches = many, [scratch] * len(many)
+    if not in_bfloat16(tier, spec) or spec.counts or isinstance(queries, int):
+        steps = _two_ways(module, tier, spec, keys)
+        scratches = [score_scratch(spec, keys), value_scratch(spec, keys), finish_scratch(spec, keys)]
+        scratches[:2] = [dim_max(scratch, s) for s in scratches[:2]]
     kernel = None
     for step, need in zip(reversed(steps), reversed(scratches), strict=True):
         kernel = Kernel(step, sizes, need, room, then=kernel)
@@ -47,66 +50,47 @@ def attention_kernel(module: ir.Module, tier: Tier, node: Node) -> Kernel:
     return kernel
 
 
-def _tiles(module: ir.Module, tier: Tier, spec: AttentionSpec, keys: Dim) -> tuple[ir.Function, Dim]:
-    """The kernel of many queries and its scratch."""
+def _tiles(module: ir.Module, tier: Tier, spec: AttentionSpec, keys: Dim) -> tuple[list[ir.Function], Dim]:
+    """The steps of many queries and their scratch."""
     make = amx_attention if in_bfloat16(tier, spec) else _f32_attention
     return make(module, tier, spec, keys)
 
 
-def _one_way(module: ir.Module, tier: Tier, spec: AttentionSpec, keys: Dim) -> ir.Function:
-    """The kernel of many queries as the only step."""
-    def emit(unit: ir.Module) -> None:
-        many, _ = _tiles(unit, tier, spec, keys)
-        b = Builder(unit, tier, name, step_params(spec), internal=True)
-        _call(b, many, "shared")
-        b.ret()
-
-    name = spec.symbol(tier, "only")
-    return shared(module, [name], emit)[0]
-
-
-def _call(b: Builder, function: ir.Function, without: str = "") -> None:
-    """Call a function with the same arguments, or without the one of that name."""
-    b.ir.call(function, [a for a in b.function.args if a.name != without])
-
-
 def _two_ways(module: ir.Module, tier: Tier, spec: AttentionSpec, keys: Dim) -> list[ir.Function]:
-    """The steps of a kernel that takes few queries one way, and many another, which is all in the first.
+    """The steps of a kernel that takes few queries one way, in all three, and many another, in the first two.
 
     Where these round otherwise, all queries go the second way if there are many with padding; then those of batch items
     that count few go the first way too, and their results replace the others.
     """
     def emit(unit: ir.Module) -> None:
-        tiles, _ = _tiles(unit, tier, spec, keys)
+        many, _ = _tiles(unit, tier, spec, keys)
         steps = [step(unit, tier, spec) for step in (FewScores, FewValues, FewFinish)]
-        for name, few, many in zip(names, steps, (tiles, None, None), strict=True):
+        for name, few, other in zip(names, steps, [*many, None], strict=True):
             function = few.emit()
             b = Builder(unit, tier, name, step_params(spec), internal=True)
+            args = {a.name: a for a in b.function.args}
             are_few = b.icmp("<=", b.arg("queries"), few.most)
             with b.if_(constant(I1, 1) if few.by_item else are_few):
-                _call(b, function)
-            if many is not None:
+                behind = b.at(b.arg("shared"), b.arg("gathered"))
+                b.ir.call(function, [*{**args, "shared": behind}.values()])
+            if other is not None:
                 with b.if_(b.xor(are_few, constant(I1, 1))):
-                    _call(b, many, "shared")
+                    b.ir.call(other, [*args.values()])
             b.ret()
 
     names = [spec.symbol(tier, step) for step in ("first", "second", "third")]
     return shared(module, names, emit)
 
 
-def _f32_attention(module: ir.Module, tier: Tier, spec: AttentionSpec, keys: Dim) -> tuple[ir.Function, Dim]:
-    """The kernel in float32 and its scratch: one head's keys and values, 8 bytes per element, and the scores of one
-    tile of queries, 128 bytes per key (64 without AVX-512)."""
+def _f32_attention(module: ir.Module, tier: Tier, spec: AttentionSpec, keys: Dim) -> tuple[list[ir.Function], Dim]:
+    """The kernel's steps (`emit_driver`) in float32 and their scratch: one head's keys and values, if they are not
+    shared, 8 bytes per element; the scores of one tile of queries, 128 bytes per key (64 without AVX-512)."""
     rows = round_up(keys, LANES) + (spec.head_size + STATISTICS)
     mask = key_mask_bytes(keys) if spec.key_mask is not None else 0
-    scratch = round_up(keys, LANES) * (8 * spec.row_pitch) + rows * (4 * tiles(tier)[0].queries) + mask
-    symbol = spec.symbol(tier)
-
-    def emit(unit: ir.Module) -> None:
-        functions = {tile.queries: TileEmitter(unit, tier, spec, tile).emit() for tile in tiles(tier)}
-        _F32Driver(unit, tier, spec, symbol, functions).emit()
-
-    return shared(module, [symbol], emit)[0], scratch
+    own = 0 if spec.cached else round_up(keys, LANES) * (8 * spec.row_pitch)
+    scratch = own + rows * (4 * tiles(tier)[0].queries) + mask
+    return emit_driver(module, tier, spec, spec.symbol(tier), _F32Driver, lambda unit: {
+        tile.queries: TileEmitter(unit, tier, spec, tile).emit() for tile in tiles(tier)}), scratch
 
 
 class _F32Driver(Driver):
@@ -121,13 +105,14 @@ class _F32Driver(Driver):
     def more(self, batch: Value, head: Value, query: Value, start: Value) -> list[Value]:
         return [self.b.rem(start, SPAN)] if self.spec.window else []
 
-    def gather(self, batch: Value, group: Value, start: Value) -> None:
+    def gather(self, batch: Value, group: Value, start: Value, end: Value) -> None:
         """Side by side, rows padded with 0 to whole vectors."""
         b, spec = self.b, self.spec
+        end = b.imin(end, self.keys)
         if spec.int8:
-            self._gather_bytes(b.add(b.mul(batch, spec.kv_heads), group), start)
+            self._gather_bytes(b.add(b.mul(batch, spec.kv_heads), group), start, end)
             return
-        with b.range(start, self.keys) as key:
+        with b.range(start, end) as key:
             for n, copy in ((1, self.k), (2, self.v)):
                 row = self.row(n, batch, key, group)
                 for c in range(0, spec.head_size, LANES):
@@ -138,18 +123,18 @@ class _F32Driver(Driver):
         b = self.b
         return b.at(b.at(copy, b.mul(key, self.spec.row_pitch), F32), channel, F32)
 
-    def _gather_bytes(self, head: Value, start: Value) -> None:
+    def _gather_bytes(self, head: Value, start: Value, end: Value) -> None:
         """As floats in steps of their scales, which stand behind them: 0 of what is hidden."""
         b, spec = self.b, self.spec
         keys, values = self.operands.kept(1), self.operands.kept(2)
-        with b.range(start, self.keys, LANES) as first:
+        with b.range(start, end, LANES) as first:
             source = keys.row(head, first)
             with b.range(0, spec.pitch, b.tier.lanes) as channel:
                 turned = [key_lanes(b, source, b.imin(b.add(channel, n), spec.head_size - 1))
                           for n in range(b.tier.lanes)]
                 for n, row in enumerate(transpose(b, turned)):
                     b.store(row, self._place(self.k, b.add(first, n), channel))
-        with b.range(start, self.keys) as key:
+        with b.range(start, end) as key:
             for channel in range(0, spec.head_size, LANES):
                 x = value_lanes(b, values.row(head, key), channel, min(LANES, spec.head_size - channel))
                 b.store(x, self._place(self.v, key, channel))

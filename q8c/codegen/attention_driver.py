@@ -6,13 +6,13 @@ from collections.abc import Callable, Mapping
 
 import llvmlite.ir as ir
 
-from q8c.codegen.attention_operands import Operands, attention_params
-from q8c.codegen.attention_spec import AttentionSpec
+from q8c.codegen.attention_operands import Operands, attention_params, step_params
+from q8c.codegen.attention_spec import WIDEST, AttentionSpec
 from q8c.codegen.attention_spread import BlindQueries
 from q8c.codegen.builder import F32, I64, LANES, PTR, Builder, Value, constant
 from q8c.codegen.targets import Tier
+from q8c.codegen.units import shared
 
-WIDEST = 2 * LANES  # queries of the widest tile of any tier
 PARAMS = [*((n, PTR) for n in ("q", "k", "v", "mask", "key_mask", "out")),
           *((n, I64) for n in ("queries", "keys", "visible", "mask_row")), ("scratch", PTR)]
 """Parameters of a tile's function: pointers to its first query, the head's keys and values, its first mask row, what
@@ -21,10 +21,14 @@ there are; the last key the first query sees if `causal`; elements from one mask
 
 
 class Driver(ABC):
-    """The loop over tiles of queries. It brings keys and values of a head to scratch before the first tile that reads
-    them (`gather`). `functions` are those of a tile, by the most queries it takes, the most first; their parameters are
-    `PARAMS`. `count` and `keys` are how many queries and keys the sequence at hand has; the parameters `queries` and
-    `keys` are as many in all, or of packed rows the longest there can be.
+    """The loop over tiles of queries, and what brings keys and values to the form in which these read them (`gather`).
+    `functions` are those of a tile, by the most queries it takes, the most first; their parameters are `PARAMS`.
+    `count` and `keys` are how many queries and keys the sequence at hand has; the parameters `queries` and `keys` are
+    as many in all, or of packed rows the longest there can be.
+
+    An instance writes one function: either `emit`'s, which gathers a head to scratch before the first tile that reads
+    it, or those of two steps, `emit_gather` and `emit_tiles`. Two steps copy no head twice, and a thread has the rows
+    there that it has in other kernels; but they leave all heads in memory at the same time.
     """
 
     def __init__(self, module: ir.Module, tier: Tier, spec: AttentionSpec, symbol: str,
@@ -32,44 +36,55 @@ class Driver(ABC):
         self.spec = spec
         self.functions = list(functions.items())
         self.queries = self.functions[0][0]
-        params = [*attention_params(spec), ("scratch", PTR), ("piece", I64), ("pieces", I64)]
-        self.b = Builder(module, tier, symbol, params, internal=True)
-        self.operands = Operands(self.b, spec)
-        self.k = self.b.arg("scratch")
-        self.count, self.keys = self.b.arg("queries"), self.b.arg("keys")
+        alone = [*attention_params(spec), ("scratch", PTR), ("piece", I64), ("pieces", I64)]
+        self.b = b = Builder(module, tier, symbol, step_params(spec) if spec.cached else alone, internal=True)
+        self.operands = Operands(b, spec)
+        self.count, self.keys = b.arg("queries"), b.arg("keys")
+        self.key_bytes, self.value_bytes = self.bytes_of(self.keys)
+        self.key_mask = b.arg("scratch")
+        if not spec.cached:
+            self._at(b.arg("scratch"))
+            self.key_mask = b.at(self.v, self.value_bytes)
+        self.rest = self.key_mask
+        if spec.key_mask is not None:
+            self.rest = b.at(self.key_mask, b.mul(b.ceildiv(self.keys, LANES), 4 * LANES))
 
     @abstractmethod
     def bytes_of(self, keys: Value) -> tuple[Value, Value]:
-        """Bytes of so many of a head's keys, and of its values, in scratch."""
+        """Bytes of so many of a head's keys, and of its values, gathered."""
 
     def more(self, batch: Value, head: Value, query: Value, start: Value) -> list[Value]:
         """What a tile whose keys begin with `start` is given beside `PARAMS`."""
         return []
 
     @abstractmethod
-    def gather(self, batch: Value, group: Value, start: Value) -> None:
-        """Bring the keys and values of a head to scratch, from key `start` on, which is a multiple of `WIDEST`."""
+    def gather(self, batch: Value, group: Value, start: Value, end: Value) -> None:
+        """Bring a head's keys and values, from `start` to `end`, multiples of `WIDEST`, to `k` and `v`."""
 
     def run(self, first: Value, last: Value, item: Callable[[Value, list[Value]], list[Value]]) -> None:
         """Emit the loop over items."""
         self.b.loop(first, last, 1, [ir.Constant(I64, -1)], item)
 
+    def _at(self, head: Value) -> None:
+        """Go on to a head whose keys and values are, or are to be, at `head`."""
+        self.k = head
+        self.v = self.b.at(head, self.key_bytes)
+
+    def _piece(self, items: Value) -> tuple[Value, Value]:
+        """The first of `items` that the piece is, and the one after its last."""
+        b = self.b
+        first, last = (b.div(b.mul(items, n), b.arg("pieces")) for n in (b.arg("piece"), b.add(b.arg("piece"), 1)))
+        return first, last
+
     def emit(self) -> ir.Function:
-        """The whole function."""
+        """The function whose pieces are runs of heads, or of tiles of queries where there are few heads."""
         b = self.b
         per_head = b.ceildiv(b.arg("queries"), self.queries)
         heads = b.mul(b.arg("batch"), self.spec.heads)
         # Whole heads where there are enough: a piece that begins inside of one copies its keys again.
         unit = b.select(b.icmp(">=", b.mul(heads, 2), b.arg("pieces")), per_head, 1)
         units = b.select(b.icmp("==", unit, 1), b.mul(heads, per_head), heads)
-        first, last = (b.mul(b.div(b.mul(units, n), b.arg("pieces")), unit)
-                       for n in (b.arg("piece"), b.add(b.arg("piece"), 1)))
-        key_bytes, value_bytes = self.bytes_of(b.arg("keys"))
-        self.v = b.at(self.k, key_bytes)
-        self.key_mask = b.at(self.v, value_bytes)
-        self.rest = self.key_mask
-        if self.spec.key_mask is not None:
-            self.rest = b.at(self.key_mask, b.mul(b.ceildiv(b.arg("keys"), LANES), 4 * LANES))
+        first, last = (b.mul(n, unit) for n in self._piece(units))
 
         def item(index: Value, gathered: list[Value]) -> list[Value]:
             head = b.div(index, per_head)
@@ -89,6 +104,51 @@ class Driver(ABC):
         b.ret()
         return b.function
 
+    def emit_gather(self) -> ir.Function:
+        """The first step: pieces are runs of steps of keys, each of all heads. It leaves them in what is shared."""
+        b, heads = self.b, self.spec.kv_heads
+        per_batch = b.mul(b.ceildiv(b.arg("keys"), WIDEST), heads)
+        first, last = self._piece(b.mul(b.arg("batch"), per_batch))
+
+        def item(index: Value, masked: list[Value]) -> list[Value]:
+            batch, head = b.div(index, per_batch), b.rem(index, heads)
+            key = b.mul(b.div(b.rem(index, per_batch), heads), WIDEST)
+            self._begin(batch, head, masked[0])
+            seen = b.icmp(">=", key, self._keys(batch, constant(I64, 0))[2])
+            with b.if_(b.and_(seen, b.icmp("<", key, self.keys))):
+                self.gather(batch, head, key, b.add(key, WIDEST))
+            return [batch]
+
+        b.loop(first, last, 1, [ir.Constant(I64, -1)], item)
+        b.ret()
+        return b.function
+
+    def emit_tiles(self) -> ir.Function:
+        """The second step: pieces are runs of tiles of queries, each of all heads."""
+        b, spec = self.b, self.spec
+        per_batch = b.mul(b.ceildiv(b.arg("queries"), self.queries), spec.heads)
+        first, last = self._piece(b.mul(b.arg("batch"), per_batch))
+
+        def item(index: Value, masked: list[Value]) -> list[Value]:
+            batch, head = b.div(index, per_batch), b.rem(index, spec.heads)
+            self._begin(batch, b.div(head, spec.group), masked[0])
+            self._item(batch, head, b.mul(b.div(b.rem(index, per_batch), spec.heads), self.queries))
+            return [batch]
+
+        self.run(first, last, item)
+        b.ret()
+        return b.function
+
+    def _begin(self, batch: Value, head: Value, masked: Value) -> None:
+        """Go on to a head in what is shared; `masked` is the batch item whose key mask is in scratch."""
+        b, spec = self.b, self.spec
+        if spec.key_mask is not None:
+            with b.if_(b.icmp("!=", batch, masked)):
+                self.operands.place_key_mask(batch, self.key_mask)
+        self.keys = self.operands.there(batch)
+        number = b.add(b.mul(batch, spec.kv_heads), head)
+        self._at(b.at(b.arg("shared"), b.mul(number, b.add(self.key_bytes, self.value_bytes))))
+
     def _open(self, batch: Value) -> None:
         """Go on to a sequence of packed rows."""
         b = self.b
@@ -103,7 +163,8 @@ class Driver(ABC):
             if spec.key_mask is not None:
                 self.operands.place_key_mask(b.div(group, spec.kv_heads), self.key_mask)
             batch = b.div(group, spec.kv_heads)
-            self.gather(batch, b.rem(group, spec.kv_heads), self._keys(batch, constant(I64, 0))[2])
+            start, end = self._keys(batch, constant(I64, 0))[2], b.mul(b.ceildiv(self.keys, WIDEST), WIDEST)
+            self.gather(batch, b.rem(group, spec.kv_heads), start, end)
         self._item(b.div(head, spec.heads), b.rem(head, spec.heads), query)
 
     def shown(self, scale: Value, token: Value) -> Value:
@@ -171,3 +232,20 @@ class Driver(ABC):
         if spec.window:
             start = b.and_(b.imax(b.imin(b.sub(block, spec.window - 1), b.sub(end, 1)), 0), -WIDEST)
         return end, b.add(query, first), start
+
+
+def emit_driver(module: ir.Module, tier: Tier, spec: AttentionSpec, symbol: str, driver: type[Driver],
+                tiles: Callable[[ir.Module], Mapping[int, ir.Function]]) -> list[ir.Function]:
+    """The one function of a driver, or those of its two steps where keys may be more than queries."""
+    names = [f"{symbol}.gather", f"{symbol}.tiles"] if spec.cached else [symbol]
+
+    def emit(unit: ir.Module) -> None:
+        functions = tiles(unit)
+        made = [driver(unit, tier, spec, name, functions) for name in names]
+        if spec.cached:
+            made[0].emit_gather()
+            made[1].emit_tiles()
+        else:
+            made[0].emit()
+
+    return shared(module, names, emit)

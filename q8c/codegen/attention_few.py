@@ -13,9 +13,9 @@ from collections.abc import Callable
 
 import llvmlite.ir as ir
 
-from q8c.codegen.attention_operands import Operands, attention_params
-from q8c.codegen.attention_spec import SPAN, AttentionSpec
-from q8c.codegen.builder import F32, I64, LANES, PTR, Builder, Value, constant
+from q8c.codegen.attention_operands import Operands, step_params
+from q8c.codegen.attention_spec import SPAN, WIDEST, AttentionSpec
+from q8c.codegen.builder import F32, I64, LANES, Builder, Value, constant
 from q8c.codegen.loop_space import share
 from q8c.codegen.targets import Tier
 from q8c.ir.dims import Dim, dim_min, floordiv
@@ -41,6 +41,13 @@ def shared_bytes(spec: AttentionSpec, batch: Dim, queries: Dim, keys: Dim) -> Di
     return batch * (4 * spec.heads) * dim_min(queries, FEW) * (scores + floordiv(scores, BLOCK) + sums)
 
 
+def gathered_bytes(spec: AttentionSpec, batch: Dim, queries: Dim, keys: Dim) -> Dim:
+    """Bytes for keys and values of all heads in the form in which tiles of queries read them, on any tier; 0 where it
+    is certain that there are no tiles."""
+    many = dim_min(floordiv(queries, FEW_BEFORE_AMX + 1), 1) if spec.counts else 1
+    return many * batch * (8 * spec.kv_heads * spec.row_pitch) * round_up(keys, WIDEST)
+
+
 def sum_vectors(spec: AttentionSpec) -> int:
     """Vectors that a row's sums of one span take: for each vector of channels, one beside it for a sum of weights."""
     return 2 * -(-spec.head_size // LANES)
@@ -49,11 +56,6 @@ def sum_vectors(spec: AttentionSpec) -> int:
 def row_bytes(spec: AttentionSpec) -> int:
     """Bytes of a float32 for every channel of all rows of a key and value head."""
     return 4 * FEW * spec.group * spec.pitch
-
-
-def step_params(spec: AttentionSpec) -> list[tuple[str, ir.Type]]:
-    """The parameters of a kernel with scratch and what is shared."""
-    return [*attention_params(spec), *((n, PTR) for n in ("scratch", "shared")), ("piece", I64), ("pieces", I64)]
 
 
 def in_bfloat16(tier: Tier, spec: AttentionSpec) -> bool:

@@ -23,6 +23,11 @@ def attention_params(spec: AttentionSpec) -> list[tuple[str, ir.Type]]:
     return [*((n, PTR) for n in pointers), *((n, I64) for n in size_names(spec))]
 
 
+def step_params(spec: AttentionSpec) -> list[tuple[str, ir.Type]]:
+    """The parameters of a kernel with scratch and what is shared."""
+    return [*attention_params(spec), *((n, PTR) for n in ("scratch", "shared")), ("piece", I64), ("pieces", I64)]
+
+
 class Operands:
     """Operands of a kernel whose function has `attention_params`. `start` is the row a packed sequence starts at."""
 

@@ -15,6 +15,8 @@ from q8c.ir.ops import attributes
 
 SPAN = 256
 """Keys whose weights, and weighted values, are added up in one go; sums of spans are then added in order."""
+WIDEST = 32
+"""Queries of the widest tile of any tier, and how many keys are gathered at a time."""
 MOST_KEYS = 2**31
 """No sequence has as many."""
 MASK_SIZES = ("mask_batch", "mask_head", "mask_query")
@@ -167,10 +169,10 @@ def _optional(node: Node) -> Sequence[Value | None]:
 
 
 def size_names(spec: AttentionSpec) -> list[str]:
-    """The names of `attention_sizes`."""
+    """The names of `attention_sizes`, and of `gathered_bytes` where there may be more keys than queries."""
     rows = [f"{n}_rows" for n, split in zip("kv", spec.split[1:], strict=True) if split and not spec.packed]
     return ["batch", "queries", "keys", *rows, *(MASK_SIZES if spec.mask is not None else []),
-            *(["key_mask_batch"] if spec.key_mask is not None else [])]
+            *(["key_mask_batch"] if spec.key_mask is not None else []), *(["gathered"] if spec.cached else [])]
 
 
 def attention_sizes(node: Node) -> tuple[Dim, ...]:
