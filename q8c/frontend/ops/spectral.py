@@ -1,4 +1,4 @@
-"""Fourier transforms of fixed length, as products with a matrix: DFT, STFT."""
+"""Fourier transforms as products with a matrix, constant where the length is: DFT, STFT."""
 from __future__ import annotations
 
 import math
@@ -6,8 +6,8 @@ import math
 import numpy as np
 
 from q8c.frontend.registry import Call, importer
-from q8c.frontend.tensor import Tensor, constant
-from q8c.ir.dims import floordiv
+from q8c.frontend.tensor import Tensor, constant, from_size
+from q8c.ir.dims import Dim, floordiv
 from q8c.ir.graph import Array
 from q8c.ir.types import DType
 
@@ -33,11 +33,9 @@ def _dft(c: Call, given: int) -> Tensor:
         c.fail(f"axis {given} is that of real and imaginary parts")
     if c.attr_int("inverse", 0):
         c.unsupported("the inverse transform")
-    length = c.numbers(1, "the length")[0] if c.has(1) else x.shape[axis]
-    if not isinstance(length, int):
-        c.unsupported(f"a length of {length}; it must be the same for all sizes")
     size = x.shape[axis]
-    if isinstance(size, int) and size < length:
+    length = c.sizes(1, "the length")[0] if c.has(1) else size
+    if isinstance(size, int) and isinstance(length, int) and size < length:
         after = tuple(length - size if i == axis else 0 for i in range(x.rank))
         x = c.emit("pad", x, before=(0,) * x.rank, after=after)
     x = c.builder.slice_axis(x, axis, 0, length)
@@ -46,17 +44,20 @@ def _dft(c: Call, given: int) -> Tensor:
     return c.builder.transpose(y, [order.index(i) for i in range(x.rank)])
 
 
-def transformed(c: Call, x: Tensor, length: int, onesided: bool) -> Tensor:
+def transformed(c: Call, x: Tensor, length: Dim, onesided: bool) -> Tensor:
     """[..., bins, 2] of x [..., length, 1 or 2]."""
     *lead, _, parts = x.shape
     if parts not in (1, 2) or not x.dtype.is_float:
         c.fail(f"expected floats, their real and imaginary parts along the last axis, got {x.type}")
     assert isinstance(parts, int)
-    table = _matrix(c, length, parts, onesided).astype(x.dtype.numpy)
+    bins = floordiv(length, 2) + 1 if onesided else length
+    if isinstance(length, int):
+        table = constant(_matrix(c, length, parts, onesided).astype(x.dtype.numpy))
+    else:
+        table = c.builder.cast(_computed_matrix(c, length, bins, parts), x.dtype)
     rows = c.builder.reshape(x, (*(lead or [1]), length * parts))
     rows = c.builder.reshape(rows, (1, *rows.shape)) if rows.rank < 2 else rows
-    y = c.emit("matmul", rows, constant(table))
-    return c.builder.reshape(y, (*lead, table.shape[1] // 2, 2))
+    return c.builder.reshape(c.emit("matmul", rows, table), (*lead, bins, 2))
 
 
 def _matrix(c: Call, length: int, parts: int, onesided: bool) -> Array:
@@ -68,6 +69,21 @@ def _matrix(c: Call, length: int, parts: int, onesided: bool) -> Array:
     real, imaginary = np.cos(2 * math.pi * turns), -np.sin(2 * math.pi * turns)
     table = np.stack([np.stack([real, imaginary], -1), np.stack([-imaginary, real], -1)], 1)
     return np.asarray(table[:, :parts].reshape(length * parts, bins * 2))
+
+
+def _computed_matrix(c: Call, length: Dim, bins: Dim, parts: int) -> Tensor:
+    """The same for a length that varies, f32, made when it is known."""
+    place, bin_ = (c.builder.reshape(c.emit("iota", size=n, dtype=DType.i64), shape)
+                   for n, shape in ((length, (length, 1, 1, 1)), (bins, (1, 1, bins, 1))))
+    turns = c.builder.cast(c.emit("mod", c.emit("mul", place, bin_), from_size(length)), DType.f32)
+    turns = c.emit("div", turns, c.builder.cast(from_size(length), DType.f32))
+    angle = c.emit("mul", turns, c.scalar(2 * math.pi, DType.f32))
+    real, sine = c.emit("cos", angle), c.emit("sin", angle)
+    imaginary = c.emit("neg", sine)
+    table = c.emit("concat", real, imaginary, axis=3)
+    if parts == 2:
+        table = c.emit("concat", table, c.emit("concat", sine, real, axis=3), axis=1)
+    return c.builder.reshape(table, (length * parts, bins * 2))
 
 
 @importer("STFT", since=17)
