@@ -34,10 +34,16 @@ def scale_queries(r: Rewriter, node: Node) -> Value | None:
 
 @dataclass(frozen=True)
 class Added:
-    """A mask that is added to scores of the shape `scores`, whose batch and heads may be one axis, or batch several."""
+    """A mask that is added, times `factor`, to scores of the shape `scores`, whose batch and heads may be one axis, or
+    batch several."""
 
     mask: Value
     scores: tuple[Dim, ...]
+    factor: float = 1.0
+
+    def scaled(self, factor: float) -> Added:
+        """What is added to scores that are a factor of what they were, if all are multiplied by it now."""
+        return replace(self, factor=self.factor * factor)
 
 
 @dataclass(frozen=True)
@@ -48,6 +54,11 @@ class Filled:
     fill: Value
     where: bool
     scores: tuple[Dim, ...]
+
+    def scaled(self, factor: float) -> Filled | None:
+        """As for `Added`; None where the number would no longer swallow a score."""
+        fill = uniform(self.fill)
+        return self if fill is not None and fill * factor <= ABSORBS else None
 
 
 Step: TypeAlias = "Added | Filled"
@@ -74,11 +85,14 @@ def find_scores(value: Value) -> Scores | None:
         return None if node.input(0).is_constant or node.input(1).is_constant else Scores(node)
     scaled = scaling(node)
     if scaled is not None:
-        found = find_scores(scaled[0])
+        x, factor = scaled
+        found = find_scores(x)
         if found is None:
             return None
-        problem = found.problem or ("the scores are scaled after a mask was applied" if found.masks else "")
-        return replace(found, scale=found.scale * scaled[1], softcap=found.softcap * scaled[1], problem=problem)
+        masks = tuple(m for step in found.masks if factor > 0 and (m := step.scaled(factor)) is not None)
+        lost = "the scores are scaled after a mask was applied" if len(masks) < len(found.masks) else ""
+        return replace(found, scale=found.scale * factor, softcap=found.softcap * factor, masks=masks,
+                       problem=found.problem or lost)
     if node.op == "tanh":
         found = find_scores(node.input(0))
         if found is None:
@@ -147,6 +161,7 @@ class Masks:
     def _apply(self, step: Step, total: Value | None) -> Value:
         if isinstance(step, Added):
             mask = self.four(step.mask, step.scores)
+            mask = mask if step.factor == 1 else self.add("mul", mask, self.scalar(step.factor))
             return mask if total is None else self.add("add", total, mask)
         condition = self.four(step.condition, step.scores)
         keep = self.scalar(0.0) if total is None else total

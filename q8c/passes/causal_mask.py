@@ -74,7 +74,7 @@ def _added(e: Elements, steps: Sequence[Step], positions: Sequence[Dim]) -> floa
     total = np.float32(0)
     for step in steps:
         if isinstance(step, Added):
-            number = _number(e, step.mask, positions, step.scores)
+            number = step.factor * _number(e, step.mask, positions, step.scores)
             with np.errstate(over="ignore"):  # two of the lowest numbers are minus infinity
                 total = np.float32(total + number)
         elif bool(_number(e, step.condition, positions, step.scores)) is step.where:

@@ -47,6 +47,16 @@ def run(before: str, after: str | None, tolerance: float = TOLERANCE) -> Report:
     ("""const %root: f32[] = 2.0
         %raw: f32[b, 3, s, t] = matmul(%qh, %kt)
         %masked: f32[b, 3, s, t] = div(%raw, %root)""", "", "scale = 0.5"),
+    ("""const %half: f32[] = 0.5
+        const %low: f32[] = -3e38
+        %raw: f32[b, 3, s, t] = matmul(%qh, %kt)
+        %first: f32[b, 3, s, t] = add(%raw, %m)
+        %kept: f32[b, 3, s, t] = where(%c, %first, %low)
+        %masked: f32[b, 3, s, t] = mul(%kept, %half)""", """
+        const %half: f32[] = 0.5
+        const %low: f32[] = -3e38
+        %m1: f32[b, 1, 1, t] = mul(%m, %half)
+        %mask: f32[b, 1, 1, t] = where(%c, %m1, %low)""", "scale = 0.5"),
     ("""const %scale: f32[1] = [0.5]
         %raw: f32[b, 3, s, t] = matmul(%qh, %kt)
         %scaled: f32[b, 3, s, t] = mul(%scale, %raw)
@@ -449,10 +459,15 @@ def test_results_read_per_head_are_split_off_again() -> None:
 
 
 @pytest.mark.parametrize(("scores", "reason"), [
-    ("""const %half: f32[] = 0.5
+    ("""const %minus: f32[] = -0.5
         %raw: f32[b, 3, s, t] = matmul(%qh, %kt)
         %first: f32[b, 3, s, t] = add(%raw, %m)
-        %masked: f32[b, 3, s, t] = mul(%first, %half)""", "the scores are scaled after a mask was applied"),
+        %masked: f32[b, 3, s, t] = mul(%first, %minus)""", "the scores are scaled after a mask was applied"),
+    ("""const %small: f32[] = 1e-9
+        const %low: f32[] = -3e38
+        %raw: f32[b, 3, s, t] = matmul(%qh, %kt)
+        %first: f32[b, 3, s, t] = where(%c, %raw, %low)
+        %masked: f32[b, 3, s, t] = mul(%first, %small)""", "the scores are scaled after a mask was applied"),
     ("""const %low: f32[] = -10000.0
         %raw: f32[b, 3, s, t] = matmul(%qh, %kt)
         %masked: f32[b, 3, s, t] = where(%c, %raw, %low)""",
