@@ -124,6 +124,15 @@ def test_cast_and_cast_like(dtype: DTypeLike, to: DTypeLike) -> None:
     compare(proto, {"x": np.array([0, 1, 2, 3.7], dtype), "like": np.zeros(1, to)})
 
 
+@pytest.mark.parametrize("to", [np.uint8, np.int8, np.uint16, np.int16, np.uint32, np.uint64])
+@pytest.mark.parametrize("dtype", [F32, np.float64])
+def test_floats_that_do_not_fit_wrap(dtype: DTypeLike, to: DTypeLike) -> None:
+    x = np.array([-1.0, -2.5, -0.5, 300.7, 70000.0, 2.0**31 - 2.0**10, 2.0**63 if to == np.uint64 else 0], dtype)
+    proto = model([node("Cast", "x", to=onnx.helper.np_dtype_to_tensor_dtype(np.dtype(to)))], {"x": (dtype, ["n"])},
+                  {"y": to})
+    compare(proto, {"x": x})
+
+
 def test_half_floats_are_computed_in_f32() -> None:
     half = np.float16
     proto = model([node("Mul", "x w", "h"), node("Tanh", "h")], {"x": (half, ["n", 3])}, {"y": half},

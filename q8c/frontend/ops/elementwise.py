@@ -89,6 +89,8 @@ def is_nan(c: Call) -> Tensor:
 def is_inf(c: Call) -> Tensor:
     """Where x is infinite, of the signs asked for."""
     x = c.input(0)
+    if not x.dtype.is_float:
+        c.fail(f"expected floats, got {x.type}")
     positive, negative = c.attr_int("detect_positive", 1), c.attr_int("detect_negative", 1)
     if positive and negative:
         return c.emit("equal", c.emit("abs", x), c.scalar(math.inf, x))
@@ -100,7 +102,25 @@ def is_inf(c: Call) -> Tensor:
 @importer("Cast")
 def cast(c: Call) -> Tensor:
     """x in another element type."""
-    return c.builder.cast(c.input(0), compute_type(c.attr_int("to"), "to"))
+    return _converted(c, c.input(0), compute_type(c.attr_int("to"), "to"))
+
+
+def _converted(c: Call, x: Tensor, to: DType) -> Tensor:
+    """x in another element type; a float that an unsigned or narrow one has no place for wraps like an integer.
+
+    The standard leaves that open; its reference and ONNX Runtime do so.
+    """
+    wide = _WRAPS_AS.get(to)
+    if not x.dtype.is_float or wide is None:
+        return c.builder.cast(x, to)
+    wrapped = c.builder.cast(c.builder.cast(x, wide), to)
+    if to is DType.u64:  # half of its numbers are beyond i64
+        return c.emit("where", c.emit("less", x, c.scalar(0, x)), wrapped, c.builder.cast(x, to))
+    return wrapped
+
+
+_WRAPS_AS = {**dict.fromkeys((DType.i8, DType.u8, DType.i16, DType.u16), DType.i32),
+             **dict.fromkeys((DType.u32, DType.u64), DType.i64)}
 
 
 @importer("BitCast", since=26)
@@ -124,7 +144,7 @@ def bit_shift(c: Call) -> Tensor:
 @importer("CastLike")
 def cast_like(c: Call) -> Tensor:
     """x in the element type of the second operand."""
-    return c.builder.cast(c.input(0), c.input(1).dtype)
+    return _converted(c, c.input(0), c.input(1).dtype)
 
 
 @importer("Clip")
