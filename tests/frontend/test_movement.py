@@ -168,7 +168,8 @@ def test_dropout_does_nothing_at_inference() -> None:
     assert graph.outputs[0] is graph.inputs[0]
 
 
-@pytest.mark.parametrize(("upper", "k"), [(1, None), (0, None), (1, 1), (0, -1), (1, -2)])
+@pytest.mark.parametrize(("upper", "k"), [(1, None), (0, None), (1, 1), (0, -1), (1, -2), (0, 2**63 - 1),
+                                          (1, 2**63 - 1), (1, -2**62)])
 def test_trilu(upper: int, k: int | None) -> None:
     constants = {} if k is None else {"k": np.array(k, np.int64)}
     proto = model([node("Trilu", "x" if k is None else "x k", upper=upper)], {"x": (F32, ["b", "n", "m"])}, {"y": F32},

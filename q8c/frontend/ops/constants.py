@@ -101,8 +101,8 @@ def trilu(c: Call) -> Tensor:
     k = c.optional(1)
     rows = c.builder.reshape(c.emit("iota", size=x.shape[-2], dtype=DType.i64), (x.shape[-2], 1))
     cols = c.emit("iota", size=x.shape[-1], dtype=DType.i64)
-    if k is not None:
-        rows = c.emit("add", rows, c.builder.reshape(k, ()))
+    if k is not None:  # of which a sum with a position may be beyond its type
+        cols, rows = c.emit("sub", cols, rows), c.builder.reshape(k, ())
     keep = c.emit("greater_equal" if c.attr_int("upper", 1) else "less_equal", cols, rows)
     return c.emit("where", keep, x, c.scalar(0, x))
 
