@@ -8,7 +8,7 @@ import pytest
 
 from q8c.passes.manager import run_passes
 from q8c.passes.pipeline import Options, pipeline
-from tests.frontend.support import F32, I64, compare, load, model, node, normal
+from tests.frontend.support import BOOL, F32, I64, compare, load, model, node, normal
 
 CONVOLUTIONS: dict[str, tuple[int, tuple[int, ...], dict[str, Any]]] = {
     "padding": (1, (3,), {"pads": [1, 2]}), "strides": (2, (3, 2), {"strides": [2, 1], "pads": [0, 1, 1, 0]}),
@@ -90,6 +90,16 @@ def test_scatter_elements(reduction: str) -> None:
                   {"x": (F32, ["n", 4]), "i": (I64, ["n", "m"]), "u": (F32, ["n", "m"])}, {"y": F32})
     places = np.array([[0, -1, 2], [3, 1, 0]])
     compare(proto, {"x": normal(2, 4), "i": places, "u": normal(2, 3, seed=1)}, runtime=True)
+
+
+@pytest.mark.parametrize("reduction", ["add", "mul", "max", "min"])
+def test_scatter_truth_values(reduction: str) -> None:
+    proto = model([node("ScatterND", "x i u", "nd", reduction=reduction),
+                   node("ScatterElements", "x j u", "elements", reduction=reduction)],
+                  {"x": (BOOL, ["n"]), "i": (I64, ["m", 1]), "j": (I64, ["m"]), "u": (BOOL, ["m"])},
+                  {"nd": BOOL, "elements": BOOL})
+    places = np.arange(4)
+    compare(proto, {"x": places > 1, "i": places[:, np.newaxis], "j": places, "u": places % 2 > 0}, runtime=True)
 
 
 def test_the_windows_of_a_convolution_times_its_kernel_are_an_int8_product() -> None:

@@ -40,7 +40,11 @@ def _reduction(c: Call) -> str:
     name = c.attr_str("reduction", "none")
     if name not in REDUCTIONS:
         c.fail(f"reduction is {name!r}, expected one of {', '.join(REDUCTIONS)}")
-    return name
+    return _LOGICAL.get(name, name) if c.input(0).dtype is DType.bool else name
+
+
+_LOGICAL = {"add": "max", "mul": "min"}
+"""Reductions that are the same of truth values, as numpy adds and multiplies them."""
 
 
 @importer("Scatter", since=9)
