@@ -39,6 +39,8 @@ HALF_FLOOR = 2.0**-17    # below it half floats have fewer than 8 bits, and the 
 MAX_DEPTH = 66_000       # 254 * 127 * depth < 2**31: the int32 accumulator cannot overflow below it
 KEPT_SCALE_BITS = 0xFFFFFF00  # of a float32: 16 bits of mantissa times 7 are exact in 24
 
+_AT_ONCE = 1 << 22  # elements of a weight that are rounded together
+
 FORMATS = {"q8-channel": 0, "q8-block32": 32, "q8-block64": 64, "q8-block128": 128}
 """The weight formats by name: steps of depth that share a scale, 0 for all of them."""
 
@@ -66,16 +68,26 @@ def quantize_weight(w: Array, block: int = 0) -> tuple[NDArray[np.uint8], Array]
     if not np.isfinite(w).all():
         raise CompileError("a weight holds NaN or Inf; expected finite numbers")
     parts = _blocks(w.astype(np.float32, copy=False), block, axis=0)
-    absmax = np.abs(parts).max(axis=1, initial=0.0)
+    absmax = np.maximum(parts.max(axis=1, initial=0.0), -parts.min(axis=1, initial=0.0))
     scale = np.maximum(absmax / np.float32(QMAX), np.float32(SCALE_FLOOR))
     steps = own_steps(parts)
     if steps is not None:
         scale = _nearer(parts, scale, steps)
     if block:
         scale = block_scale(scale, exact=steps is not None)
-    q = np.clip(np.rint(parts / scale[:, None].astype(np.float32)), -QMAX, QMAX)
-    u = (q + ZERO_POINT).astype(np.uint8).reshape(-1, w.shape[1])[:w.shape[0]]
+    u = _rounded(parts, scale.astype(np.float32)).reshape(-1, w.shape[1])[:w.shape[0]]
     return u, scale if block else scale[0]
+
+
+def _rounded(parts: Array, scale: Array) -> NDArray[np.uint8]:
+    """u8 of float blocks [blocks, steps, cols], some columns at a time: large tables have no room for copies."""
+    u = np.empty_like(parts, dtype=np.uint8)
+    count = max(1, _AT_ONCE // max(1, parts.shape[0] * parts.shape[1]))
+    for start in range(0, parts.shape[2], count):
+        columns = np.s_[..., start:start + count]
+        q = np.clip(np.rint(parts[columns] / scale[:, None][columns]), -QMAX, QMAX)
+        u[columns] = q + ZERO_POINT
+    return u
 
 
 def has_own_steps(w: Array) -> bool:

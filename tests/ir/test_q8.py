@@ -1,6 +1,8 @@
 """The Q8 and R8 formats: what rounding may cost, element by element, and rows and weights that are out of the way."""
 from __future__ import annotations
 
+import tracemalloc
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -209,3 +211,16 @@ graph @g(%x: f32[n, 70]) {{
     for fast, exact in zip(interpret(graph, {"x": x}, instead=single), interpret(graph, {"x": x}), strict=True):
         assert fast.dtype == exact.dtype == np.float32
         np.testing.assert_allclose(fast, exact, rtol=0, atol=5e-6 * np.abs(exact).max())
+
+
+def test_large_weights_are_rounded_without_copies_and_to_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    w = RNG.standard_normal((64, 2**14)).astype(np.float32)
+    whole = q8.quantize_weight(w, 32)
+    monkeypatch.setattr(q8, "_AT_ONCE", 10_000)
+    tracemalloc.start()
+    parts = q8.quantize_weight(w, 32)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 0.75 * w.nbytes
+    for a, b in zip(whole, parts, strict=True):
+        assert a.tobytes() == b.tobytes()
