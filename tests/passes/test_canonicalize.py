@@ -3,8 +3,10 @@ from __future__ import annotations
 
 import pytest
 
+from q8c.ir import parse_graph
 from q8c.passes.canonicalize import Canonicalize
 from q8c.passes.eliminate_dead_code import EliminateDeadCode
+from q8c.passes.manager import run_passes
 from tests.passes.support import check
 
 CASES = {
@@ -378,6 +380,13 @@ CASES = {
           return %c, %e, %g, %k
         }""", None),
 }
+
+
+def test_a_concat_that_doubles_over_and_over_stays_small() -> None:
+    lines = [f"%c{i}: f32[{2 ** i}] = concat(%c{i - 1}, %c{i - 1}) {{axis = 0}}" for i in range(1, 41)]
+    graph = parse_graph("graph @g(%c0: f32[1]) {\n" + "\n".join(lines) + "\nreturn %c40\n}")
+    run_passes(graph, [Canonicalize(), EliminateDeadCode()])
+    assert sum(len(n.inputs) for n in graph.nodes) <= 40 * 32
 
 
 @pytest.mark.parametrize("name", CASES)

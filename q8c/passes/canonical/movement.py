@@ -8,6 +8,7 @@ from q8c.ir import Node, Value
 from q8c.ir.dims import Dim
 from q8c.passes.rules import Rewriter, Rules, attr, producer
 
+_COPIED = 16  # operands of a concatenation that each that reads it may hold a copy of
 REDUCTIONS = ("reduce_sum", "reduce_mean", "reduce_max", "reduce_min", "reduce_prod", "argmax", "argmin")
 
 
@@ -128,12 +129,16 @@ def merge_slices(r: Rewriter, node: Node) -> Value | None:
 
 
 def merge_concats(r: Rewriter, node: Node) -> Value | None:
-    """concat(x) -> x; concat(concat(a, b), c) along one axis -> concat(a, b, c); empty operands go."""
+    """concat(x) -> x; concat(concat(a, b), c) along one axis -> concat(a, b, c); empty operands go.
+
+    A long one that is read more than once stays: what doubles many times would not end.
+    """
     axis = attr(node, "axis") % node.output.type.rank
     flat: list[Value] = []
     for value in node.operands:
         inner = producer(value, "concat")
-        nested = inner is not None and attr(inner, "axis") % value.type.rank == axis
+        nested = inner is not None and attr(inner, "axis") % value.type.rank == axis and (
+            len(inner.inputs) <= _COPIED or len(value.users) == 1)
         flat.extend(inner.operands if inner is not None and nested else [value])
     kept = [v for v in flat if v.shape[axis] != 0] or flat[:1]
     if kept == list(node.operands) and len(kept) > 1:
