@@ -113,6 +113,8 @@ class GraphImporter:
             return []
         except Error:
             raise
+        except OverflowError as error:  # of sizes, which says what it is
+            raise CompileError(f"{describe(node)}: {error}") from error
         except _UNEXPECTED as error:
             raise CompileError(f"{describe(node)}: {type(error).__name__}: {' '.join(str(error).split())}") from error
 

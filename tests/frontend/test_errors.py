@@ -215,10 +215,18 @@ def test_sizes_no_machine_has_are_refused() -> None:
 def test_sizes_that_grow_without_bound_are_refused() -> None:
     squares = [node("Shape", "x", "s0"), *(node("Mul", f"s{i} s{i}", f"s{i + 1}") for i in range(40)),
                node("ConstantOfShape", "s40")]
-    assert "grows beyond" in message(model(squares, {"x": (F32, ["n"])}, {"y": F32}))
+    told = message(model(squares, {"x": (F32, ["n"])}, {"y": F32}))
+    assert "grows beyond" in told and "Error" not in told
     sums = [node("Shape", "x", "s"), node("ReduceSum", "s", "s0"),
             *(node("Mul", f"s{i} s{i}", f"s{i + 1}") for i in range(40)), node("ConstantOfShape", "s40")]
     assert "grows beyond" in message(model(sums, {"x": (F32, ["a", "b", "c"])}, {"y": F32}))
+
+
+@pytest.mark.parametrize("op", ["MaxPool", "AveragePool", "LpPool"])
+def test_windows_of_millions_of_elements_are_refused(op: str) -> None:
+    proto = model([node(op, "x", kernel_shape=[5000, 5000])], {"x": (F32, [1, 1, "h", "w"])}, {"y": F32})
+    with pytest.raises(UnsupportedError, match="windows of 25000000 elements; expected up to 4096"):
+        load(proto)
 
 
 def test_halving_a_size_over_and_over() -> None:
@@ -273,7 +281,7 @@ def test_an_unexpected_failure_names_the_node() -> None:
 
 
 @pytest.mark.parametrize(("op", "operands"), [("And", "x x"), ("Exp", "i"), ("Where", "x x x"), ("MatMul", "x i"),
-                                              ("Sqrt", "b"), ("Gather", "x x")])
+                                              ("Sqrt", "b"), ("Gather", "x x"), ("IsInf", "i")])
 def test_operands_of_wrong_types(op: str, operands: str) -> None:
     inputs: dict[str, Any] = {"x": (F32, ["n", "n"]), "i": (I64, ["n"]), "b": (BOOL, ["n"])}
     proto = model([node(op, operands, name="the node")], inputs, {"y": F32})

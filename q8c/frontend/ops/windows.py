@@ -10,6 +10,8 @@ from q8c.frontend.registry import Call
 from q8c.frontend.tensor import Tensor
 from q8c.ir.dims import Dim, dim_max, floordiv, product
 
+MOST_IN_WINDOW = 4096
+"""Elements of a window that are written out; each is a node of its own."""
 _AUTO = ("NOTSET", "VALID", "SAME_UPPER", "SAME_LOWER")
 
 
@@ -53,7 +55,12 @@ class Windows:
         return c.emit("pad", x, before=before, after=after, value=value)
 
     def shifted(self, c: Call, padded: Tensor) -> list[Tensor]:
-        """The first element of all windows, the second, and so on: `size` tensors [batch, channels, *counts]."""
+        """The first element of all windows, the second, and so on: `size` tensors [batch, channels, *counts].
+
+        Raises UnsupportedError for windows of more than `MOST_IN_WINDOW` elements.
+        """
+        if self.size > MOST_IN_WINDOW:
+            c.unsupported(f"windows of {self.size} elements; expected up to {MOST_IN_WINDOW}")
         lead = padded.rank - len(self.kernel)
         steps = [1] * lead + list(self.strides)
         sizes = [*padded.shape[:lead], *self.counts]
