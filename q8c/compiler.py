@@ -5,6 +5,7 @@ import contextlib
 import math
 import os
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
@@ -228,6 +229,9 @@ def _check_names(graph: Graph) -> None:
             if not fits(name):
                 raise CompileError(f"{what} {name[:100]!r} has control characters in its name, or it is very long; "
                                    "rename it in the model")
+    twice = [name for name, count in Counter(graph.output_names).items() if count > 1]
+    if twice:
+        raise CompileError(f"two outputs are named {twice[0]!r}; rename one in the model")
 
 
 def offsets_of(packed: Sequence[Packed]) -> dict[str, int]:

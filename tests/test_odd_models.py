@@ -92,6 +92,11 @@ def test_names_a_person_could_not_write_are_refused(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
+def test_two_outputs_of_one_name_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(q8c.CompileError, match="two outputs are named 'y'; rename one in the model"):
+        q8c.compile(build([("Relu", "x", "y")], {"x": ROWS}, ["y", "y"]), tmp_path / "m.q8c")
+
+
 WHOLE: dict[str, tuple[onnx.ModelProto, dict[str, Array]]] = {
     "output is input": (build([], {"x": ROWS}, ["x"]), {"x": X}),
     "input is also an output": (build([("Relu", "x", "y")], {"x": ROWS}, ["y", "x"]), {"x": X}),
