@@ -31,8 +31,8 @@ CASES = [
 ]
 
 COUNTED = [replace(case, counts=True) for case in (
-    CASES[1], replace(DECODE, causal=False), CASES[6], replace(CASES[1], window=30, split="qkv"),
-    replace(SHOWN, key_mask=MASKS["bool"]))]
+    replace(DECODE, lengths=True), replace(DECODE, causal=False), CASES[6],
+    replace(DECODE, lengths=True, window=30, split="qkv"))]
 
 
 def close(case: Case, feeds: dict[str, Array]) -> Array:
