@@ -8,7 +8,7 @@ from __future__ import annotations
 import llvmlite.ir as ir
 
 from q8c.codegen import amx, bf16
-from q8c.codegen.attention_driver import PARAMS
+from q8c.codegen.attention_driver import tile_params
 from q8c.codegen.attention_math import LOG2_E, exp2_for_bf16
 from q8c.codegen.attention_spec import AttentionSpec
 from q8c.codegen.builder import F32, LANES, PTR, V16F, V16M, Builder, Operand, Value, constant
@@ -57,13 +57,13 @@ def load_channels(b: Builder, spec: AttentionSpec, row: Value, channel: int) -> 
 
 
 class AmxTileEmitter:
-    """Writes the function of a tile; its parameters are `PARAMS`, and where the next head has the token of the first
-    query in q, k and v. Tile registers are configured whole."""
+    """Writes the function of a tile; its parameters are `tile_params`, and where the next head has the token of the
+    first query in q, k and v. Tile registers are configured whole."""
 
     def __init__(self, module: ir.Module, tier: Tier, spec: AttentionSpec) -> None:
         self.spec = spec
         symbol = spec.symbol(tier, f"{STEP}x{STEP}", products="bf16")
-        params = [*PARAMS, *((f"{n}_ahead", PTR) for n in "qkv")]
+        params = [*tile_params(spec), *((f"{n}_ahead", PTR) for n in "qkv")]
         self.b = b = Builder(module, tier, symbol, params, internal=True)
         self.queries, self.keys = b.arg("queries"), b.arg("keys")
         self.steps = b.ceildiv(self.keys, STEP)
@@ -190,10 +190,14 @@ class AmxTileEmitter:
             return [b.fmax(b.load(V16F, b.at(b.at(row, at), (n % 2) * LANES, F32)), greatest[n])
                     for n, row in enumerate(r for row in scores for r in (row, row))]
 
-        least = b.splat(NEGATIVE_INFINITY)
+        least = self._sink() if self.spec.sinks else b.splat(NEGATIVE_INFINITY)
         found = b.loop(0, self.seen, 1, [least] * (2 * len(rows)), larger)
         most = b.fold([b.fmax(*found[n:n + 2]) for n in range(0, len(found), 2)], b.fmax, LANES)
         b.store(most, b.at(self.greatest, rows[0], F32))
+
+    def _sink(self) -> Value:
+        """The head's sink, for powers of 2."""
+        return self.b.splat(self.b.mul(self.b.arg("sink"), LOG2_E))
 
     def _exponentials(self, step: Value, row: Value) -> None:
         """One step of a row's scores become weights."""
@@ -222,11 +226,14 @@ class AmxTileEmitter:
             b.prefetch_to_write(b.at(result, line))
 
     def _finish_rows(self) -> None:
-        """Factors of rows are 1 / the sums of their weights, or 0 if there are no keys."""
+        """Factors of rows are 1 / the sums of their weights and the sink's, or 0 if there are no keys."""
         b = self.b
         with b.range(0, STEP, LANES) as row:
             sums = [b.load(V16F, b.at(self.totals, b.mul(b.add(row, n), 4 * LANES))) for n in range(LANES)]
             total = b.fold(sums, b.add, LANES)
+            if self.spec.sinks:
+                greatest = b.load(V16F, b.at(self.greatest, row, F32))
+                total = b.add(total, exp2_for_bf16(b, b.sub(self._sink(), greatest)))
             factor = b.div(1.0, total)
             if self.spec.nan_to_zero:
                 factor = b.select(b.fcmp(">", total, 0.0), factor, 0.0)

@@ -20,11 +20,16 @@ the key mask adds to scores (`Operands.place_key_mask`) and its first result; ho
 there are; the last key the first query sees if `causal`; elements from one mask row to the next; scratch."""
 
 
+def tile_params(spec: AttentionSpec) -> list[tuple[str, ir.Type]]:
+    """`PARAMS`, and the head's sink if there are such."""
+    return [*PARAMS, *([("sink", F32)] if spec.sinks else [])]
+
+
 class Driver(ABC):
     """The loop over tiles of queries, and what brings keys and values to the form in which these read them (`gather`).
-    `functions` are those of a tile, by the most queries it takes, the most first; their parameters are `PARAMS`.
-    `count` and `keys` are how many queries and keys the sequence at hand has; the parameters `queries` and `keys` are
-    as many in all, or of packed rows the longest there can be.
+    `functions` are those of a tile, by the most queries it takes, the most first; their parameters are
+    `tile_params`. `count` and `keys` are how many queries and keys the sequence at hand has; the parameters `queries`
+    and `keys` are as many in all, or of packed rows the longest there can be.
 
     An instance writes one function: either `emit`'s, which gathers a head to scratch before the first tile that reads
     it, or those of two steps, `emit_gather` and `emit_tiles`. Two steps copy no head twice, and a thread has the rows
@@ -54,7 +59,7 @@ class Driver(ABC):
         """Bytes of so many of a head's keys, and of its values, gathered."""
 
     def more(self, batch: Value, head: Value, query: Value, start: Value) -> list[Value]:
-        """What a tile whose keys begin with `start` is given beside `PARAMS`."""
+        """What a tile whose keys begin with `start` is given beside `tile_params`."""
         return []
 
     @abstractmethod
@@ -198,7 +203,9 @@ class Driver(ABC):
         mask = b.at(mask, start, F32) if spec.mask_has_keys else mask
         q = self.operands.row(0, batch, query, head)
         self._call(0, queries, [q, k, v, mask, b.at(self.key_mask, start, F32), out, queries, b.sub(end, start),
-                                b.sub(visible, start), mask_row, self.rest, *self.more(batch, head, query, start)])
+                                b.sub(visible, start), mask_row, self.rest,
+                                *([self.operands.sink(head)] if spec.sinks else []),
+                                *self.more(batch, head, query, start)])
         if spec.spread:
             group = b.div(head, spec.group)
             blind = BlindQueries(self.operands, batch, query, queries, self.keys,

@@ -13,9 +13,9 @@ from collections.abc import Callable
 
 import llvmlite.ir as ir
 
-from q8c.codegen.attention_operands import Operands, step_params
+from q8c.codegen.attention_operands import HIDDEN, Operands, step_params
 from q8c.codegen.attention_spec import SPAN, WIDEST, AttentionSpec
-from q8c.codegen.builder import F32, I64, LANES, Builder, Value, constant
+from q8c.codegen.builder import F32, I64, LANES, V16F, Builder, Value, constant
 from q8c.codegen.loop_space import share
 from q8c.codegen.targets import Tier
 from q8c.ir.dims import Dim, dim_min, floordiv
@@ -148,6 +148,19 @@ class FewStep(ABC):
         b = self.b
         first = b.at(b.arg("shared"), b.mul(b.mul(self.heads, self.rows), self.pitch), F32)
         return b.at(b.at(first, b.mul(self._row(row), b.div(self.pitch, BLOCK)), F32), block, F32)
+
+    def greatest_of(self, row: Value) -> Value:
+        """The greatest score of a row."""
+        b = self.b
+        blocks = b.ceildiv(self.there, BLOCK)
+
+        def larger(block: Value, found: list[Value]) -> list[Value]:
+            parts = b.load_tail(V16F, self.greatest(row, block), b.sub(blocks, block), HIDDEN)
+            return [b.fmax(parts, found[0])]
+
+        least = self.operands.sink(self.head_of(row)) if self.spec.sinks else HIDDEN
+        found, = b.loop(b.div(self.begin, BLOCK), blocks, LANES, [b.splat(least)], larger)
+        return b.reduce(found, b.fmax)
 
     def sums(self, span: Value, row: Value) -> Value:
         """The address of a row's sums of a span."""

@@ -62,7 +62,8 @@ class FewValues(FewStep):
         b = self.b
         if self.spec.key_mask is not None:
             self.operands.place_key_mask(self.batch, self.key_mask)
-        self._find_greatest()
+        with b.range(0, self.rows) as row:
+            b.store(b.splat(self.greatest_of(row)), b.at(self.largest, b.mul(row, _VECTOR)))
         with b.range(low, high) as self.span:
             with b.range(0, self.rows) as row:
                 for first, columns, _ in column_tiles(self.spec, self.tier):
@@ -71,17 +72,6 @@ class FewValues(FewStep):
             start = b.mul(self.span, SPAN)
             with b.range(b.imax(start, self.begin), b.imin(b.add(start, SPAN), self.there), BLOCK) as key:
                 self._weigh_block(key)
-
-    def _find_greatest(self) -> None:
-        b = self.b
-        blocks = b.ceildiv(self.there, BLOCK)
-        with b.range(0, self.rows) as row:
-            def larger(block: Value, found: list[Value], row: Value = row) -> list[Value]:
-                parts = b.load_tail(V16F, self.greatest(row, block), b.sub(blocks, block), HIDDEN)
-                return [b.fmax(parts, found[0])]
-
-            found, = b.loop(b.div(self.begin, BLOCK), blocks, LANES, [b.splat(HIDDEN)], larger)
-            b.store(b.splat(b.reduce(found, b.fmax)), b.at(self.largest, b.mul(row, _VECTOR)))
 
     def _tile_sums(self, row: Value, first: int) -> Value:
         return self.b.at(self.sums(self.span, row), 2 * first * _VECTOR)
@@ -131,8 +121,11 @@ class FewFinish(FewStep):
         b, spec = self.b, self.spec
         tiles = column_tiles(spec, self.tier)
         with b.range(0, self.rows) as row:
+            sink = b.splat(0.0)
+            if spec.sinks:
+                sink = exp_nonpositive(b, b.splat(b.sub(self.operands.sink(self.head_of(row)), self.greatest_of(row))))
             for first, columns, width in tiles:
-                self._finish(row, first, columns, width)
+                self._finish(row, first, columns, width, sink)
         if spec.spread:
             key_mask = b.arg("scratch") if spec.key_mask is not None else None
             if key_mask is not None:
@@ -143,8 +136,8 @@ class FewFinish(FewStep):
                 for n in range(columns):
                     blind.fill(self.kv_head, heads, constant(I64, (first + n) * LANES), width)
 
-    def _finish(self, row: Value, first: int, columns: int, width: int) -> None:
-        """Add up the spans of a tile, divide by the weights, store."""
+    def _finish(self, row: Value, first: int, columns: int, width: int, sink: Value) -> None:
+        """Add up the spans of a tile, divide by the weights and the sink's, store."""
         b, spec = self.b, self.spec
 
         def add(span: Value, totals: list[Value]) -> list[Value]:
@@ -154,7 +147,7 @@ class FewFinish(FewStep):
                 b.load(V16F, b.at(place, n * _VECTOR)) for n in range(1, columns + 1))], strict=True)]
 
         spans = b.div(self.begin, SPAN), b.ceildiv(self.there, SPAN)
-        total, *sums = b.loop(*spans, 1, [b.splat(0.0)] * (columns + 1), add)
+        total, *sums = b.loop(*spans, 1, [sink, *[b.splat(0.0)] * columns], add)
         factor = b.div(1.0, total)
         factor = b.select(b.fcmp(">", total, 0.0), factor, 0.0) if spec.nan_to_zero else b.select(
             b.fcmp("==", total, 0.0), 0.0, factor)

@@ -18,7 +18,7 @@ HIDDEN = float("-inf")
 def attention_params(spec: AttentionSpec) -> list[tuple[str, ir.Type]]:
     """The kernel's parameters up to its sizes: pointers to the operands there are and the result, sizes."""
     there = {"starts": spec.packed, "mask": spec.mask is not None, "key_mask": spec.key_mask is not None,
-             "lengths": spec.lengths, "counts": spec.counts}
+             "lengths": spec.lengths, "counts": spec.counts, "sinks": spec.sinks}
     pointers = ["q", "k", "v", *(n for n, present in there.items() if present), "out"]
     return [*((n, PTR) for n in pointers), *((n, I64) for n in size_names(spec))]
 
@@ -79,6 +79,10 @@ class Operands:
         b = self.b
         steps = [b.mul(index, b.arg(n)) for index, n in zip((batch, head, query), MASK_SIZES, strict=True)]
         return b.at(b.arg("mask"), b.add(b.add(steps[0], steps[1]), steps[2]), F32)
+
+    def sink(self, head: Value) -> Value:
+        """The score that a head's softmax is over beside those of keys."""
+        return self.b.load(F32, self.b.at(self.b.arg("sinks"), head, F32))
 
     # -- which keys there are
 

@@ -38,6 +38,7 @@ class AttentionSpec:
         key_mask: the element type of the mask of keys that are seen (not 0), if there is one.
         spread: a query that sees no key gets the mean of all values up to the last key any query may see.
         counts: how many queries of each batch item are no padding is given.
+        sinks: softmax is over one more score for each head, whose weight goes nowhere.
         cached: there may be more keys than queries.
         int8: keys and values are kept in 8 bits (`KeptRows`).
         softcap: what bounds scores before the mask, by softcap * tanh(score / softcap); 0 for no bound.
@@ -57,6 +58,7 @@ class AttentionSpec:
     key_mask: str | None = None
     lengths: bool = False
     counts: bool = False
+    sinks: bool = False
     spread: bool = False
     cached: bool = False
     int8: bool = False
@@ -133,7 +135,7 @@ class AttentionSpec:
         parts += [f"window{self.window}"] if self.window else []
         parts += ["nan0"] if self.nan_to_zero else []
         parts += [f"keys{self.key_mask}"] if self.key_mask is not None else []
-        flags = ("lengths", "counts", "spread", "packed", "cached", "int8")
+        flags = ("lengths", "counts", "sinks", "spread", "packed", "cached", "int8")
         parts += [flag for flag in flags if getattr(self, flag)]
         parts += [f"cap{struct.pack('>f', self.softcap).hex()}"] if self.softcap else []
         parts += [tile] if tile else []
@@ -145,14 +147,15 @@ def attention_spec(node: Node) -> AttentionSpec:
     a = attributes(node)
     q, k, v = (int(str(node.input(i).shape[-1])) for i in range(3))  # type inference has refused symbolic ones
     split = (node.input(0).type.rank == 4, node.input(1).type.rank == 4, node.input(2).type.rank == 4)
-    mask, key_mask, lengths, counts = _optional(node)
+    mask, key_mask, lengths, counts, sinks = _optional(node)
     axes = None if mask is None else "".join(n for n, size in zip("qk", mask.shape[2:], strict=True) if size != 1)
     packed = node.op == "packed_attention"
     return AttentionSpec(
         a["heads"], a["kv_heads"], a["head_size"], a["scale"], (q, k, v), a["offsets"], axes, a["causal"],
         a["nan_to_zero"], split, packed, None if key_mask is None else key_mask.dtype.value, lengths is not None,
-        counts is not None, a["spread"], not packed and node.input(0).shape[-2] != node.input(1).shape[-2],
-        _in_bytes(node), a["softcap"], a["window"] if a["window"] < MOST_KEYS else 0)
+        counts is not None, sinks is not None, a["spread"],
+        not packed and node.input(0).shape[-2] != node.input(1).shape[-2], _in_bytes(node), a["softcap"],
+        a["window"] if a["window"] < MOST_KEYS else 0)
 
 
 def _in_bytes(node: Node) -> bool:
@@ -163,9 +166,9 @@ def _in_bytes(node: Node) -> bool:
 
 
 def _optional(node: Node) -> Sequence[Value | None]:
-    """Mask, key mask, lengths and counts."""
+    """Mask, key mask, lengths, counts and sinks."""
     found: list[Value | None] = [] if node.op == "packed_attention" else list(node.inputs[3:])
-    return (*found, None, None, None, None)[:4]
+    return (*found, *[None] * 5)[:5]
 
 
 def size_names(spec: AttentionSpec) -> list[str]:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import llvmlite.ir as ir
 
-from q8c.codegen.attention_driver import PARAMS
+from q8c.codegen.attention_driver import tile_params
 from q8c.codegen.attention_math import capped, exp_nonpositive, transpose
 from q8c.codegen.attention_spec import SPAN, AttentionSpec
 from q8c.codegen.builder import F32, I32, I64, LANES, V16F, V16I, Builder, Value
@@ -54,15 +54,15 @@ def tiles(tier: Tier) -> tuple[Tile, ...]:
 
 
 class TileEmitter:
-    """Writes the function of one tile shape; its parameters are `PARAMS` and, with a window, `phase`: how far into a
-    span its first key is.
+    """Writes the function of one tile shape; its parameters are `tile_params` and, with a window, `phase`: how far into
+    a span its first key is.
 
     Rows of keys and values are `row_pitch` apart, 0 past the head's size.
     """
 
     def __init__(self, module: ir.Module, tier: Tier, spec: AttentionSpec, tile: Tile) -> None:
         self.spec, self.tile = spec, tile
-        params = [*PARAMS, *([("phase", I64)] if spec.window else [])]
+        params = [*tile_params(spec), *([("phase", I64)] if spec.window else [])]
         self.b = b = Builder(module, tier, spec.symbol(tier, f"{tile.queries}x{tile.keys}"), params, internal=True)
         self.queries, self.keys = b.arg("queries"), b.arg("keys")
         self.last_query, self.last_key = b.sub(self.queries, 1), b.sub(self.keys, 1)
@@ -132,8 +132,9 @@ class TileEmitter:
 
     def _score_all(self) -> None:
         b, tile = self.b, self.tile
+        least = b.splat(b.arg("sink") if self.spec.sinks else NEGATIVE_INFINITY)
         for vector in range(tile.vectors):
-            b.store(b.splat(NEGATIVE_INFINITY), self._row(self.greatest, 0, vector * LANES))
+            b.store(least, self._row(self.greatest, 0, vector * LANES))
         whole = b.sub(self.keys, b.rem(self.keys, tile.keys))
         with b.range(0, whole, tile.keys) as key:
             first = self._key(key)
@@ -210,7 +211,7 @@ class TileEmitter:
     # -- softmax
 
     def _softmax(self, lane: int) -> None:
-        """Scores become exp(score - greatest); the factor is 1 / their sum, 0 if there are no keys."""
+        """Scores become exp(score - greatest); the factor is 1 / their sum and the sink's, 0 if there are no keys."""
         b = self.b
         greatest = b.load(V16F, self._row(self.greatest, 0, lane))
 
@@ -224,7 +225,8 @@ class TileEmitter:
             part, = b.loop(start, end, 1, [b.splat(0.0)], step)
             return [b.add(total[0], part)]
 
-        total, = self._spans([b.splat(0.0)], span)
+        sink = exp_nonpositive(b, b.sub(b.splat(b.arg("sink")), greatest)) if self.spec.sinks else b.splat(0.0)
+        total, = self._spans([sink], span)
         factor = b.div(1.0, total)
         if self.spec.nan_to_zero:
             factor = b.select(b.fcmp(">", total, 0.0), factor, 0.0)

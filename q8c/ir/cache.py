@@ -122,7 +122,7 @@ def _for_lengths(graph: Graph) -> set[Node]:
     """The nodes that only compute the lengths of appends and how many tokens are new, which a state says whatever the
     inputs are."""
     lengths: set[Value | None] = {n.input(2) for n in graph.nodes if in_place(n)}
-    lengths |= {v for n in graph.nodes if n.op == "attention" for v in n.inputs[6:]}
+    lengths |= {v for n in graph.nodes if n.op == "attention" for v in n.inputs[6:7]}
     found: set[Node] = set()
     for node in reversed(graph.nodes):
         if all(v in lengths or v.users and found.issuperset(v.users) and not graph.is_output(v) for v in node.outputs):

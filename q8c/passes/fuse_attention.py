@@ -15,12 +15,14 @@ from q8c.passes.manager import Pass, Report
 from q8c.passes.rewrite import sources, substitute
 from q8c.passes.rules import attr, nodes_between, producer, rewrite, uniform
 
+SINKS = 7
+"""The operand of attention that holds one more score for each head."""
 SWAP = (1, 0, 2)  # [seq, batch, channels] to [batch, seq, channels] and back
 
 
 @dataclass(frozen=True)
 class Found:
-    """The parts of one attention: `product` is weights times values."""
+    """The parts of one attention: `product` is weights times values; `sinks` as [1, heads, 1, 1]."""
 
     product: Node
     q: Heads
@@ -28,6 +30,17 @@ class Found:
     v: Heads
     scores: Scores
     nan_to_zero: bool
+    sinks: Value | None
+
+
+@dataclass(frozen=True)
+class Weights:
+    """The weights of values: the softmax they come from, the scores it is of, and what follows them in its rows."""
+
+    softmax: Node
+    scores: Value
+    nan_to_zero: bool
+    column: Value | None = None
 
 
 @dataclass(frozen=True)
@@ -37,8 +50,9 @@ class FuseAttention(Pass):
     q, k and v become operands [batch, seq, channels], slices of a merged projection offsets; where they are computed
     per head (rotated, or from a cache) they stay [batch, heads, seq, size]. Repeated heads are read where they lie.
     Masks given as conditions become additive, computed once and outside. Masks that are shown to hide later keys, keys
-    too far away, and keys where a padding mask is 0, are not computed at all: the attention is told so. Attentions that
-    an importer wrote get their operands where they lie too.
+    too far away, and keys where a padding mask is 0, are not computed at all: the attention is told so. A last column
+    of the scores whose weights are left out, one number for each head, becomes the operand `sinks`. Attentions that an
+    importer wrote get their operands where they lie too.
     """
 
     name: ClassVar[str] = "fuse-attention"
@@ -65,15 +79,15 @@ class FuseAttention(Pass):
 
 def find_attention(graph: Graph, product: Node) -> Found | str | None:
     """The attention whose weights times values a matmul is, why it cannot be fused, or None if it is none."""
-    weights, nan_to_zero = find_weights(product.input(0))
-    scores = None if weights is None else find_scores(weights.input(0))
+    weights = find_weights(product.input(0))
+    scores = None if weights is None else find_scores(weights.scores)
     if weights is None or scores is None:
         return None
     if scores.problem:
         return scores.problem
     if product.output.dtype is not DType.f32:
         return f"it computes in {product.output.dtype}, not f32"
-    if not only_read_by(graph, weights.output, product):
+    if not only_read_by(graph, weights.softmax.output, product):
         return "the weights are read elsewhere too"
     transposed = attr(scores.product, "transpose_b")
     parts = (operand(graph, scores.product.input(0), transposed=False),
@@ -96,7 +110,10 @@ def find_attention(graph: Graph, product: Node) -> Found | str | None:
         return f"{q.heads} x {q.size} queries meet {k.heads} x {k.size} keys and {v.heads} x {v.size} values"
     if q.heads != k.heads * k.repeat and k.heads != 1 or k.repeat != v.repeat:
         return f"{k.heads} heads of keys, each repeated {k.repeat} times, do not make {q.heads}"
-    return foreign_mask(graph, q, scores) or Found(product, q, k, v, scores, nan_to_zero)
+    sinks = None if weights.column is None else find_sinks(weights.column, q.heads)
+    if weights.column is not None and sinks is None:
+        return f"its scores have a last column {weights.column.type} that is not a number for each head"
+    return foreign_mask(graph, q, scores) or Found(product, q, k, v, scores, weights.nan_to_zero, sinks)
 
 
 def foreign_mask(graph: Graph, q: Heads, scores: Scores) -> str:
@@ -123,8 +140,8 @@ def operand(graph: Graph, value: Value, transposed: bool) -> Heads | None:
     return find_heads(graph, value, order)
 
 
-def find_weights(value: Value) -> tuple[Node | None, bool]:
-    """The softmax that gives a product's weights, and whether NaN among them is turned into 0."""
+def find_weights(value: Value) -> Weights | None:
+    """The weights that are multiplied with values, if they come from a softmax."""
     node = value.producer
     if node is not None and node.op == "reshape" and node.input(0).shape[-2:] == value.shape[-2:]:
         return find_weights(node.input(0))
@@ -132,19 +149,36 @@ def find_weights(value: Value) -> tuple[Node | None, bool]:
     if node is not None and node.op == "where":
         test, x = producer(node.input(0), "is_nan"), node.input(2)
         if test is None or test.input(0) is not x or uniform(node.input(1)) != 0:
-            return None, False
+            return None
         node, nan_to_zero = x.producer, True
+    cut = node if node is not None and node.op == "slice" else None
+    node = node if cut is None else cut.input(0).producer
     if node is None or node.op != "softmax" or attr(node, "axis") not in (-1, node.output.type.rank - 1):
-        return None, False
-    return node, nan_to_zero
+        return None
+    joined = None if cut is None else producer(node.input(0), "concat")
+    if cut is None or joined is None:
+        return Weights(node, node.input(0), nan_to_zero) if cut is None else None
+    scores, column = joined.input(0), joined.input(len(joined.inputs) - 1)
+    if len(joined.inputs) != 2 or scores.shape != cut.output.shape or column.shape[-1] != 1 or any(attr(cut, "starts")):
+        return None
+    return Weights(node, scores, nan_to_zero, column)
+
+
+def find_sinks(column: Value, heads: int) -> Value | None:
+    """What a last column of scores [batch, heads, queries, 1] is stretched from, if that is a number for each head."""
+    node = column.producer
+    if column.shape == (1, heads, 1, 1):
+        return column
+    return find_sinks(node.input(0), heads) if node is not None and node.op == "broadcast_to" else None
 
 
 def only_read_by(graph: Graph, value: Value, last: Node) -> bool:
     """Whether all that is computed from a value goes into `last`."""
     if value.producer is last:
         return True
+    between = ("is_nan", "where", "reshape", "slice")
     return not graph.is_output(value) and all(
-        reader is last or (reader.op in ("is_nan", "where", "reshape") and only_read_by(graph, reader.output, last))
+        reader is last or (reader.op in between and only_read_by(graph, reader.output, last))
         for reader in value.users)
 
 
@@ -193,6 +227,11 @@ def fuse(graph: Graph, found: Found, masks: SharedMasks) -> Node:
         attrs["softcap"] = found.scores.softcap
     if isinstance(masks.meaning, Seen):
         attrs |= {name: value for name in ("causal", "window", "spread") if (value := getattr(masks.meaning, name))}
+    if found.sinks is not None:
+        attrs.pop("spread", None)  # a query that sees no key has its sink left
+        sinks = graph.add("reshape", [found.sinks], {"shape": (q.heads,)}, name="sinks", before=product).output
+        leaves.append(found.sinks)
+        seen = [*seen, *[None] * SINKS][:SINKS - 3] + [sinks]
     if any(heads.offset for heads in (q, k, v)):
         attrs["offsets"] = (q.offset, k.offset, v.offset)
     node = graph.add("attention", [*operands, *seen], attrs, name="attention",

@@ -133,8 +133,8 @@ def rewrite(graph: Graph, kept: list[Node], formats: list[str], report: Report) 
         report.rewrote(made, f"%{past.name} grows in place into %{made.output.name}"
                              + ("" if format == "f32" else ", in 8 bits"))
         for reader in made.output.users:
-            if reader.op == "attention" and attr(reader, "causal") and reader.inputs[LENGTHS:] == []:
-                graph.set_inputs(reader, [*reader.inputs, *[None] * LENGTHS][:LENGTHS] + [lengths])
+            if reader.op == "attention" and attr(reader, "causal") and operand(reader, LENGTHS) is None:
+                give(graph, reader, LENGTHS, lengths)
     count_queries(graph, held, appended(kept[0]))
     graph.prune()
 
@@ -150,10 +150,22 @@ def count_queries(graph: Graph, held: Value, tokens: Dim) -> None:
     said = graph.add("new_counts", held.producer.inputs, {"tokens": tokens}, name="counts", before=found[0]).output
     counts: dict[Value | None, Value] = {None: said}
     for node in found:
-        given = next(iter(node.inputs[COUNTS:]), None)
+        given = operand(node, COUNTS)
         if given is not None and given not in counts:
             counts[given] = unless_held(graph, held, given, said, node)
-        graph.set_inputs(node, [*node.inputs, *[None] * COUNTS][:COUNTS] + [counts[given]])
+        give(graph, node, COUNTS, counts[given])
+
+
+def operand(node: Node, index: int) -> Value | None:
+    """An optional operand of a node."""
+    return node.inputs[index] if index < len(node.inputs) else None
+
+
+def give(graph: Graph, node: Node, index: int, value: Value) -> None:
+    """Make a value an operand of a node, the others being as they are."""
+    inputs = [*node.inputs, *[None] * (index + 1 - len(node.inputs))]
+    inputs[index] = value
+    graph.set_inputs(node, inputs)
 
 
 def unless_held(graph: Graph, held: Value, given: Value, said: Value, before: Node) -> Value:

@@ -7,6 +7,7 @@ from typing import ClassVar
 
 from q8c.ir.dims import Dim, sym, symbols
 from q8c.ir.graph import Attr, Graph, Node, Value
+from q8c.passes.fuse_attention import SINKS
 from q8c.passes.manager import Pass, Report
 from q8c.passes.padding_mask import PaddingMask, find_mask
 from q8c.passes.rewrite import sources, substitute
@@ -40,7 +41,7 @@ class PackRows(Pass):
             return False
         mask: PaddingMask | None = None
         for node in attentions:
-            found = find_mask(graph, node, self.mask)
+            found = find_mask(graph, node, self.mask) if len(node.inputs) <= SINKS else "its softmax has sinks"
             if isinstance(found, PaddingMask) and found != (mask or found):
                 found = f"its padding mask is %{found.input.name}, that of others another"
             if isinstance(found, str):

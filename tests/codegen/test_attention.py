@@ -35,7 +35,8 @@ class Case:
     """The static half of an attention node. `merged`: q, k and v are one value; else keys have a length of their own,
     and those of `split` have their heads split off. `mask` is its shape in the graph's symbols, `key_mask` the key
     mask's type. With `square` the graph says that keys are as many as queries, with `int8` they are kept in 8 bits;
-    `window` is how near they must be. With `counts` it is said how many queries are no padding."""
+    `window` is how near they must be. With `counts` it is said how many queries are no padding, with `sinks` softmax
+    has one more score for each head."""
 
     heads: int = 2
     size: int = 32
@@ -54,6 +55,7 @@ class Case:
     softcap: float = 0.0
     window: int = 0
     counts: bool = False
+    sinks: bool = False
 
     def graph(self) -> Graph:
         """The graph of the one node, its last."""
@@ -71,7 +73,8 @@ class Case:
             values = [own if n in self.split else v for n, own, v in zip("qkv", split, values, strict=True)]
             values = [v.replace("keys", "seq") for v in values] if self.square else values
         optional = {"m": f"f32[{self.mask}]" if self.mask else "", "seen": self.key_mask,
-                    "lengths": "i64[batch]" if self.lengths else "", "counts": "i64[batch]" if self.counts else ""}
+                    "lengths": "i64[batch]" if self.lengths else "", "counts": "i64[batch]" if self.counts else "",
+                    "sinks": f"f32[{self.heads}]" if self.sinks else ""}
         values += [f"%{n}: {t}" for n, t in optional.items() if t]
         operands += "".join(f", %{n}" if t else ", -" for n, t in optional.items())
         kept = ""

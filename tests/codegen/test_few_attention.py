@@ -28,6 +28,7 @@ CASES = [
     replace(DECODE, heads=3, kv_heads=1, size=64, lengths=True, int8=True), replace(SHOWN, int8=True),
     replace(DECODE, mask="1, 6, seq, keys", key_mask=MASKS["bool"], softcap=0.6),
     replace(SHOWN, int8=True, softcap=0.6),
+    replace(DECODE, heads=3, kv_heads=1, size=64, lengths=True, sinks=True),
 ]
 
 COUNTED = [replace(case, counts=True) for case in (
@@ -48,7 +49,7 @@ def test_matches_the_reference(case: Case) -> None:
         close(case, case.feeds(np.random.default_rng(keys), 2, queries, keys))
 
 
-@pytest.mark.parametrize("case", [CASES[1], CASES[2], CASES[6], CASES[9]], ids=range(4))
+@pytest.mark.parametrize("case", [CASES[1], CASES[2], CASES[6], CASES[9], CASES[10]], ids=range(5))
 def test_a_token_alone_has_its_bits_among_many(case: Case) -> None:
     """A step at a time, a few at a time, and all at once, which is the kernel of many queries."""
     queries, keys = FEW + 8, SPAN + 90
@@ -95,6 +96,22 @@ def test_queries_that_see_no_key(queries: int, causal: bool, otherwise: str) -> 
     got = run_everywhere(case, feeds)
     np.testing.assert_allclose(got, reference(case, feeds), rtol=0, atol=3e-6)
     assert np.isnan(got).any() == (otherwise == "")
+    if runnable(FAST):
+        np.testing.assert_allclose(run(case, feeds, FAST), got, rtol=0, atol=0.05)
+
+
+@pytest.mark.parametrize("queries", [4, FEW + 4])
+@pytest.mark.parametrize("case", [replace(SHOWN, sinks=True), replace(SHOWN, int8=True, window=9, sinks=True)],
+                         ids=["f32", "int8 window"])
+def test_sinks_take_their_share(case: Case, queries: int) -> None:
+    """All of it where a query sees no key; sinks far above and below the scores too."""
+    feeds = case.feeds(np.random.default_rng(6), 2, queries, 70)
+    feeds["seen"][0] = 0
+    feeds["sinks"] = np.array([0.5, -3, 60, -200, 2], np.float32)
+    got = run_everywhere(case, feeds)
+    np.testing.assert_allclose(got, reference(case, feeds), rtol=0, atol=3e-6)
+    assert (got[0] == 0).all() and (np.abs(got[1]).max(-1) > 0.1).all()
+    assert np.abs(got[1].reshape(queries, 5, -1)).max((0, 2))[2] < 1e-20
     if runnable(FAST):
         np.testing.assert_allclose(run(case, feeds, FAST), got, rtol=0, atol=0.05)
 

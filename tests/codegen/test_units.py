@@ -111,7 +111,8 @@ SPECS: list[tuple[Any, dict[str, Any]]] = [
     (AttentionSpec(4, 4, 32, 0.5, (96, 96, 96), (0, 32, 64)),
      {"heads": 8, "kv_heads": 2, "head_size": 16, "scale": 0.25, "strides": (96, 96, 99), "offsets": (0, 32, 65),
       "mask": "", "causal": True, "nan_to_zero": True, "split": (False, True, False), "packed": True, "key_mask": "i64",
-      "lengths": True, "counts": True, "spread": True, "cached": True, "int8": True, "softcap": 50.0, "window": 9}),
+      "lengths": True, "counts": True, "sinks": True, "spread": True, "cached": True, "int8": True, "softcap": 50.0,
+      "window": 9}),
 ]
 
 

@@ -103,8 +103,8 @@ DECODERS: dict[str, Family] = {
     "qwen3-moe": decoder("Qwen3MoeForCausalLM", {**EXPERTS, "num_experts": 4, "moe_intermediate_size": 48}, SCRIPT),
     "gpt-oss": decoder("GptOssForCausalLM", {
         **EXPERTS, "num_local_experts": 4, "sliding_window": 6,
-        "layer_types": ["sliding_attention", "full_attention"]}, EAGER[:1], causal=0, attentions=0,
-        kernels={"rotary": 4}, float_products=COMPUTED),
+        "layer_types": ["sliding_attention", "full_attention"]}, EAGER[:1], causal=2, windows=1,
+        kernels={"rotary": 4, "append": 4}, float_products=COMPUTED),
     "t5-first": first("T5ForConditionalGeneration", T5, SCRIPT),
     "t5-later": later("T5ForConditionalGeneration", T5, DYNAMO),
     "bart-first": first("BartForConditionalGeneration", BART, DYNAMO, causal=2),

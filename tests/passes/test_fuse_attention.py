@@ -116,6 +116,32 @@ def test_weights_that_are_nan_become_zero() -> None:
     run(before, fused("#", "scale = 1.0, nan_to_zero = true"))
 
 
+SINKS = """
+  %column: f32[b, 3, s, 1] = broadcast_to(%sink) {shape = (b, 3, s, 1)}
+  %more: f32[b, 3, s, t + 1] = concat(%masked, %column) {axis = 3}
+  %all: f32[b, 3, s, t + 1] = softmax(%more)
+  %p: f32[b, 3, s, t] = slice(%all) {starts = (0, 0, 0, 0), sizes = (b, 3, s, t), steps = (1, 1, 1, 1)}
+"""
+MASKED = """
+  %raw: f32[b, 3, s, t] = matmul(%qh, %kt)
+  %masked: f32[b, 3, s, t] = add(%raw, %m)"""
+
+
+def test_a_column_that_is_left_out_is_a_sink_for_each_head() -> None:
+    inputs = INPUTS.replace("%m:", "%sink: f32[1, 3, 1, 1], %m:")
+    run(f"{inputs}{HEADS}{MASKED}{SINKS}{JOIN}", f"""{inputs}
+  %sinks: f32[3] = reshape(%sink) {{shape = (3)}}
+  %z: f32[b, s, 24] = attention(%q, %k, %v, %m, -, -, -, %sinks) {{{ATTRS}, scale = 1.0}}
+  return %z
+}}""")
+
+
+def test_a_column_that_differs_by_query_is_no_sink() -> None:
+    inputs = INPUTS.replace("%m:", "%sink: f32[1, 3, s, 1], %m:")
+    report = run(f"{inputs}{HEADS}{MASKED}{SINKS}{JOIN}", None)
+    assert ["last column f32[b, 3, s, 1] that is not a number for each head" in str(d) for d in report.declines] == [True]
+
+
 def test_masks_are_computed_without_the_broadcasts_of_their_parts_and_once_for_all_layers() -> None:
     layer = """
       %raw{0}: f32[b, 3, s, t] = matmul(%qh, %kt)

@@ -5,11 +5,9 @@ contrib_ops/cpu/bert/gqa_attention_base.h.
 """
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
-from q8c.frontend.ops.attention import repeated
-from q8c.frontend.ops.contrib_attention import attend, causal_mask, scale_of, split_heads
+from q8c.frontend.ops.contrib_attention import scale_of, split_heads
 from q8c.frontend.ops.contrib_rotary import rotate
 from q8c.frontend.registry import MICROSOFT, Call, importer
 from q8c.frontend.tensor import Tensor, from_size
@@ -101,16 +99,19 @@ def _positions(c: Call, seq: Dim, lengths: Tensor | None) -> Tensor:
 
 def _attention(c: Call, q: Tensor, keys: Keys) -> Tensor:
     """The attention [batch, seq, heads * size]."""
-    k, v, lengths = keys.k, keys.v, keys.lengths
+    k, v = keys.k, keys.v
     heads, window, bias = q.shape[1], c.attr_int("local_window_size", -1), _bias(c, k.shape[2])
     scale, softcap = scale_of(c, q), c.attr_float("softcap", 0.0)
-    if c.attr_int("smooth_softmax", 0) or c.has(11) or softcap and lengths is None:
-        return _written_out(c, q, keys, bias)
-    if lengths is None:
-        masks = [causal_mask(c, q, k, 0, window), bias]
-        return attend(c, q, repeated(c, k, heads), repeated(c, v, heads), scale, masks)
-    return c.emit("attention", q, k, v, bias, None, lengths, keys.counts, heads=heads, kv_heads=k.shape[1],
-                  head_size=q.shape[3], scale=scale, softcap=softcap, causal=True, window=max(window, 0))
+    return c.emit("attention", q, k, v, bias, None, keys.lengths, keys.counts, _sinks(c, heads), heads=heads,
+                  kv_heads=k.shape[1], head_size=q.shape[3], scale=scale, softcap=softcap, causal=True,
+                  window=max(window, 0))
+
+
+def _sinks(c: Call, heads: Dim) -> Tensor | None:
+    """One more score for the softmax of each head, if there are such."""
+    if c.has(11):
+        return c.builder.cast(c.builder.reshape(c.input(11), (heads,)), DType.f32)
+    return c.builder.broadcast(c.scalar(0, DType.f32), (heads,)) if c.attr_int("smooth_softmax", 0) else None
 
 
 def _bias(c: Call, keys: Dim) -> Tensor | None:
@@ -119,48 +120,3 @@ def _bias(c: Call, keys: Dim) -> Tensor | None:
     if bias is None or bias.shape[3] == keys:
         return bias
     return c.emit("pad", bias, before=(0, 0, 0, 0), after=(0, 0, 0, keys - bias.shape[3]))
-
-
-def _seen(c: Call, q: Tensor, keys: Keys, window: int) -> Tensor:
-    """Whether a query sees a key: one that comes no later and is one of the `window` last, if that is above 0;
-    [batch or 1, 1, queries, keys]."""
-    places = c.builder.reshape(_positions(c, q.shape[2], keys.lengths), (_rows(keys), 1, q.shape[2], 1))
-    column = c.emit("iota", size=keys.k.shape[2], dtype=DType.i64)
-    near = c.emit("less_equal", column, places)
-    if window > 0:
-        near = c.emit("and", near, c.emit("greater", column, c.emit("sub", places, c.scalar(window, DType.i64))))
-    return near
-
-
-def _rows(keys: Keys) -> Dim:
-    return 1 if keys.lengths is None else keys.lengths.shape[0]
-
-
-def _written_out(c: Call, q: Tensor, keys: Keys, bias: Tensor | None) -> Tensor:
-    """softmax(softcap(scale * q k^T) + bias) v over the keys that are seen and, where there is such, over the sink: one
-    more score for each head, whose weight goes nowhere."""
-    heads, cap = q.shape[1], c.attr_float("softcap", 0.0)
-    k, v = (repeated(c, t, heads) for t in (keys.k, keys.v))
-    scores = c.emit("matmul", q, c.builder.transpose(k, (0, 1, 3, 2)))
-    scores = c.emit("mul", scores, c.scalar(scale_of(c, q), scores))
-    if cap:
-        limit = c.scalar(cap, scores)
-        scores = c.emit("mul", c.emit("tanh", c.emit("div", scores, limit)), limit)
-    if bias is not None:
-        scores = c.emit("add", scores, bias)
-    seen = _seen(c, q, keys, c.attr_int("local_window_size", -1))
-    scores = c.emit("where", seen, scores, c.scalar(-math.inf, scores))
-    if c.attr_int("smooth_softmax", 0) or c.has(11):
-        sink = c.builder.cast(c.input(11), DType.f32) if c.has(11) else c.scalar(0, scores)
-        column = c.builder.broadcast(c.builder.reshape(sink, (1, sink.type.size, 1, 1)), (*scores.shape[:3], 1))
-        weights = c.emit("softmax", c.emit("concat", scores, column, axis=3))
-        weights = c.builder.slice_axis(weights, 3, 0, scores.shape[3])
-    else:
-        weights = c.emit("softmax", scores)
-    if keys.lengths is not None:  # what a buffer has behind the keys may be NaN
-        ends = c.emit("add", keys.lengths, from_size(q.shape[2]))
-        there = c.emit("less", c.builder.reshape(c.emit("iota", size=v.shape[2], dtype=DType.i64), (v.shape[2], 1)),
-                       c.builder.reshape(ends, (v.shape[0], 1, 1, 1)))
-        v = c.emit("where", there, v, c.scalar(0, v))
-    y = c.builder.transpose(c.emit("matmul", weights, v), (0, 2, 1, 3))
-    return c.builder.reshape(y, (*y.shape[:2], y.shape[2] * y.shape[3]))

@@ -124,7 +124,7 @@ def attention_sizes(o: Operands) -> tuple[Dim, Dim, Dim]:
 
 def _attention(o: Operands) -> Sequence[TensorType]:
     batch, queries, keys = attention_sizes(o)
-    heads, mask, key_mask, lengths = o.attrs["heads"], *o.types[3:6]
+    heads, mask, key_mask, lengths, _, sinks = o.attrs["heads"], *o.types[3:8]
     expect_lengths(o, 6, batch)
     if mask is not None:
         o.expect(mask.rank == 4 and mask.dtype is DType.f32, "expected the mask as f32 of rank 4")
@@ -136,6 +136,9 @@ def _attention(o: Operands) -> Sequence[TensorType]:
     if lengths is not None:
         o.expect(o.attrs["causal"], "lengths go with causal attention")
         expect_lengths(o, 5, batch)
+    if sinks is not None:
+        o.expect(sinks == TensorType(DType.f32, (heads,)), "expected the sinks as f32[heads]")
+        o.expect(not o.attrs["spread"], "with sinks no query is without a score")
     return [TensorType(DType.f32, (batch, queries, heads * o.attrs["head_size"]))]
 
 
@@ -165,7 +168,8 @@ def attention(args: Sequence[Any], attrs: Mapping[str, Any],
     query that sees no key gets NaN; 0 with `nan_to_zero`, which does that for any weights that are NaN; with `spread`
     the mean of all values, if causal up to those the last query may see, whatever key mask and window. What no query
     sees adds nothing, even if it is NaN. `counts` says how many queries of each sequence are no padding, by which code
-    may round in one way or another; it changes nothing here.
+    may round in one way or another; it changes nothing here. With `sinks`, one number for each head, softmax is over
+    that score too, whose weight goes nowhere (GPT-OSS; arXiv 2309.17453): a query that sees no key gets 0.
     """
     heads, kv_heads, size = attrs["heads"], attrs["kv_heads"], attrs["head_size"]
     q, k, v = (np.repeat(split_heads(x, count, size, offset).astype(precision), heads // count, axis=1)
@@ -173,7 +177,7 @@ def attention(args: Sequence[Any], attrs: Mapping[str, Any],
     scores = np.matmul(q, k.transpose(0, 1, 3, 2)) * precision(attrs["scale"])
     if attrs["softcap"]:
         scores = np.tanh(scores / precision(attrs["softcap"])) * precision(attrs["softcap"])
-    mask, key_mask, lengths = (*args[3:], None, None, None)[:3]
+    mask, key_mask, lengths, _, sinks = (*args[3:], *[None] * 5)[:5]
     if mask is not None:
         scores = scores + mask
     before = distances(scores.shape, lengths)
@@ -184,7 +188,12 @@ def attention(args: Sequence[Any], attrs: Mapping[str, Any],
     if attrs["spread"]:
         blind = ~seen.any(-1, keepdims=True)
         scores, seen = np.where(blind, precision(0), scores), seen | blind & near[:, :, -1:]
-    weights = nn.softmax(np.where(seen, scores, precision(-np.inf)), precision=precision)
+    scores = np.where(seen, scores, precision(-np.inf))
+    if sinks is None:
+        weights = nn.softmax(scores, precision=precision)
+    else:
+        column = np.broadcast_to(sinks.astype(precision)[:, None, None], (*scores.shape[:3], 1))
+        weights = nn.softmax(np.concatenate([scores, column], axis=-1), precision=precision)[..., :-1]
     if attrs["nan_to_zero"]:
         weights = np.where(np.isnan(weights), precision(0), weights)
     v = np.where(seen.any(-2, keepdims=True).swapaxes(-1, -2), v, precision(0))
@@ -225,7 +234,8 @@ ATTENTION = {
     "softcap": AttrSpec("float", 0.0), "window": AttrSpec("int", 0),
     "offsets": AttrSpec("ints", (0, 0, 0))}
 
-register(OpDef("attention", "q k v mask? key_mask? lengths? counts?", _attention, attention, ATTENTION, Level.fused))
+register(OpDef("attention", "q k v mask? key_mask? lengths? counts? sinks?", _attention, attention, ATTENTION,
+               Level.fused))
 register(OpDef("loop", "*xs", _loop, _run_body, level=Level.fused, has_body=True,
                doc="One pass over rows: elementwise ops, and reductions, norms, softmax and dynamic_quantize over the "
                    "last axis. Its meaning is its body."))
