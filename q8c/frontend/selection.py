@@ -257,6 +257,10 @@ class _Selections:
         x, where, updates = node.input(0), node.input(1), node.input(2)
         mask, found = pick.input(0), self._indices.get(where)
         parts = [] if found is None or found.axis != 0 else [int(p) for p in found.parts[0].flat]
+        if pick.op == "nonzero" and x not in given and parts == list(range(mask.type.rank)) and all(
+                map(self._graph.known_equal, mask.shape, x.shape)):
+            self._written_in_place(node, pick, given)
+            return
         if pick.op != "nonzero" or x in given or updates not in given or given[updates].axis != 0 or len(parts) != 1 \
                 or not self._graph.known_equal(x.shape[0], mask.shape[parts[0]]):
             raise _refused(pick, f"{node} does not write each to where it came from")
@@ -273,6 +277,26 @@ class _Selections:
         if combine is None:
             raise _refused(pick, f"{node} neither adds nor replaces")
         self._graph.replace_uses(node.output, combine(node, pick, x, new, there))
+
+    def _written_in_place(self, node: Node, pick: Node, given: dict[Value, Rows]) -> None:
+        """Rows written where the mask, whose axes are the first of what is written to, is not zero."""
+        x, mask, updates = node.input(0), pick.input(0), node.input(2)
+        row = x.shape[mask.type.rank:]
+        if updates in given and given[updates].axis == 0:
+            every = self._expanded(given[updates], tuple(range(mask.type.rank)))
+            new = self._add(node, "reshape", every, shape=x.shape)
+        else:
+            new = self._alike(node, updates, 0, pick)
+            if new.shape[0] != 1:
+                raise _refused(pick, f"{node} has an operand for each")
+            new = self._add(node, "reshape", new, shape=(*[1] * mask.type.rank, *row))
+        there = mask if mask.dtype is DType.bool else self._add(node, "cast", mask, to=DType.bool)
+        there = self._add(node, "reshape", there, shape=(*mask.shape, *[1] * len(row)))
+        if attributes(node)["reduction"] == "add":
+            new = self._add(node, "add", x, new)
+        elif attributes(node)["reduction"] != "none":
+            raise _refused(pick, f"{node} neither adds nor replaces")
+        self._graph.replace_uses(node.output, self._add(node, "where", there, new, x))
 
     def _added(self, node: Node, pick: Node, x: Value, new: Value, there: Value) -> Value:
         """x [rows, ...] with the sum of all new rows [n, rows, ...] that are there."""

@@ -63,6 +63,32 @@ def test_rows_put_by_a_mask_of_rows() -> None:
                      (np.array([0, 1, 1, 0], np.bool_), np.zeros(4, np.bool_), np.ones(4, np.bool_))))
 
 
+PLACES = [node("NonZero", "mask", "at"), node("Transpose", "at", "places", perm=[1, 0])]
+
+
+def put_by_mask(nodes: list[onnx.NodeProto], rank: int) -> None:
+    """Check what is put by a mask of the first axes of x [n, m, 4], which becomes a choice between elements."""
+    shape: list[int | str | None] = ["n", "m", 4]
+    proto = model([*PLACES, *nodes], {"x": (F32, shape), "mask": (BOOL, shape[:rank])}, {"y": F32},
+                  {"zero": np.array([0]), "minus": np.array([-1]), "two": np.array([2], F32)})
+    graph = compare(proto, *({"x": RNG.standard_normal((2, 3, 4)).astype(np.float32),
+                              "mask": RNG.random((2, 3, 4)[:rank]) < share} for share in (0.0, 0.5, 1.0)))
+    assert "where" in {n.op for n in graph.nodes} and not {"nonzero", "scatter_nd"} & {n.op for n in graph.nodes}
+
+
+@pytest.mark.parametrize("reduction", ["none", "add"])
+def test_one_number_put_where_a_mask_is_set(reduction: str) -> None:
+    """As PyTorch writes x[mask] = 2: as many numbers as the mask's sum tells."""
+    put_by_mask([node("Reshape", "mask minus", "flat"), node("Cast", "flat", "ones", to=onnx.TensorProto.INT64),
+                 node("ReduceSum", "ones zero", "count", keepdims=1), node("Expand", "two count", "many"),
+                 node("ScatterND", "x places many", reduction=reduction)], 3)
+
+
+def test_rows_put_where_a_mask_of_two_axes_is_set() -> None:
+    put_by_mask([node("GatherND", "x places", "rows"), node("Exp", "rows", "new"),
+                 node("ScatterND", "x places new")], 2)
+
+
 def test_a_row_that_is_not_picked_is_not_read() -> None:
     proto = experts(node("Unsqueeze", "token one", "places"), node("ScatterND", "start places new", reduction="add"))
     given = feed(SOME)
