@@ -19,8 +19,9 @@ from q8c.frontend.selection import resolve_selections
 from q8c.frontend.stretch import apart, stretchable, usable
 from q8c.frontend.tensor import Tensor
 from q8c.frontend.weights import WIDENED, border_type, compute_type, type_name
-from q8c.ir.dims import Expr, dim_max, nonnegative, substitute
+from q8c.ir.dims import dim_max, nonnegative, substitute
 from q8c.ir.graph import Graph, Value
+from q8c.ir.nested import names_in
 from q8c.ir.types import TensorType
 
 if TYPE_CHECKING:
@@ -197,9 +198,11 @@ def import_graph(model: Model) -> Graph:
 
 def _stretches(model: Model, declared: Sequence[TensorType], graph: Graph) -> dict[Value, tuple[int, ...]]:
     """The axes of each of the graph's inputs that may be given as 1."""
+    found = [v.type for v in graph.inputs]
+    named = [names_in(t.shape) for t in found]
     types, loose = apart(declared)
-    if not loose or sum(any(isinstance(d, Expr) for d in t.shape) for t in declared) < 2:
-        return {}
+    if found == declared and sum(map(len, named)) == len(set().union(*named)) or not loose:
+        return {}  # no size is that of another input
     try:
         probe = GraphImporter(model, types, loose).run()
     except (Error, *_UNEXPECTED):

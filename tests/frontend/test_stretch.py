@@ -52,6 +52,13 @@ def test_masks_and_places_of_tokens_may_have_one_row() -> None:
     assert found == {"mask": (0, 1), "places": (0, 1)}
 
 
+def test_an_input_may_be_stretched_to_a_fixed_size() -> None:
+    nodes = [node("Add", "x table", "y")]
+    assert stretches(nodes, {"x": (F32, ["a", "b"])}) == {"x": (0, 1)}
+    assert stretches([node("Mul", "x table", "s"), node("Sub", "s x", "y")], {"x": (F32, ["a", "b"])}) == {"x": (0, 1)}
+    assert stretches([*nodes, node("Relu", "x", "z")], {"x": (F32, ["a", "b"])}, ["y", "z"]) == {}
+
+
 def test_of_inputs_that_an_output_has_the_axis_of_not_all_are_one() -> None:
     """Both are 1 where the size is, unless another input tells that: x + z is 1 row then, and q8c would give w's."""
     inputs = {**PAIR, "w": (F32, ["c", 4])}
