@@ -47,9 +47,9 @@ def weight_bytes(compiled: Path) -> int:
     from q8c.ir import parse_graph
     from q8c.runtime.artifact import Artifact
     artifact = Artifact(compiled)
-    linears = [node for node in parse_graph(artifact.ir).nodes if node.op == "q8_linear"]
+    linears = [node for node in parse_graph(artifact.ir()).nodes if node.op == "q8_linear"]
     read = {packed_name(node, operand, node.input(operand)) for node in linears for operand in (3, 4)}
-    return sum(constant.nbytes for constant in artifact.manifest.constants if constant.name in read)
+    return sum(constant.nbytes for constant in artifact.manifest.parts[0].constants if constant.name in read)
 
 
 def token_bytes(compiled: Path) -> int:

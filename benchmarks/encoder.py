@@ -175,7 +175,7 @@ class Floors:
         else:
             from q8c.ir import parse_graph
             from q8c.runtime.artifact import Artifact
-            self._graph = parse_graph(Artifact(file).ir)
+            self._graph = parse_graph(Artifact(file).ir())
 
     def of(self, shape: Shape) -> dict[str, Any]:
         """The floors of a shape by `cpu` or tier, those that are known: padding counts for nothing."""

@@ -2,40 +2,38 @@
 from __future__ import annotations
 
 import contextlib
-import math
 import os
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from q8c.codegen.constants import Packed, packed_constants
-from q8c.codegen.cost import total_cost
-from q8c.codegen.frame import Frame
 from q8c.codegen.generate import Generated
 from q8c.codegen.parallel import Generators
 from q8c.codegen.targets import TIERS, Tier, tier
-from q8c.errors import ArtifactError, CompileError
-from q8c.frontend import import_onnx
+from q8c.describe import describe, described
+from q8c.errors import ArtifactError, CompileError, InputError
+from q8c.frontend import import_parts
+from q8c.frontend.choices import Choice, Part, Parts
 from q8c.ir import Graph, clone, print_graph
-from q8c.ir.cache import find_cache
-from q8c.ir.dims import Dim, Expr, dim_max, to_program
-from q8c.ir.graph import Value
+from q8c.ir.graph import Array
 from q8c.ir.spill import release
 from q8c.measure import Measured, quantization_error
-from q8c.passes.calibration import checked_feeds
+from q8c.passes.calibration import Calibration, Feeds, checked_feeds
+from q8c.passes.default_format import DEFAULT, format_for
 from q8c.passes.fold_constants import FoldConstants
+from q8c.passes.fold_weights import BLOCK_FORMAT
 from q8c.passes.last_logits import LastLogits, last_mask
 from q8c.passes.lift_quantized import LiftQuantized
 from q8c.passes.manager import Observer, Report, run_passes
 from q8c.passes.pipeline import Options, pipeline
 from q8c.products import Product, product_names, products_of
-from q8c.runtime import cpu, dims
-from q8c.runtime.cache import NONE, Cache
-from q8c.runtime.manifest import Constraint, Count, Model, Node, Tensor, constant_layout
-from q8c.runtime.strict_json import escaped, fits
+from q8c.runtime import cpu
+from q8c.runtime.sections import Constant, constant_layout
+from q8c.runtime.strict_json import fits
 from q8c.runtime.writer import Writer
 
 if TYPE_CHECKING:
@@ -44,22 +42,35 @@ if TYPE_CHECKING:
 Source: TypeAlias = "str | os.PathLike[str] | bytes | onnx.ModelProto"
 Progress: TypeAlias = Callable[[str], None]
 NUMERICS = ("fast", "reproducible")
+_CONDITION = Options(quantize=False)
 _SMALL = 150
 """Nodes of a model as imported below which its code is made before another process would be ready to help."""
 
 
 @dataclass(frozen=True)
-class Result:
-    """What a compilation left: the file, what the passes did and made of the model's matrix products, the error of
-    that (None where nothing is quantized or made-up inputs do not fit), how long each stage took, and sizes in bytes
-    (`model_weight_bytes`: the model's constants as they came)."""
+class Built:
+    """What became of a part of the model: what the passes did and made of its matrix products, the error of that (None
+    where nothing is quantized or made-up inputs do not fit), and its code. `when` says which part it is."""
 
-    path: Path
+    when: str
     graph: Graph
     report: Report
     products: tuple[Product, ...]
     measured: Measured | None
     generated: tuple[Generated, ...]
+    constants: tuple[Constant, ...]
+    options: Options
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a compilation left: the file; its parts, of which most models have one, and behind those the conditions that
+    choose among them; how long each stage took, and sizes in bytes (`model_weight_bytes`: the model's constants as they
+    came)."""
+
+    path: Path
+    parts: tuple[Built, ...]
+    conditions: tuple[Built, ...]
     seconds: dict[str, float]
     model_weight_bytes: int
     weight_bytes: int
@@ -78,7 +89,11 @@ class _Stages:
         self.progress(name)
         start = time.perf_counter()
         yield
-        self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start
+        self.add(name, time.perf_counter() - start)
+
+    def add(self, name: str, seconds: float) -> None:
+        """Count further time of a stage."""
+        self.seconds[name] = self.seconds.get(name, 0.0) + seconds
 
     def code(self, tier: Tier) -> None:
         """Code for a tier is begun; how long that takes is known elsewhere."""
@@ -98,41 +113,92 @@ def compile_model(model: Source, output: str | os.PathLike[str] | None = None, *
     """
     options = options or Options()
     _check_options(options)
-    passes = pipeline(options)
-    tiers = tiers_of(target, _described(options))
+    pipeline(options)  # that there is one, before anything is read
+    tiers = _tiers(target)
     path = output_path(model, output)
     stages = _Stages(progress)
     with stages.stage("import"):
-        graph = import_onnx(model, dict(options.set_inputs))
-        _check_names(graph)
-        _check_mask(graph, options.pack)
-        names = product_names(graph)
-        model_weight_bytes = sum(v.array().nbytes for v in graph.constants.values())
-        if options.feeds:
-            options = replace(options, feeds=checked_feeds(graph, options.feeds))
-            passes = pipeline(options)
+        parts = import_parts(model, dict(options.set_inputs))
+        for part in parts.ways:
+            _check_names(part.graph)
+            _check_mask(part.graph, options.pack)
+        options = replace(options, weights=_format(parts, options.weights))
+        own = [replace(options, feeds=feeds, keep=_keep(part, parts, options.keep))
+               for part, feeds in zip(parts.ways, _feeds(parts, options.feeds), strict=True)]
+        model_weight_bytes = sum({v.name: v.array().nbytes for part in parts.parts
+                                  for v in part.graph.constants.values()}.values())
+    factors: dict[bytes, Array] | None = {} if parts.conditions else None
+    helpers = _helpers(parts.parts[0].graph, tiers)
+    with _writer(path) as writer, Generators(helpers) as generators:
+        def build(part: Part, options: Options, observers: Sequence[Observer]) -> Built:
+            return _build(part, options, Calibration(options.feeds, factors=factors), tiers, observers, stages, writer,
+                          generators)
+
+        built = tuple(build(part, told, observers) for part, told in zip(parts.ways, own, strict=True))
+        conditions = tuple(build(part, _CONDITION, ()) for part in parts.conditions)
+        with stages.stage("write"):
+            _write(writer, [*built, *conditions], parts.choice)
+    weights = {c.offset: c.nbytes for one in (*built, *conditions) for c in one.constants}
+    return Result(path, built, conditions, stages.seconds, model_weight_bytes, sum(weights.values()),
+                  path.stat().st_size)
+
+
+def _build(part: Part, options: Options, calibration: Calibration, tiers: Sequence[Tier],
+           observers: Sequence[Observer], stages: _Stages, writer: Writer, generators: Generators) -> Built:
+    """Run the passes on one part, write its constants and generate its code."""
+    graph, names = part.graph, product_names(part.graph)
+    tiers = [with_numerics(tier, described(options)) for tier in tiers]
+    with stages.stage("passes"):
         imported = clone(graph)
         if options.quantize:  # the error is that of q8c's own rounding, not its distance from a quantized file's
             run_passes(imported, (LiftQuantized(),))
-    with Generators(_helpers(graph, tiers)) as generators:
-        with stages.stage("passes"):
-            report = run_passes(graph, passes, observers=observers)
-        packed = packed_constants(graph)
-        offsets = offsets_of(packed)
-        generators.begin(graph, tiers, offsets)
-        with stages.stage("error"):
-            if options.last_logits:
-                run_passes(imported, (FoldConstants(), LastLogits(last_mask(graph))))
-            measured = quantization_error(imported, graph, options.feeds)
-            del imported
-        made = generators.finish(graph, tiers, offsets, stages.code)
-    generated = [one for one, _ in made]
-    stages.seconds |= {f"code for {one.tier.name}": seconds for one, seconds in made}
+        report = run_passes(graph, pipeline(options, calibration), observers=observers)
     with stages.stage("write"):
-        _write(path, graph, packed, generated, options, report, measured)
-    return Result(path, graph, report, products_of(graph, names, report, options.quantize), measured,
-                  tuple(generated), stages.seconds, model_weight_bytes, sum(c.nbytes for c in _layout(packed)),
-                  path.stat().st_size)
+        constants = [_written(writer, item) for item in packed_constants(graph)]
+    offsets = {c.name: c.offset for c in constants}
+    generators.begin(graph, tiers, offsets)
+    with stages.stage("error"):
+        if options.last_logits:
+            run_passes(imported, (FoldConstants(), LastLogits(last_mask(graph))))
+        measured = quantization_error(imported, graph, options.feeds)
+        del imported
+    made = generators.finish(graph, tiers, offsets, stages.code)
+    for one, seconds in made:
+        stages.add(f"code for {one.tier.name}", seconds)
+    return Built(part.when, graph, report, products_of(graph, names, report, options.quantize), measured,
+                 tuple(one for one, _ in made), tuple(constants), options)
+
+
+def _written(writer: Writer, item: Packed) -> Constant:
+    constant = writer.constant(item.name, item.array())
+    release(item.value.array())
+    return constant
+
+
+def _format(parts: Parts, name: str) -> str:
+    """A format's name; where branches are to share weights, `default` is that of a decoder if one of them is one."""
+    if name == DEFAULT and parts.conditions:
+        return next((f for part in parts.ways if (f := format_for(part.graph, name)) == BLOCK_FORMAT), name)
+    return name
+
+
+def _keep(part: Part, parts: Parts, names: Sequence[str]) -> tuple[str, ...]:
+    """Of nodes that are to stay float, those of this part, and those that no part has, which is an error to come."""
+    own, *others = ({name for node in one.graph.nodes for name in node.source} for one in (part, *parts.ways))
+    return tuple(name for name in names if name in own or not any(name in other for other in others))
+
+
+def _feeds(parts: Parts, feeds: Feeds) -> list[Feeds]:
+    """Of each part that is no condition, the feeds that choose it. Raises InputError for a feed that does not fit."""
+    if not parts.conditions:
+        return [checked_feeds(parts.parts[0].graph, feeds)]
+    chosen: list[list[Mapping[str, Any]]] = [[] for _ in parts.ways]
+    for feed in feeds:
+        if not isinstance(feed, Mapping):
+            raise InputError(f"a calibration feed is a {type(feed).__name__}, expected a dict of arrays by input name")
+        number = parts.chosen(feed)
+        chosen[number].append(parts.feed(number, feed))
+    return [checked_feeds(part.graph, tuple(own)) for part, own in zip(parts.ways, chosen, strict=True)]
 
 
 def _check_options(options: Options) -> None:
@@ -235,114 +301,23 @@ def _check_names(graph: Graph) -> None:
 
 
 def offsets_of(packed: Sequence[Packed]) -> dict[str, int]:
-    """Where each packed constant lies in the weights section, in bytes."""
-    return {c.name: c.offset for c in _layout(packed)}
+    """Where each packed constant lies in the weights section of a file of its own, in bytes, no two being equal."""
+    return {c.name: c.offset for c in constant_layout([(p.name, p.dtype.value, p.shape) for p in packed])}
 
 
-def _layout(packed: Sequence[Packed]) -> list[Any]:
-    return constant_layout([(p.name, p.dtype.value, p.shape) for p in packed])
-
-
-def _write(path: Path, graph: Graph, packed: Sequence[Packed], generated: Sequence[Generated], options: Options,
-           report: Report, measured: Measured | None) -> None:
+@contextlib.contextmanager
+def _writer(path: Path) -> Iterator[Writer]:
     try:
         with Writer(path) as writer:
-            for item in packed:
-                writer.constant(item.name, item.array())
-                release(item.value.array())
-            for one in generated:
-                writer.image(one.tier.name, one.tier.extras, one.image.code, one.image.symbols)
-            writer.finish(describe(graph, generated, options, report, measured), print_graph(graph))
+            yield writer
     except ArtifactError as error:
         raise CompileError(str(error)) from error
 
 
-def describe(graph: Graph, generated: Sequence[Generated], options: Options, report: Report,
-             measured: Measured | None = None) -> Model:
-    """What the artifact's manifest says about the model and how its code is called."""
-    frame = _common_frame(generated)
-    symbols = [*graph.symbols(), *graph.counts]
-    index = {name: i for i, name in enumerate(symbols)}
-
-    def program(d: Dim) -> dims.Program:
-        try:
-            return dims.freeze(to_program(d, index), len(symbols))
-        except ValueError as error:
-            raise CompileError(f"the model's sizes cannot be kept in a file: {error}, {d!s:.100}") from error
-
-    def tensor(value: Value, name: str) -> Tensor:
-        return Tensor(name, value.dtype.value, tuple(map(program, value.shape)), tuple(map(str, value.shape)),
-                      graph.stretches.get(value, ()))
-
-    return Model(
-        escaped(graph.name),
-        tuple(tensor(v, v.name) for v in graph.inputs),
-        tuple(tensor(v, name) for v, name in zip(graph.outputs, graph.output_names, strict=True)),
-        tuple(symbols),
-        tuple(Count(index[name], graph.inputs.index(value)) for name, value in graph.counts.items()),
-        dims=tuple(map(program, frame.sizes)),
-        slots=tuple(map(program, frame.slots)),
-        scratch=program(frame.scratch),
-        cost=program(total_cost(graph)),
-        constraints=tuple(Constraint(program(a), program(b), f"{a} == {b}") for a, b in graph.assumptions),
-        cache=_cache(graph),
-        nodes=tuple(Node(escaped(n.source[0] if n.source else f"%{n.output.name}"), n.op, _failure(n.op))
-                    for n in graph.nodes),
-        options=_described(options), tools=_tools(),
-        notes={"rewrites": list(map(str, report.rewrites)), "declines": list(map(str, report.declines)),
-               "error": None if measured is None else asdict(measured)})
-
-
-def _cache(graph: Graph) -> Cache | None:
-    """What the manifest says of the cache that grows in place."""
-    found = find_cache(graph)
-    if found is None:
-        return None
-    mask, positions = (NONE if index is None else index for index in (found.mask, found.positions))
-    return Cache(found.pairs, found.formats, found.tokens, mask, positions, found.uniform, found.given)
-
-
-def _common_frame(generated: Sequence[Generated]) -> Frame:
-    """The frame of a file with these tiers, which may want more or less scratch: each is given the most.
-
-    The scratch size stands last among the sizes, where a tier's code reads how far one thread's lies from the next's.
-    Raises CompileError if the tiers differ in more.
-    """
-    frames = [one.frame for one in generated]
-    if all(frame == frames[0] for frame in frames):
-        return frames[0]
-    scratch = dim_max(*(frame.scratch for frame in frames))
-    common = [replace(frame, sizes=_with_last(frame.sizes, frame.scratch, scratch), scratch=scratch)
-              for frame in frames]
-    if any(frame != common[0] for frame in common):
-        raise CompileError(f"{' and '.join(g.tier.name for g in generated)} want different frames")
-    return common[0]
-
-
-def _with_last(sizes: tuple[Expr, ...], last: Dim, other: Dim) -> tuple[Expr, ...]:
-    return (*sizes[:-1], other) if sizes[-1:] == (last,) and isinstance(other, Expr) else sizes
-
-
-def _described(options: Options) -> dict[str, Any]:
-    """The options as JSON values; of the feeds, how many there were."""
-    values = {f.name: getattr(options, f.name) for f in fields(options)}
-    values = {name: str(value) if value == math.inf else value for name, value in values.items()}  # JSON has none
-    return values | {"feeds": len(options.feeds), "keep": list(options.keep), "set_inputs": dict(options.set_inputs)}
-
-
-def _failure(op: str) -> str:
-    if op == "packing":
-        return "the padding mask changed while the model ran: {detail} of its elements are not 0"
-    if op == "last_token":
-        return "there are no tokens, of which the last was to be taken"
-    if op == "append":
-        return "a sequence's length leaves no room for its new tokens, or is less than 0"
-    return "index {detail} is out of range" if op.startswith(("gather", "scatter", "lookup")) else "failed on {detail}"
-
-
-def _tools() -> dict[str, str]:
-    import llvmlite
-    import llvmlite.binding as llvm
-
-    from q8c import __version__
-    return {"q8c": __version__, "llvmlite": llvmlite.__version__, "llvm": ".".join(map(str, llvm.llvm_version_info))}
+def _write(writer: Writer, built: Sequence[Built], choice: Choice) -> None:
+    parts = []
+    for one in built:
+        images = [writer.image(g.tier.name, g.tier.extras, g.image.code, g.image.symbols) for g in one.generated]
+        model = describe(one.graph, one.generated, one.options, one.report, one.measured)
+        parts.append(writer.part(model, one.constants, images, print_graph(one.graph), one.when))
+    writer.finish(parts, choice)

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from q8c.errors import CompileError
-from q8c.frontend import import_onnx
+from q8c.frontend import import_parts
 from q8c.ir import Graph, q8
 from q8c.ir.graph import Node
 from q8c.passes.calibration import checked_feeds
@@ -49,12 +49,15 @@ def layer_errors(model: Source, options: Options, feeds: Sequence[Mapping[str, A
                  progress: Callable[[str], None] = lambda stage: None) -> Layers:
     """Import a model, prepare it as compiling would, and quantize one product after the other on the feeds.
 
-    The reference interpreter runs the model once for each product. Raises CompileError if none would be quantized, and
+    The reference interpreter runs the model once for each product. Where inputs choose a branch of the model, the first
+    feed does. Raises CompileError if none would be quantized, and
     InputError for feeds that do not fit.
     """
     progress("import")
-    graph = import_onnx(model)
-    used = checked_feeds(graph, tuple(feeds))
+    parts = import_parts(model)
+    number = parts.chosen(feeds[0])
+    graph = parts.parts[number].graph
+    used = checked_feeds(graph, tuple(parts.feed(number, feed) for feed in feeds))
     progress("passes")
     formats = prepare(graph, options)
     if not any(format != FLOAT for format in formats.values()):

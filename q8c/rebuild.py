@@ -8,13 +8,13 @@ from pathlib import Path
 from q8c.codegen.constants import packed_constants
 from q8c.codegen.generate import Generated, generate
 from q8c.codegen.targets import tier
-from q8c.compiler import Progress, describe, offsets_of, tiers_of, with_numerics
+from q8c.compiler import Progress, tiers_of, with_numerics
+from q8c.describe import describe
 from q8c.errors import ArtifactError
 from q8c.ir import Graph, parse_graph
 from q8c.passes.manager import Report
 from q8c.passes.pipeline import Options
 from q8c.runtime.artifact import Artifact
-from q8c.runtime.manifest import constant_layout
 from q8c.runtime.writer import Writer
 
 
@@ -24,15 +24,18 @@ def compare(path: str | os.PathLike[str], progress: Progress = lambda stage: Non
     Raises ArtifactError if the file is damaged or its constants are not the graph's.
     """
     artifact = Artifact(path)
-    graph, offsets = _graph(artifact)
-    made: list[Generated] = []
-    for image in artifact.manifest.images:
-        progress(f"code for {image.tier}")
-        made.append(generate(graph, with_numerics(tier(image.tier), artifact.manifest.model.options), offsets))
-    called = _calling(describe(graph, made, Options(), Report())) == _calling(artifact.manifest.model)
-    return {image.tier: called and artifact.read(image.section) == one.image.code
-            and dict(image.entries) == one.image.symbols
-            for image, one in zip(artifact.manifest.images, made, strict=True)}
+    same: dict[str, bool] = {}
+    for number, part in enumerate(artifact.manifest.parts):
+        graph, offsets = _graph(artifact, number)
+        made: list[Generated] = []
+        for image in part.images:
+            progress(f"code for {image.tier}")
+            made.append(generate(graph, with_numerics(tier(image.tier), part.model.options), offsets))
+        called = _calling(describe(graph, made, Options(), Report())) == _calling(part.model)
+        for image, one in zip(part.images, made, strict=True):
+            equal = artifact.read(image.section) == one.image.code and dict(image.entries) == one.image.symbols
+            same[image.tier] = same.get(image.tier, True) and called and equal
+    return same
 
 
 def rebuild(path: str | os.PathLike[str], output: str | os.PathLike[str], *, target: str = "native",
@@ -43,28 +46,30 @@ def rebuild(path: str | os.PathLike[str], output: str | os.PathLike[str], *, tar
     CompileError.
     """
     artifact = Artifact(path, sha256)
-    graph, offsets = _graph(artifact)
-    told = artifact.manifest.model  # what is for people only is kept, and the numerics they asked for
-    tiers = tiers_of(target, told.options)
-    generated: list[Generated] = [generate(graph, one, offsets) for one in tiers]
-    model = replace(describe(graph, generated, Options(), Report()), options=told.options, notes=told.notes)
+    parts = artifact.manifest.parts
     with Writer(output) as writer:
-        for constant in artifact.manifest.constants:
-            writer.constant(constant.name, artifact.constant(constant.name))
-        for one in generated:
-            writer.image(one.tier.name, one.tier.extras, one.image.code, one.image.symbols)
-        writer.finish(model, artifact.ir)
+        constants = [[writer.constant(c.name, artifact.constant(c.name, number)) for c in part.constants]
+                     for number, part in enumerate(parts)]
+        written = []
+        for number, (part, own) in enumerate(zip(parts, constants, strict=True)):
+            graph, _ = _graph(artifact, number)
+            told = part.model  # what is for people only is kept, and the numerics they asked for
+            offsets = {c.name: c.offset for c in own}
+            generated = [generate(graph, one, offsets) for one in tiers_of(target, told.options)]
+            model = replace(describe(graph, generated, Options(), Report()), options=told.options, notes=told.notes)
+            images = [writer.image(g.tier.name, g.tier.extras, g.image.code, g.image.symbols) for g in generated]
+            written.append(writer.part(model, own, images, artifact.ir(number), part.when))
+        writer.finish(written, artifact.manifest.choice)
     return Path(output)
 
 
-def _graph(artifact: Artifact) -> tuple[Graph, dict[str, int]]:
-    """The graph in the file, and where its constants lie; they must be those the graph needs."""
-    graph = parse_graph(artifact.ir)
-    packed = packed_constants(graph)
-    expected = constant_layout([(p.name, p.dtype.value, p.shape) for p in packed])
-    if expected != list(artifact.manifest.constants):
+def _graph(artifact: Artifact, part: int) -> tuple[Graph, dict[str, int]]:
+    """The graph of a part, and where its constants lie; they must be those the graph needs."""
+    graph, constants = parse_graph(artifact.ir(part)), artifact.manifest.parts[part].constants
+    packed = [(p.name, p.dtype.value, p.shape) for p in packed_constants(graph)]
+    if packed != [(c.name, c.dtype, c.shape) for c in constants]:
         raise ArtifactError(f"{artifact.path}: the constants are not those of the graph in it; compile the model again")
-    return graph, offsets_of(packed)
+    return graph, {c.name: c.offset for c in constants}
 
 
 def _calling(model: object) -> dict[str, object]:

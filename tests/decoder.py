@@ -9,7 +9,7 @@ import numpy as np
 from q8c.codegen.constants import packed_constants
 from q8c.codegen.generate import generate
 from q8c.codegen.targets import TIERS, Tier
-from q8c.compiler import describe, offsets_of
+from q8c.describe import describe
 from q8c.ir import Array, Graph, parse_graph, print_graph
 from q8c.passes.manager import run_passes
 from q8c.passes.pipeline import Options, pipeline
@@ -82,11 +82,9 @@ def plain_feed(ids: Array, mask: Array | None = None, past: Mapping[str, Array] 
 def compile_graph(graph: Graph, path: Path, options: Options, tier: Tier = TIERS["avx2"]) -> Path:
     """The file of a graph as imported."""
     report = run_passes(graph, pipeline(options))
-    packed = packed_constants(graph)
-    made = generate(graph, tier, offsets_of(packed))
     with Writer(path) as writer:
-        for item in packed:
-            writer.constant(item.name, item.array())
-        writer.image(tier.name, tier.extras, made.image.code, made.image.symbols)
-        writer.finish(describe(graph, [made], options, report), print_graph(graph))
+        constants = [writer.constant(item.name, item.array()) for item in packed_constants(graph)]
+        made = generate(graph, tier, {c.name: c.offset for c in constants})
+        image = writer.image(tier.name, tier.extras, made.image.code, made.image.symbols)
+        writer.finish([writer.part(describe(graph, [made], options, report), constants, [image], print_graph(graph))])
     return path

@@ -17,7 +17,7 @@ MAY_IMPORT = {
     "frontend": {"frontend", "ir", "errors"},
     "codegen": {"codegen", "ir", "errors"},
 }
-OUTSIDE = {"llvmlite": {"codegen", "compiler.py"}, "onnx": {"frontend", "onnx_backend.py"}, "onnxruntime": {"cli"}}
+OUTSIDE = {"llvmlite": {"codegen", "describe.py"}, "onnx": {"frontend", "onnx_backend.py"}, "onnxruntime": {"cli"}}
 
 
 def imported(path: Path) -> Iterator[str]:
@@ -62,15 +62,15 @@ def test_frame_is_the_same_in_code_and_run_time() -> None:
     from q8c.ir import memory
     from q8c.ir.dims import sym
     from q8c.ir.ops.decoder import KEPT_FORMATS
-    from q8c.runtime import cpu, kept, manifest
+    from q8c.runtime import cpu, kept, model
 
     shape = ("$", 0)
-    inputs = tuple(manifest.Tensor(n, "int64", (shape,), ("n",)) for n in "ab")
-    model = manifest.Model("m", inputs, inputs[:1], ("n",), dims=(shape, 5), slots=(64, 64, 128), scratch=64)
+    inputs = tuple(model.Tensor(n, "int64", (shape,), ("n",)) for n in "ab")
+    theirs = model.Model("m", inputs, inputs[:1], ("n",), dims=(shape, 5), slots=(64, 64, 128), scratch=64).frame
     mine = frame.Frame(2, 1, (sym("n"), sym("m")), (64, 64, 128), 64)
     assert (mine.input(0), mine.output(0), mine.size(sym("n")), mine.slot(0), mine.slot(4)) == (
-        model.frame.inputs, model.frame.outputs, model.frame.dims, model.frame.slots, model.frame.size)
-    assert (frame.STAMPS, frame.ARGUMENTS) == (manifest.FRAME_STAMPS, manifest.FRAME_ARGUMENTS)
+        theirs.inputs, theirs.outputs, theirs.dims, theirs.slots, theirs.size)
+    assert (frame.STAMPS, frame.ARGUMENTS) == (model.FRAME_STAMPS, model.FRAME_ARGUMENTS)
     assert (frame.LENGTHS, frame.CAPACITY) == (frame.STAMPS + 1, frame.STAMPS + 2)  # as `session._FIXED` has them
     assert mine.size(memory.CAPACITY) == frame.CAPACITY and memory.CAPACITY not in frame.distinct([memory.CAPACITY])
     assert (kept.FORMATS, kept.TOKENS_BY_TURNS, kept.STEP) == (KEPT_FORMATS, memory.KEPT_TOKENS, memory.KEPT_STEP)

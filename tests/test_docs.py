@@ -9,10 +9,12 @@ from pathlib import Path
 
 import llama
 import minilm
+import onnx
 import onnx_graph
 
 from tests.examples.bert_folder import CONFIG, random_weights, write_folder
 from tests.examples.tiny_llama import TinyGguf
+from tests.merged.decoder import MERGED
 
 ROOT = Path(__file__).parent.parent
 
@@ -73,6 +75,7 @@ def test_readme_works_as_printed(tmp_path: Path) -> None:
 
 def test_decoding_works_as_printed(tmp_path: Path) -> None:
     onnx_graph.save(llama.build(TinyGguf()), tmp_path / "decoder.onnx")
+    onnx.save(MERGED, tmp_path / "decoder_model_merged.onnx")
     after = "\nprint(len(text), beams.lengths, draft.lengths, both.lengths)"
     state, lengths, last = run_blocks("docs/decoding.md", tmp_path, after).splitlines()
     assert state.startswith("[") and "<State of 1 sequence, 22 of 256 tokens, " in state

@@ -53,7 +53,7 @@ def test_each_element_is_as_close_as_its_scales_say(format: str, depth: int, rel
     """|y - x w| <= sum |dx| |w| + |x| |dw| + |dx| |dw|, with |dx| and |dw| half a step each."""
     proto, w = linear(depth, relu)
     session = q8c.load(q8c.compile(proto, tmp_path / "m.q8c", weights=format, balance=False), threads=1)
-    text = session.artifact.ir
+    text = session.artifact.ir()
     assert "q8_linear" in text and ("zero_point = true" in text) == relu
     x = odd_rows(depth)
     y = session(x=x)["y"].astype(np.float64)
@@ -91,7 +91,7 @@ def test_the_same_bits_on_every_tier_with_any_threads_and_beside_any_rows(format
     x = RNG.standard_normal((61, DEPTH)).astype(np.float32)
     x[7] *= 1e6
     first = q8c.load(files[format], threads=1, tier=HERE[0])(x=x)["y"]
-    assert "zero_point = true" in q8c.load(files[format]).artifact.ir
+    assert "zero_point = true" in q8c.load(files[format]).artifact.ir()
     for tier in HERE:
         for threads in (1, 2, 3):
             with q8c.load(files[format], threads=threads, tier=tier) as session:
@@ -124,4 +124,4 @@ def test_finer_formats_are_closer(files: dict[str, Path]) -> None:
 
 def test_every_tier_was_compiled(files: dict[str, Path]) -> None:
     for path in files.values():
-        assert [i.tier for i in q8c.load(path).artifact.manifest.images] == list(TIERS)
+        assert [i.tier for i in q8c.load(path).artifact.manifest.parts[0].images] == list(TIERS)

@@ -168,4 +168,4 @@ def test_code_made_anew_from_the_file(files: tuple[Path, Path]) -> None:
 
 
 def test_every_tier_is_in_the_file(files: tuple[Path, Path]) -> None:
-    assert [i.tier for i in q8c.load(files[0]).artifact.manifest.images] == list(TIERS)
+    assert [i.tier for i in q8c.load(files[0]).artifact.manifest.parts[0].images] == list(TIERS)

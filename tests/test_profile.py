@@ -64,7 +64,7 @@ def test_work_counts_what_a_node_must_do() -> None:
 
 def test_total_work_is_the_same_before_and_after_the_passes(bert: Path, tmp_path: Path) -> None:
     with q8c.load(bert) as session:
-        final = total_work(parse_graph(session.artifact.ir))
+        final = total_work(parse_graph(session.artifact.ir()))
     imported = total_work(import_onnx(models.bert(tmp_path)))
     hidden, inner, tokens = models.HIDDEN, 70, 3 * 11
     sizes = {"batch": 3, "seq": 11}

@@ -46,7 +46,7 @@ def distance(y: Array, wanted: Array) -> float:
 
 
 def kernels(result: Result) -> dict[str, int]:
-    counts = Counter(n.op for n in result.graph.nodes)
+    counts = Counter(n.op for n in result.parts[0].graph.nodes)
     return {op: counts[op] for op in ("q8_linear", "attention", "linear", "matmul")}
 
 

@@ -151,7 +151,10 @@ def interpreted_outputs(model: Path, feeds: Mapping[str, Any]) -> tuple[str, dic
     """The outputs of the reference interpreter on the imported graph."""
     from q8c.extras import require_compiler
     require_compiler()
-    from q8c.frontend import import_onnx
+    from q8c.frontend import import_parts
     from q8c.ir import interpret
-    graph = import_onnx(model)
-    return "reference interpreter", dict(zip(graph.output_names, interpret(graph, feeds), strict=True))
+    parts = import_parts(model)
+    number = parts.chosen(feeds)
+    graph = parts.parts[number].graph
+    outputs = interpret(graph, parts.feed(number, feeds))
+    return "reference interpreter", dict(zip(graph.output_names, outputs, strict=True))

@@ -44,11 +44,13 @@ def add_model_argument(verb: argparse.ArgumentParser) -> None:
 
 
 def add_feed_arguments(verb: argparse.ArgumentParser) -> None:
-    """`-i` and `--size`: where a verb's inputs come from."""
+    """`-i`, `--size` and `--set`: where a verb's inputs come from."""
     verb.add_argument("-i", "--inputs", type=Path, metavar="FILE.npz",
                       help="arrays by input name; made up if not given")
     verb.add_argument("-s", "--size", action="append", default=[], metavar="NAME=N",
                       help="size of a free dimension for made-up inputs, such as seq=128; may be repeated")
+    verb.add_argument("--set", action="append", default=[], type=setting, metavar="NAME=VALUE",
+                      help="every element of a made-up input, such as use_cache_branch=false; may be repeated")
 
 
 def add_json_argument(verb: argparse.ArgumentParser) -> None:

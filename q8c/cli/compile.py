@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from q8c.cli.common import Progress, add_json_argument, add_set_argument, add_watch_arguments, print_json, size_text
 
 if TYPE_CHECKING:
-    from q8c.compiler import Result
+    from q8c.compiler import Built, Result
     from q8c.passes.manager import Note, Report
     from q8c.products import Product
 
@@ -83,9 +83,11 @@ def run(args: argparse.Namespace) -> int:
                                observers=observers(args, progress))
         if args.dump_dir:
             progress("dump")
-            for one in result.generated:
-                for suffix, listed in zip(("ll", "s"), listing(one.parts), strict=True):
-                    (args.dump_dir / f"{one.tier.name}.{suffix}").write_text(listed, encoding="utf-8")
+            for number, part in enumerate(result.parts):
+                for one in part.generated:
+                    name = f"{one.tier.name}{f'-{number}' if number else ''}"
+                    for suffix, listed in zip(("ll", "s"), listing(one.parts), strict=True):
+                        (args.dump_dir / f"{name}.{suffix}").write_text(listed, encoding="utf-8")
     finally:
         progress.clear()
     if args.json:
@@ -96,16 +98,23 @@ def run(args: argparse.Namespace) -> int:
 
 
 def summary(result: Result) -> dict[str, Any]:
-    """The result as JSON values."""
+    """The result as JSON values; where branches of the model became parts of the file, with a list of those."""
+    parts = [part_summary(part) for part in result.parts]
     return {
         "path": str(result.path), "file_bytes": result.file_bytes, "weight_bytes": result.weight_bytes,
-        "model_weight_bytes": result.model_weight_bytes,
-        "code_bytes": {g.tier.name: len(g.image.code) for g in result.generated},
-        "products": [vars(p) for p in result.products],
-        "error": asdict(result.measured) if result.measured else None,
-        "nodes": Counter(n.op for n in result.graph.nodes),
-        "rewrites": [note(n) for n in result.report.rewrites], "declines": [note(n) for n in result.report.declines],
-        "seconds": result.seconds}
+        "model_weight_bytes": result.model_weight_bytes, "seconds": result.seconds,
+        **(parts[0] if len(parts) == 1 else
+           {"parts": [{"when": part.when, **facts} for part, facts in zip(result.parts, parts, strict=True)]})}
+
+
+def part_summary(part: Built) -> dict[str, Any]:
+    """What became of a part as JSON values."""
+    return {
+        "code_bytes": {g.tier.name: len(g.image.code) for g in part.generated},
+        "products": [vars(p) for p in part.products],
+        "error": asdict(part.measured) if part.measured else None,
+        "nodes": Counter(n.op for n in part.graph.nodes),
+        "rewrites": [note(n) for n in part.report.rewrites], "declines": [note(n) for n in part.report.declines]}
 
 
 def note(n: Note) -> dict[str, Any]:
@@ -115,26 +124,33 @@ def note(n: Note) -> dict[str, Any]:
 
 def text(result: Result, verbose: bool) -> str:
     """The summary for people."""
-    counts = Counter(n.op for n in result.graph.nodes)
     lines = [f"{result.path}: {size_text(result.file_bytes)}, of which weights {size_text(result.weight_bytes)} "
              f"(in the model {size_text(result.model_weight_bytes)})"]
-    lines += [f"  {line}" for line in product_lines(result.products, counts["q8_linear"], verbose)]
-    formats = Counter(f"q8-block{n.attrs['block']}" if n.attrs.get("block") else "q8-channel"
-                      for n in result.graph.nodes if n.op == "q8_linear")
-    if len(formats) > 1:
-        lines.append("  formats " + ", ".join(f"{n} {format}" for format, n in formats.most_common()))
-    if result.measured:
-        lines.append(f"  error {result.measured}")
-    lines += [f"  packed: {n.text}" for n in result.report.rewrites if n.pass_name == "pack-rows"]
-    lines += [f"  not packed: {n.node}: {n.text}" for n in result.report.declines if n.pass_name == "pack-rows"]
-    lines += cache_lines(result.report)
-    lines.append(f"  nodes {len(result.graph.nodes)}: " + ", ".join(f"{n} {op}" for op, n in counts.most_common()))
-    lines.append("  code " + ", ".join(f"{g.tier.name} {size_text(len(g.image.code))}" for g in result.generated))
-    if verbose:
-        lines += [f"  {n}" for n in (*result.report.rewrites, *result.report.declines)]
+    for part in result.parts:
+        several = len(result.parts) > 1
+        lines += [f"  where {part.when}:"] if several else []
+        lines += [f"  {'  ' * several}{line}" for line in part_lines(part, verbose)]
     total = sum(result.seconds.values())
     lines.append(f"  {total:.1f} s: " + ", ".join(f"{n} {s:.1f}" for n, s in result.seconds.items()))
     return "\n".join(lines)
+
+
+def part_lines(part: Built, verbose: bool) -> list[str]:
+    """What became of a part, for people."""
+    counts = Counter(n.op for n in part.graph.nodes)
+    lines = product_lines(part.products, counts["q8_linear"], verbose)
+    formats = Counter(f"q8-block{n.attrs['block']}" if n.attrs.get("block") else "q8-channel"
+                      for n in part.graph.nodes if n.op == "q8_linear")
+    if len(formats) > 1:
+        lines.append("formats " + ", ".join(f"{n} {format}" for format, n in formats.most_common()))
+    if part.measured:
+        lines.append(f"error {part.measured}")
+    lines += [f"packed: {n.text}" for n in part.report.rewrites if n.pass_name == "pack-rows"]
+    lines += [f"not packed: {n.node}: {n.text}" for n in part.report.declines if n.pass_name == "pack-rows"]
+    lines += cache_lines(part.report)
+    lines.append(f"nodes {len(part.graph.nodes)}: " + ", ".join(f"{n} {op}" for op, n in counts.most_common()))
+    lines.append("code " + ", ".join(f"{g.tier.name} {size_text(len(g.image.code))}" for g in part.generated))
+    return lines + ([str(n) for n in (*part.report.rewrites, *part.report.declines)] if verbose else [])
 
 
 def cache_lines(report: Report) -> list[str]:
@@ -142,9 +158,9 @@ def cache_lines(report: Report) -> list[str]:
     grown = [n.text for n in report.rewrites if n.pass_name == "keep-cache"]
     left = [n.text for n in report.declines if n.pass_name == "keep-cache"]
     how = ", in 8 bits" if any(text.endswith(", in 8 bits") for text in grown) else ""
-    lines = [f"  {len(grown)} caches of keys and values grow in place{how} (session.new_state)"] if grown else []
-    lines += [f"  {'' if reason.startswith('not in') else 'not in place: '}{reason}" for reason in left[:_SHOWN]]
-    return lines + ([f"  not in place: {len(left) - _SHOWN} more (q8c explain)"] if len(left) > _SHOWN else [])
+    lines = [f"{len(grown)} caches of keys and values grow in place{how} (session.new_state)"] if grown else []
+    lines += [f"{'' if reason.startswith('not in') else 'not in place: '}{reason}" for reason in left[:_SHOWN]]
+    return lines + ([f"not in place: {len(left) - _SHOWN} more (q8c explain)"] if len(left) > _SHOWN else [])
 
 
 def product_lines(products: tuple[Product, ...], kernels: int, verbose: bool) -> list[str]:

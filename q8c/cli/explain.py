@@ -34,36 +34,46 @@ def run(args: argparse.Namespace) -> int:
     progress = Progress()
     try:
         progress("passes")
-        found = _of_onnx(args) if is_onnx(args.model) else _of_artifact(args.model)
+        parts = _of_onnx(args) if is_onnx(args.model) else _of_artifact(args.model)
     finally:
         progress.clear()
-    found = found.about(args.node) if args.node else found
+    found = [(when, one.about(args.node) if args.node else one) for when, one in parts]
+    several = len(found) > 1
     if args.json:
-        print_json(asdict(found))
-    else:
-        print(text(found, everything=args.verbose > 0 or bool(args.node)))
+        listed = [{"when": when, **asdict(one)} for when, one in found]
+        print_json({"parts": listed} if several else asdict(found[0][1]))
+        return 0
+    for when, one in found:
+        if several:
+            print(f"where {when}:")
+        print(text(one, everything=args.verbose > 0 or bool(args.node)))
     return 0
 
 
-def _of_onnx(args: argparse.Namespace) -> Explanation:
+def _of_onnx(args: argparse.Namespace) -> list[tuple[str, Explanation]]:
+    """What is to be said of each part that is no condition."""
     from q8c.explain import explain
-    from q8c.frontend import import_onnx
+    from q8c.frontend import import_parts
     from q8c.passes.manager import run_passes
     from q8c.passes.pipeline import Options, pipeline
 
-    graph = import_onnx(args.model, dict(args.set))
-    report = run_passes(graph, pipeline(Options(weights=args.weights, quantize=not args.no_quantize)))
-    return explain(graph, report.declines)
+    found = []
+    for part in import_parts(args.model, dict(args.set)).ways:
+        report = run_passes(part.graph, pipeline(Options(weights=args.weights, quantize=not args.no_quantize)))
+        found.append((part.when, explain(part.graph, report.declines)))
+    return found
 
 
-def _of_artifact(path: Path) -> Explanation:
+def _of_artifact(path: Path) -> list[tuple[str, Explanation]]:
     from q8c.explain import explain, read_notes
     from q8c.ir import parse_graph
     from q8c.runtime.artifact import Artifact
 
-    artifact = Artifact(path)
-    notes = artifact.manifest.model.notes.get("declines", [])
-    return explain(parse_graph(artifact.ir), read_notes([n for n in notes if isinstance(n, str)]))
+    artifact, found = Artifact(path), []
+    for number, part in enumerate(artifact.manifest.ways):
+        notes = read_notes([n for n in part.model.notes.get("declines", []) if isinstance(n, str)])
+        found.append((part.when, explain(parse_graph(artifact.ir(number)), notes)))
+    return found
 
 
 def text(found: Explanation, everything: bool) -> str:

@@ -27,22 +27,31 @@ OUTPUT = "out:"
 
 
 def feeds_for(session: Session, args: argparse.Namespace) -> dict[str, Array]:
-    """The feeds `-i` and `--size` ask for: read from a file, or made up, the same ones every time.
+    """The feeds `-i`, `--size` and `--set` ask for: read from a file, or made up, the same ones every time.
 
-    Made-up ids are drawn from the whole table they pick rows of, masks are 1, floats standard normal. Raises
-    UsageError for words that do not fit the model.
+    Made-up ids are drawn from the whole table they pick rows of, masks are 1, bools true, floats standard normal; where
+    inputs choose a branch of the model, those of all branches are there. Raises UsageError for words that do not fit
+    the model.
     """
     chosen = sizes(args.size)
     if args.inputs is not None:
-        if chosen:
-            raise UsageError("--size is for made-up inputs; the ones in a file have their sizes")
+        if chosen or args.set:
+            raise UsageError("--size and --set are for made-up inputs; the ones in a file have their sizes and values")
         return read_feeds(args.inputs)
-    graph = parse_graph(session.artifact.ir)
-    unknown = sorted(set(chosen) - set(graph.symbols()))
+    graphs = [parse_graph(session.artifact.ir(part)) for part in range(len(session.artifact.manifest.parts))]
+    known = list(dict.fromkeys(name for graph in graphs for name in graph.symbols()))
+    unknown = sorted(set(chosen) - set(known))
     if unknown:
-        raise UsageError(f"no free size is called {', '.join(unknown)}; "
-                         f"the model has {', '.join(graph.symbols()) or 'none'}")
-    return typical_feeds(graph, sizes=chosen)
+        raise UsageError(f"no free size is called {', '.join(unknown)}; the model has {', '.join(known) or 'none'}")
+    feeds: dict[str, Array] = {}
+    for graph in graphs:
+        own = {name: size for name, size in chosen.items() if name in graph.symbols()}
+        feeds = {**typical_feeds(graph, sizes=own), **feeds}
+    for name, value in args.set:
+        if name not in feeds:
+            raise UsageError(f"the model has no input {name!r} to set; its inputs are {', '.join(feeds) or 'none'}")
+        feeds[name] = np.full_like(feeds[name], value)
+    return feeds
 
 
 def runner(session: Session, feeds: dict[str, Array],
@@ -65,10 +74,10 @@ def state_for(session: Session, feeds: dict[str, Array], held: int) -> tuple[dic
     The tokens held are those of the feeds, again and again. Raises UsageError for a model whose tokens cannot be
     repeated so.
     """
-    model = session.artifact.manifest.model
-    cache = model.cache
-    if cache is None:
+    model = next((part.model for part in session.artifact.manifest.ways if part.model.cache), None)
+    if model is None or model.cache is None:
         raise UsageError("--state is for models that keep keys and values in place; this one does not")
+    cache = model.cache
     derived = {i for i, _ in cache.pairs} | {cache.mask, cache.positions}
     left = {t.name: feeds[t.name] for i, t in enumerate(model.inputs) if i not in derived}
     name, axis = model.inputs[cache.tokens[0]].name, cache.tokens[1]

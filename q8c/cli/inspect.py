@@ -3,12 +3,14 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from q8c.cli.common import add_json_argument, print_json, size_text, table
 
 if TYPE_CHECKING:
-    from q8c.runtime.manifest import Model
+    from q8c.runtime.artifact import Artifact
+    from q8c.runtime.manifest import Part
+    from q8c.runtime.model import Model
 
 
 def configure(verb: argparse.ArgumentParser) -> None:
@@ -23,40 +25,53 @@ def run(args: argparse.Namespace) -> int:
     """Print what was asked for."""
     from q8c.runtime.artifact import Artifact
     artifact = Artifact(args.model)
+    graphs = map(artifact.ir, range(len(artifact.manifest.parts)))
     if args.ir and not args.json:
-        print(artifact.ir, end="")
+        print("".join(graphs), end="")
     elif args.json:
         print_json({"sha256": artifact.sha256, "bytes": artifact.size, **artifact.manifest.to_json(),
-                    **({"text": artifact.ir} if args.ir else {})})
+                    **({"text": "".join(graphs)} if args.ir else {})})
     else:
         print(text(artifact, args.constants))
     return 0
 
 
-def text(artifact: Any, constants: bool) -> str:
+def text(artifact: Artifact, constants: bool) -> str:
     """The file for people."""
-    from q8c.measure import measured_from
     manifest = artifact.manifest
-    model = manifest.model
-    lines = [f"{artifact.path}: {size_text(artifact.size)}, sha256 {artifact.sha256}"]
+    lines = [f"{artifact.path}: {size_text(artifact.size)}, sha256 {artifact.sha256}",
+             f"  weights {size_text(manifest.weights.size)} in "
+             f"{len({c.offset for part in manifest.parts for c in part.constants})} constants"]
+    several = len(manifest.parts) > 1
+    for number, part in enumerate(manifest.parts):
+        if several:
+            what = "where" if number < len(manifest.ways) else "condition"
+            lines.append(f"  {what} {part.when}:")
+        lines += [f"{'  ' * several}{line}" for line in part_lines(part)]
+    lines.append("  options " + ", ".join(f"{k}={v}" for k, v in manifest.model.options.items()))
+    lines.append("  made by " + ", ".join(f"{k} {v}" for k, v in manifest.model.tools.items()))
+    if constants:
+        rows = [["constant", "dtype", "shape", "bytes"]]
+        rows += [[c.name, c.dtype, "x".join(map(str, c.shape)), str(c.nbytes)]
+                 for part in manifest.parts for c in part.constants]
+        lines.append(table(rows, right=[3]))
+    return "\n".join(lines)
+
+
+def part_lines(part: Part) -> list[str]:
+    """A part of the file for people."""
+    from q8c.measure import measured_from
+    model = part.model
+    lines = []
     for title, tensors in (("input", model.inputs), ("output", model.outputs)):
         lines += [f"  {title:7}{t.name}: {t.dtype}[{', '.join(t.text)}]" for t in tensors]
     lines += [f"  needs  {c.text}" for c in model.constraints]
     lines += _state(model)
     lines += [f"  code   {i.tier}: {size_text(i.section.size)}" + "".join(f", {f}" for f in i.features)
-              for i in manifest.images]
-    lines.append(f"  weights {size_text(manifest.weights.size)} in {len(manifest.constants)} constants")
+              for i in part.images]
     lines.append(f"  nodes  {len(model.nodes)}: {_count([n.op for n in model.nodes])}")
     measured = measured_from(model.notes)
-    if measured:
-        lines.append(f"  error  {measured}")
-    lines.append("  options " + ", ".join(f"{k}={v}" for k, v in model.options.items()))
-    lines.append("  made by " + ", ".join(f"{k} {v}" for k, v in model.tools.items()))
-    if constants:
-        rows = [["constant", "dtype", "shape", "bytes"]]
-        rows += [[c.name, c.dtype, "x".join(map(str, c.shape)), str(c.nbytes)] for c in manifest.constants]
-        lines.append(table(rows, right=[3]))
-    return "\n".join(lines)
+    return [*lines, f"  error  {measured}"] if measured else lines
 
 
 def _state(model: Model) -> list[str]:

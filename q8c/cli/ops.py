@@ -49,10 +49,11 @@ def page(found: Sequence[SupportedOp]) -> str:
     """docs/ops.md."""
     lines = ["# Supported ops", "", "Printed by `q8c ops --markdown` from the importers that are there.", "",
              "An op is imported by an importer of its own, by ONNX's definition of it by *other ops*, or, where it has",
-             "subgraphs, those *written out*: conditions and trip counts must follow from shapes and constants, and so",
-             "must shapes, axes, pads and the like. The standard's own tests of all ops run through",
-             "`q8c.onnx_backend`; [tests/onnx/unsupported.txt](../tests/onnx/unsupported.txt) lists what is refused of",
-             "them, and why. It compiles for the elements of inputs that shapes follow from, once for equal ones."]
+             "subgraphs, those *written out*: trip counts must follow from shapes and constants, and so must shapes,",
+             "axes, pads and the like; the condition of an If may be one that only a run knows. The standard's own",
+             "tests of all ops run through `q8c.onnx_backend`; what it refuses of them, and why, is listed in",
+             "[tests/onnx/unsupported.txt](../tests/onnx/unsupported.txt). It compiles for the elements of inputs that",
+             "shapes follow from, once for equal ones."]
     for domain in dict.fromkeys(o.domain for o in found):
         lines += ["", f"## {domain}", "", "| op | since opset | how |", "| --- | ---: | --- |"]
         lines += [f"| {o.op} | {o.since} | {o.how} |" for o in found if o.domain == domain and o.since is not None]

@@ -71,8 +71,9 @@ def run(args: argparse.Namespace) -> int:
         traces = record(session, call, args.runs, progress)
     finally:
         progress.clear()
-    graph = parse_graph(session.artifact.ir)
-    symbols = session.artifact.manifest.model.symbols
+    part = traces[-1].part
+    graph = parse_graph(session.artifact.ir(part))
+    symbols = session.artifact.manifest.parts[part].model.symbols
     found = profile(graph, symbols, traces, least)
     if args.trace:
         events = chrome_trace(graph, symbols, traces[-1:], f"{Path(session.path).name} {session.tier}")

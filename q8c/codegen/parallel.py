@@ -86,6 +86,7 @@ class _Helper:
 
     def __init__(self) -> None:
         self._process: subprocess.Popen[bytes] | None = None
+        self._ready = False
         if not os.path.basename(sys.executable or "").startswith(("python", "pypy")):
             return  # Python is embedded in another program
         try:
@@ -106,7 +107,9 @@ class _Helper:
         assert self._process is not None and self._process.stdin is not None and self._process.stdout is not None
         requests, answers = self._process.stdin, self._process.stdout
         try:
-            pickle.load(answers)
+            if not self._ready:
+                pickle.load(answers)
+                self._ready = True
             while (tier := _next(waiting)) is not None:
                 pickle.dump((text, tier, dict(offsets)), requests)
                 requests.flush()

@@ -2,17 +2,19 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from q8c.errors import CompileError, Error
 
 if TYPE_CHECKING:
-    from q8c.frontend.load import Source
+    from q8c.frontend.choices import Parts
+    from q8c.frontend.load import Model, Source
     from q8c.frontend.settings import Number
     from q8c.ir import Graph
 
-__all__ = ["content_digest", "import_onnx"]
+__all__ = ["content_digest", "import_onnx", "import_parts"]
 
 
 def import_onnx(model: Source, values: Mapping[str, Number] | None = None) -> Graph:
@@ -22,22 +24,49 @@ def import_onnx(model: Source, values: Mapping[str, Number] | None = None) -> Gr
     Shape arithmetic is resolved; sizes that vary are symbols named as in the model. float16 and bfloat16 are computed
     in f32; the graph's inputs and outputs keep float16, and float32 stands in for bfloat16.
 
-    Raises UnsupportedError that lists every node q8c cannot compile, or CompileError for a model that is wrong.
+    Raises UnsupportedError that lists every node q8c cannot compile, an If whose condition is not known among them, or
+    CompileError for a model that is wrong.
     """
+    from q8c.frontend.importer import import_graph
+    from q8c.frontend.settings import drop_unread
+
+    with _loaded(model, values) as found:
+        graph = import_graph(found)
+        if values:
+            drop_unread(graph)
+        return graph
+
+
+def import_parts(model: Source, values: Mapping[str, Number] | None = None) -> Parts:
+    """A graph of the model, as `import_onnx` gives it, for each way its Ifs can go whose conditions only a run knows.
+
+    Raises what `import_onnx` does, but for such an If only where there are too many.
+    """
+    from q8c.frontend.choices import explore
+    from q8c.frontend.importer import import_graph
+    from q8c.frontend.settings import drop_unread
+
+    with _loaded(model, values) as found:
+        parts = explore(lambda decided: import_graph(found, decided))
+        for part in parts.parts if values else ():
+            drop_unread(part.graph)
+        return parts
+
+
+@contextmanager
+def _loaded(model: Source, values: Mapping[str, Number] | None) -> Iterator[Model]:
+    """The model read and looked over; whatever it breaks while it is imported is its fault."""
     from q8c.frontend.check import check
-    from q8c.frontend.importer import import_graph, scan
+    from q8c.frontend.importer import scan
     from q8c.frontend.load import load
-    from q8c.frontend.settings import drop_unread, set_inputs
+    from q8c.frontend.settings import set_inputs
 
     try:
         loaded = load(model)
         set_inputs(loaded, values or {})
         scan(loaded)
         check(loaded)
-        graph = import_graph(loaded)
-        if values:
-            drop_unread(graph)
-        return graph
+        yield loaded
     except Error:
         raise
     except UnicodeDecodeError as error:

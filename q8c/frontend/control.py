@@ -1,4 +1,4 @@
-"""If, Loop and Scan, written out: their conditions and trip counts must be known at compile time."""
+"""If, Loop and Scan, written out: trip counts must be known at compile time, and so must conditions of loops."""
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
@@ -8,9 +8,11 @@ import numpy as np
 
 from q8c.errors import CompileError, UnsupportedError
 from q8c.frontend.builder import Builder
+from q8c.frontend.choices import Choices
 from q8c.frontend.registry import describe, unknown
 from q8c.frontend.scope import Scope
 from q8c.frontend.tensor import Tensor, constant
+from q8c.ir.types import DType
 
 if TYPE_CHECKING:
     import onnx
@@ -32,12 +34,12 @@ def is_control(node: onnx.NodeProto) -> bool:
 
 
 def control_flow(node: onnx.NodeProto, opset: int, operands: Operands, scope: Scope, builder: Builder,
-                 inside: Inside) -> Sequence[Tensor | None]:
+                 choices: Choices, inside: Inside) -> Sequence[Tensor | None]:
     """The results of an If, Loop or Scan; none if a node in them cannot be compiled, which is noted.
 
-    Raises UnsupportedError where how it goes on depends on data."""
+    Raises UnsupportedError where how it goes on depends on data, and Undecided where `choices` are to decide that."""
     try:
-        return _FLOWS[node.op_type](_Flow(node, opset, operands, scope, builder, inside))
+        return _FLOWS[node.op_type](_Flow(node, opset, operands, scope, builder, choices, inside))
     except Stopped:
         return []
 
@@ -46,9 +48,9 @@ class _Flow:
     """A node with subgraphs, and how they are imported."""
 
     def __init__(self, node: onnx.NodeProto, opset: int, operands: Operands, scope: Scope, builder: Builder,
-                 inside: Inside) -> None:
+                 choices: Choices, inside: Inside) -> None:
         self.node, self.opset, self.operands, self.scope = node, opset, operands, scope
-        self.builder, self._inside = builder, inside
+        self.builder, self.choices, self._inside = builder, choices, inside
 
     def graph(self, name: str) -> onnx.GraphProto:
         """A subgraph."""
@@ -100,12 +102,15 @@ class _Flow:
 
 def _if(f: _Flow) -> Sequence[Tensor | None]:
     """The branch that the condition picks."""
+    condition = f.need(0)
+    f.choices.meet()
     try:
-        wanted = "then_branch" if f.number(f.need(0), "its condition") else "else_branch"
-    except UnsupportedError as error:
-        if len(error.inputs) != 1:
-            raise
-        raise UnsupportedError(f"{error}, or `--set {min(error.inputs)}=...` chooses a branch", error.inputs) from None
+        holds = bool(f.number(condition, "its condition"))
+    except UnsupportedError as problem:
+        if condition.dtype is not DType.bool:
+            f.fail(f"its condition is {condition.type}, expected bool")
+        holds = f.choices.take(f.builder.value(condition), f.node.input[0], problem)
+    wanted = "then_branch" if holds else "else_branch"
     graph = f.graph(wanted)
     if len(graph.output) != len(f.node.output):
         f.fail(f"{wanted} does not give its {len(f.node.output)} outputs")

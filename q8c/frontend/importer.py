@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from q8c.errors import CompileError, Error, UnsupportedError
 from q8c.frontend import ops  # noqa: F401  (registers the importers)
 from q8c.frontend.builder import Builder
+from q8c.frontend.choices import Choices, Decided, Undecided
 from q8c.frontend.control import control_flow, is_control
 from q8c.frontend.functions import Key, expand, function_key, has_body
 from q8c.frontend.inputs import input_types, solve
@@ -35,20 +36,22 @@ _UNEXPECTED = (ValueError, TypeError, IndexError, KeyError, AttributeError, Arit
 
 
 class GraphImporter:
-    """Imports one model once, for given types of its inputs."""
+    """Imports one model once, for given types of its inputs and what is decided of its Ifs."""
 
-    def __init__(self, model: Model, types: Sequence[TensorType], loose: Iterable[str] = ()) -> None:
+    def __init__(self, model: Model, types: Sequence[TensorType], decided: Decided | None,
+                 loose: Iterable[str] = ()) -> None:
         self._model = model
         self._types = types
         self._graph = Graph(model.proto.graph.name or "model")
         self._graph.loose = frozenset(loose)
         self._builder = Builder(self._graph)
+        self._choices = Choices(self._graph, decided)
         self._functions = {function_key(f): f for f in model.proto.functions}
         self._problems = Problems()
         self._written = 0
 
     def run(self) -> Graph:
-        """The graph. Raises UnsupportedError that lists all that cannot be compiled, or CompileError."""
+        """The graph. Raises UnsupportedError that lists all that cannot be compiled, CompileError, or Undecided."""
         proto = self._model.proto.graph
         scope = Scope(self._model.opsets, self._model.weights)
         self._inputs(scope)
@@ -122,7 +125,7 @@ class GraphImporter:
     def _compile(self, node: onnx.NodeProto, opset: int, operands: Sequence[Tensor | None],
                  scope: Scope) -> Sequence[Tensor | None]:
         if is_control(node):
-            return control_flow(node, opset, operands, scope, self._builder, self._inside)
+            return control_flow(node, opset, operands, scope, self._builder, self._choices, self._inside)
         importer = find_importer(node.domain, node.op_type, opset)
         if importer is not None and function_key(node) not in self._functions:
             results = importer(Call(node, opset, operands, self._builder, scope.weights))
@@ -177,8 +180,8 @@ def scan(model: Model) -> None:
     problems.check()
 
 
-def import_graph(model: Model) -> Graph:
-    """The model's graph.
+def import_graph(model: Model, decided: Decided | None = None) -> Graph:
+    """The model's graph, for what is decided of its Ifs. Raises Undecided at the next one to decide, if any may be.
 
     Sizes that the model needs to be equal to a size of another input are stated so: where `mask` is declared as
     `[batch, total]` and `total` turns out to be `past + seq`, the input becomes `[batch, past + seq]`.
@@ -188,15 +191,16 @@ def import_graph(model: Model) -> Graph:
         log.info("%d weights are float16 or bfloat16; they are computed in f32", narrow)
     types = declared = input_types(model.inputs())
     while True:
-        graph = GraphImporter(model, types).run()
+        graph = GraphImporter(model, types, decided).run()
         solved = solve(graph)
         if not solved:
-            graph.stretches = _stretches(model, declared, graph)
+            graph.stretches = _stretches(model, decided, declared, graph)
             return graph
         types = [t.with_shape(substitute(d, solved) for d in t.shape) for t in types]
 
 
-def _stretches(model: Model, declared: Sequence[TensorType], graph: Graph) -> dict[Value, tuple[int, ...]]:
+def _stretches(model: Model, decided: Decided | None, declared: Sequence[TensorType],
+               graph: Graph) -> dict[Value, tuple[int, ...]]:
     """The axes of each of the graph's inputs that may be given as 1."""
     found = [v.type for v in graph.inputs]
     named = [names_in(t.shape) for t in found]
@@ -204,8 +208,8 @@ def _stretches(model: Model, declared: Sequence[TensorType], graph: Graph) -> di
     if found == declared and sum(map(len, named)) == len(set().union(*named)) or not loose:
         return {}  # no size is that of another input
     try:
-        probe = GraphImporter(model, types, loose).run()
-    except (Error, *_UNEXPECTED):
+        probe = GraphImporter(model, types, decided, loose).run()
+    except (Error, Undecided, *_UNEXPECTED):
         return {}  # a model that must have the sizes it declares
     places = sorted(usable(graph, loose, *stretchable(probe)))
     return {value: axes for i, value in enumerate(graph.inputs) if (axes := tuple(a for n, a in places if n == i))}

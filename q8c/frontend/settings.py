@@ -1,7 +1,7 @@
 """Inputs that are given a value when a model is compiled, and inputs that nothing reads then."""
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
@@ -9,7 +9,7 @@ import numpy as np
 from q8c.errors import CompileError
 from q8c.frontend.weights import compute_type
 from q8c.ir.dims import as_symbol
-from q8c.ir.graph import Array, Graph
+from q8c.ir.graph import Array, Graph, Value
 from q8c.ir.nested import names_in
 
 if TYPE_CHECKING:
@@ -48,12 +48,19 @@ def _elements(info: onnx.ValueInfoProto, value: Number) -> Array:
     return np.full(dims, value, dtype.numpy)
 
 
-def drop_unread(graph: Graph) -> None:
-    """Take away inputs that nothing reads, but for those that alone tell a size something else has."""
-    for value in [v for v in graph.inputs if not v.users and not graph.is_output(v)]:
+def is_read(graph: Graph, value: Value) -> bool:
+    """Whether something reads an input."""
+    return bool(value.users) or graph.is_output(value)
+
+
+def drop_unread(graph: Graph, kept: Container[str] = ()) -> None:
+    """Take away inputs that nothing reads, but for those `kept` by name, and for those that alone tell a size something
+    else has."""
+    for value in [v for v in graph.inputs if v.name not in kept and not is_read(graph, v)]:
         others = [v for v in graph.inputs if v is not value]
         told = {as_symbol(d) for v in others for d in v.shape}
         needed = names_in([v.shape for v in others], [(n.attrs.values(), [v.shape for v in n.outputs])
                                                       for n in graph.nodes], graph.assumptions)
         if not (names_in(value.shape) & needed) - told:
             graph.inputs = others
+            graph.stretches.pop(value, None)

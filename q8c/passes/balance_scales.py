@@ -1,6 +1,7 @@
 """Balance the scales of activations and weights, channel by channel."""
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass, field
 from typing import ClassVar
 
@@ -20,6 +21,7 @@ from q8c.passes.rewrite import is_product, other_operand, sole_reader, sources, 
 STRENGTHS = (0.0, 0.2, 0.3, 0.4, 0.5, 0.6)
 SAMPLED_ROWS, SAMPLED_COLS = 64, 96  # of activations and weights, on which the strengths are compared
 MIN_ROWS = 16           # fewer say too little of what other rows are like
+TOLD_BY = 16            # rows of a weight
 LIMITS = (1e-4, 1e4)    # no factor beyond these, so that a dead channel stays harmless
 
 
@@ -58,7 +60,7 @@ class BalanceScales(Pass):
             if any(is_tied(w, tables) for w in weights):
                 report.decline(products[0], "its weight is the table of embeddings too, which is kept once")
                 continue
-            f = best_factors(rows[x], weights, block)
+            f = self.factors(rows[x], weights, block)
             for w in weights:
                 release(w)
             if len(rows[x]) < MIN_ROWS:
@@ -70,6 +72,21 @@ class BalanceScales(Pass):
                 changed = True
         graph.prune()
         return changed
+
+    def factors(self, rows: Array, weights: list[Array], block: int) -> Array:
+        """The best factors for these rows; where an earlier branch of the model has the same weights, its own."""
+        known = self.calibration.factors
+        if known is None:
+            return best_factors(rows, weights, block)
+        key = b"".join(_digest(w) for w in weights)
+        if key not in known:
+            known[key] = best_factors(rows, weights, block)
+        return known[key]
+
+
+def _digest(w: Array) -> bytes:
+    """What tells a weight from all others of a model: its shape and some of its rows."""
+    return hashlib.sha256(repr(w.shape).encode() + w[::max(len(w) // TOLD_BY, 1)].tobytes()).digest()
 
 
 def best_factors(rows: Array, weights: list[Array], block: int) -> Array:

@@ -31,6 +31,9 @@ class Calibration:
 
     feeds: Feeds = ()
     seen: dict[Value, Array] = field(default_factory=dict, compare=False, repr=False)
+    factors: dict[bytes, Array] | None = field(default=None, compare=False, repr=False)
+    """The best factors of channels for products with weights of this digest, where branches of one model are to take
+    the same, so that they share weights; None elsewhere."""
 
     def inputs(self, graph: Graph) -> Feeds:
         """The feeds to run on, at most `MAX_FEEDS`, spread evenly. Raises InputError if none can be made up."""

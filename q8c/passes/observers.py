@@ -22,12 +22,18 @@ def print_after(names: Collection[str], write: Callable[[str], object]) -> Obser
 
 
 def dump_to(folder: Path) -> Observer:
-    """Writes numbered files such as `03-fuse-gelu.q8ir` into a folder, one for each step that changed the graph."""
+    """Writes numbered files such as `03-fuse-gelu.q8ir` into a folder, one for each step that changed the graph; of a
+    second graph, into a folder `2` in that one, and so on."""
+    begun = 0
+
     def observe(graph: Graph, step: Step) -> None:
+        nonlocal begun
+        begun += step.index == 0
         if step.changed:
-            folder.mkdir(parents=True, exist_ok=True)
+            place = folder / str(begun) if begun > 1 else folder
+            place.mkdir(parents=True, exist_ok=True)
             name = f"{step.index:02}-{step.name.partition('{')[0]}.q8ir"
-            (folder / name).write_text(print_graph(graph), encoding="utf-8")
+            (place / name).write_text(print_graph(graph), encoding="utf-8")
     return observe
 
 
@@ -45,14 +51,15 @@ class _Comparison:
     def __init__(self, feeds: Mapping[str, Array] | None, tolerance: float) -> None:
         self.feeds = feeds
         self.tolerance = tolerance
+        self.used: Mapping[str, Array] = {}
         self.reference: list[Array] = []
 
     def __call__(self, graph: Graph, step: Step) -> None:
         if not step.changed:
             return
-        if self.feeds is None:
-            self.feeds = random_feeds(graph)
-        outputs = interpret(graph, self.feeds)
+        if step.index == 0:
+            self.used = random_feeds(graph) if self.feeds is None else self.feeds
+        outputs = interpret(graph, self.used)
         if step.index == 0:
             self.reference = outputs
         for name, before, after in zip(graph.output_names, self.reference, outputs, strict=True):

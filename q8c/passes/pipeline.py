@@ -85,9 +85,9 @@ class Options:
             raise CompileError(f"weights {AUTO!r} go by the error of the whole model, not by a largest error of layers")
 
 
-def pipeline(options: Options) -> tuple[Pass, ...]:
-    """The passes of one compilation, in order."""
-    calibration = Calibration(options.feeds)
+def pipeline(options: Options, calibration: Calibration | None = None) -> tuple[Pass, ...]:
+    """The passes of one compilation, in order; `calibration` is on the options' feeds if not given."""
+    calibration = calibration or Calibration(options.feeds)
     blocked: set[str] = set()
     return (
         *_lifted(options),

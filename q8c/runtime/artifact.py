@@ -15,8 +15,9 @@ import numpy.typing as npt
 from q8c.errors import ArtifactError
 from q8c.runtime import cpu, header, strict_json
 from q8c.runtime.header import Header
-from q8c.runtime.manifest import CHUNK, Image, Manifest, Section
+from q8c.runtime.manifest import Manifest
 from q8c.runtime.memory import ask_huge_pages
+from q8c.runtime.sections import CHUNK, Image, Section
 
 _HASH_THREADS = 4
 _PER_THREAD = 8 << 20  # bytes of hashing (some 5 ms) that make one more thread worth its start
@@ -65,29 +66,30 @@ class Artifact:
         start: int = np.frombuffer(self._map, np.uint8).__array_interface__["data"][0]
         return start + self.manifest.weights.offset
 
-    @property
-    def ir(self) -> str:
-        """The final IR as text. Raises ArtifactError if it is not UTF-8."""
+    def ir(self, part: int = 0) -> str:
+        """The final IR of a part as text. Raises ArtifactError if it is not UTF-8."""
         try:
-            return self.read(self.manifest.ir).decode("utf-8")
+            return self.read(self.manifest.parts[part].ir).decode("utf-8")
         except UnicodeDecodeError:
             raise ArtifactError(f"{self.path}: the IR is not UTF-8 text; compile the model again") from None
 
-    def image(self, tier: str) -> Image:
-        """The manifest's entry for a tier's code. Raises ArtifactError if the file has none."""
-        for image in self.manifest.images:
+    def image(self, tier: str, part: int = 0) -> Image:
+        """The manifest's entry for a part's code for a tier. Raises ArtifactError if the file has none."""
+        images = self.manifest.parts[part].images
+        for image in images:
             if image.tier == tier:
                 return image
         raise ArtifactError(f"{self.path} has no code for tier {tier!r}; "
-                            f"it has {', '.join(i.tier for i in self.manifest.images) or 'none'}")
+                            f"it has {', '.join(i.tier for i in images) or 'none'}")
 
     def read(self, section: Section) -> bytes:
         """A copy of a section's bytes."""
         return self._view[section.offset:section.offset + section.size].tobytes()
 
-    def constant(self, name: str) -> npt.NDArray[np.generic]:
-        """A constant as a read-only array over the file's pages. Raises ArtifactError if there is none of that name."""
-        for constant in self.manifest.constants:
+    def constant(self, name: str, part: int = 0) -> npt.NDArray[np.generic]:
+        """A part's constant as a read-only array over the file's pages. Raises ArtifactError if it has none of that
+        name."""
+        for constant in self.manifest.parts[part].constants:
             if constant.name == name:
                 start = self.manifest.weights.offset + constant.offset
                 raw = np.frombuffer(self._map, np.uint8, constant.nbytes, start)
@@ -96,8 +98,9 @@ class Artifact:
         raise ArtifactError(f"{self.path} has no constant {name!r}")
 
     def _sections(self) -> list[tuple[str, Section]]:
-        images = [(f"code for {i.tier}", i.section) for i in self.manifest.images]
-        return [("weights", self.manifest.weights), *images, ("IR", self.manifest.ir)]
+        parts = [[*((f"code for {i.tier}", i.section) for i in part.images), ("IR", part.ir)]
+                 for part in self.manifest.parts]
+        return [("weights", self.manifest.weights), *(section for part in parts for section in part)]
 
     def _check_layout(self, head: Header) -> None:
         """The sections must fill the file from the header to the manifest, with short gaps of zeros between them."""

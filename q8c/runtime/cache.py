@@ -9,7 +9,7 @@ from q8c.runtime.kept import FORMATS
 from q8c.runtime.strict_json import bad, integer, items, members, string
 
 if TYPE_CHECKING:
-    from q8c.runtime.manifest import Tensor
+    from q8c.runtime.model import Tensor
 
 NONE = -1
 _POSITIONS = ("int32", "int64")

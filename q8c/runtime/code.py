@@ -8,8 +8,8 @@ from collections.abc import Callable
 
 from q8c.errors import ArtifactError
 from q8c.runtime.artifact import Artifact
-from q8c.runtime.manifest import CHUNK, ENTRIES
 from q8c.runtime.memory import address_of_map, anonymous
+from q8c.runtime.sections import CHUNK, ENTRIES
 
 _RUN = ctypes.CFUNCTYPE(ctypes.c_int64, ctypes.c_void_p, ctypes.c_int64)
 _WORKER = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_int64)
@@ -17,7 +17,7 @@ _LAUNCH = ctypes.CFUNCTYPE(ctypes.c_int64, ctypes.c_void_p, ctypes.c_void_p)
 
 
 class Code:
-    """One tier's image, mapped readable and executable, never writable and executable at once.
+    """A part's image for one tier, mapped readable and executable, never writable and executable at once.
 
     `run(frame, tid)`, `worker(pool, tid)` and `launch(pool, frame)` take addresses. The code is copied out of the file
     before it is checked, so that nobody can change it afterwards. It stays mapped while this object lives.
@@ -27,8 +27,8 @@ class Code:
     worker: Callable[[int, int], None]
     launch: Callable[[int, int], int]
 
-    def __init__(self, artifact: Artifact, tier: str) -> None:
-        image = artifact.image(tier)
+    def __init__(self, artifact: Artifact, tier: str, part: int = 0) -> None:
+        image = artifact.image(tier, part)
         size = image.section.size
         self.tier = tier
         self._memory = anonymous(size)

@@ -18,8 +18,8 @@ from q8c.errors import ArtifactError, InputError
 from q8c.runtime.arrays import Array
 from q8c.runtime.cache import NONE
 from q8c.runtime.kept import Buffer, allocate
-from q8c.runtime.manifest import Model
 from q8c.runtime.memory import address_of
+from q8c.runtime.model import Model
 from q8c.runtime.planner import Plan, Shape, describe
 from q8c.runtime.signature import Signature
 from q8c.runtime.state import Layout, Lengths, State

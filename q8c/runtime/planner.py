@@ -10,7 +10,8 @@ import numpy as np
 
 from q8c.errors import ArtifactError, InputError
 from q8c.runtime.dims import Program, Tape, is_affine, symbols_of
-from q8c.runtime.manifest import ALIGNMENT, Model, Tensor
+from q8c.runtime.model import Model, Tensor
+from q8c.runtime.sections import ALIGNMENT
 
 Shape = tuple[int, ...]
 SIZE_LIMIT = 2**47

@@ -10,8 +10,8 @@ import numpy as np
 from q8c.errors import InputError
 from q8c.runtime import arrays
 from q8c.runtime.arrays import Array
-from q8c.runtime.manifest import Model
 from q8c.runtime.memory import is_dense, require_memory
+from q8c.runtime.model import Model
 from q8c.runtime.planner import Plan, Planner, Shape
 
 _CACHED_PLANS = 256

@@ -12,8 +12,8 @@ import numpy.typing as npt
 
 from q8c.errors import InputError
 from q8c.runtime.kept import Kept, allocate
-from q8c.runtime.manifest import Model
 from q8c.runtime.memory import address_of
+from q8c.runtime.model import Model
 
 Lengths = npt.NDArray[np.int64]
 _LIMIT = 1 << 31

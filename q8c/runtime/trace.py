@@ -14,13 +14,14 @@ class Trace:
 
     `ticks` is [threads, nodes, 2]: the time-stamp counter when a thread began and ended each node of the manifest, 0
     for nodes that take no code. `began` and `ended` are `time.perf_counter_ns` around the run's native call. `symbols`
-    are the values of the model's symbolic sizes.
+    are the values of the model's symbolic sizes, `part` is the number of the part of the file that ran.
     """
 
     symbols: tuple[int, ...]
     began: int
     ended: int
     ticks: npt.NDArray[np.int64]
+    part: int = 0
 
     @property
     def first(self) -> int:

@@ -1,10 +1,11 @@
-"""Writes a compiled file: constants as they come, then code, then the IR's text, then the manifest."""
+"""Writes a compiled file: constants as they come, then the code and the IR's text of its parts, then the manifest."""
 from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from types import TracebackType
 from typing import BinaryIO
 
@@ -15,9 +16,11 @@ from q8c.errors import ArtifactError
 from q8c.runtime import strict_json
 from q8c.runtime.atomic import replacing
 from q8c.runtime.header import PAGE, SIZE, Header
-from q8c.runtime.manifest import ALIGNMENT, CHUNK, Constant, Image, Manifest, Model, Section, constant_layout
+from q8c.runtime.manifest import Choice, Manifest, Part
 from q8c.runtime.memory import HUGE_PAGE
+from q8c.runtime.model import Model
 from q8c.runtime.planner import Planner
+from q8c.runtime.sections import ALIGNMENT, CHUNK, Constant, Image, Section, constant_layout
 
 Bytes = bytes | memoryview
 
@@ -26,19 +29,20 @@ class Writer:
     """A compiled file in the making; used in a `with` block, which leaves a file only if `finish` was called in it.
 
         with Writer("model.q8c") as writer:
-            for name, array in weights:
-                writer.constant(name, array)
-            writer.image("avx2", features, code, entries)
-            writer.finish(model, ir_text)
+            constants = [writer.constant(name, array) for name, array in weights]
+            image = writer.image("avx2", features, code, entries)
+            writer.finish([writer.part(model, constants, [image], ir_text)])
 
-    Constants come first, so that memory never holds more than one. The same calls write the same bytes.
+    Constants come first, so that memory never holds more than one. One whose bytes are there already, or of three axes
+    or more, as packed weights are, some of the panels of another, is not written again. The same calls write the same
+    bytes.
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self._path = os.fsdecode(path)
         self._stack = ExitStack()
-        self._constants: list[Constant] = []
-        self._images: list[Image] = []
+        self._places: dict[bytes, list[int]] = {}  # of a panel, by its digest
+        self._panels: dict[int, bytes] = {}
         self._weights: Section | None = None
         self._finished = False
 
@@ -61,32 +65,43 @@ class Writer:
             raise self._failure(problem) from problem
 
     def constant(self, name: str, array: npt.NDArray[np.generic]) -> Constant:
-        """Append a tensor, little-endian and dense, and say where it lies (see `constant_layout`)."""
+        """Append a tensor, little-endian and dense, unless its bytes are there, and say where it lies."""
         if self._weights is not None:
             raise ArtifactError(f"constant {name!r} comes after code was written")
         array = np.asarray(array, array.dtype.newbyteorder("<"), order="C")
         placed = constant_layout([(name, array.dtype.name, array.shape)])[0]
+        apart = array.ndim > 2 and array.nbytes > 0 and array[0].nbytes % ALIGNMENT == 0
+        panels = [panel.reshape(-1).view(np.uint8) for panel in (array if apart else [array])]
+        digests = [hashlib.sha256(panel.data).digest() for panel in panels]
+        for start in self._places.get(digests[0], ()):
+            if all(self._panels.get(start + i * panels[0].nbytes) == digest for i, digest in enumerate(digests)):
+                return replace(placed, offset=start)
         start = -(-self._section.size // ALIGNMENT) * ALIGNMENT
         self._write(bytes(start - self._section.size))
-        if array.nbytes:
-            self._write(array.reshape(-1).data.cast("B"))
-        constant = Constant(name, placed.dtype, placed.shape, start, placed.nbytes)
-        self._constants.append(constant)
-        return constant
+        for panel, digest in zip(panels, digests, strict=True):
+            self._places.setdefault(digest, []).append(self._section.size)
+            self._panels[self._section.size] = digest
+            self._write(panel.data)
+        return replace(placed, offset=start)
 
-    def image(self, tier: str, features: Iterable[str], code: bytes, entries: Mapping[str, int]) -> None:
-        """Append one tier's code image; `features` are those it uses beyond the tier's own, in LLVM's names."""
+    def image(self, tier: str, features: Iterable[str], code: bytes, entries: Mapping[str, int]) -> Image:
+        """Append a code image for a tier; `features` are those it uses beyond the tier's own, in LLVM's names."""
         self._close_weights()
         self._write(code)
-        self._images.append(Image(tier, tuple(sorted(features)), dict(sorted(entries.items())), self._next_section()))
+        return Image(tier, tuple(sorted(features)), dict(sorted(entries.items())), self._next_section())
 
-    def finish(self, model: Model, ir: str) -> None:
-        """Write the IR's text and the manifest. Raises ArtifactError if no session could be made of them."""
-        weights = self._close_weights()
+    def part(self, model: Model, constants: Iterable[Constant], images: Iterable[Image], ir: str,
+             when: str = "") -> Part:
+        """Append the IR's text of a part, and return all the manifest says of it."""
+        self._close_weights()
         self._write(ir.encode("utf-8"))
-        manifest = Manifest(model, tuple(self._constants), weights, self._next_section(), tuple(self._images))
-        text = strict_json.dumps(manifest.to_json())
-        Planner(Manifest.from_json(strict_json.loads(text)).model)
+        return Part(when, model, tuple(constants), self._next_section(), tuple(images))
+
+    def finish(self, parts: Sequence[Part], choice: Choice = 0) -> None:
+        """Write the manifest. Raises ArtifactError if no session could be made of it."""
+        text = strict_json.dumps(Manifest(tuple(parts), choice, self._close_weights()).to_json())
+        for part in Manifest.from_json(strict_json.loads(text)).parts:
+            Planner(part.model)
         offset = self._section.offset
         self._write(text)
         header = Header(offset, len(text), offset + len(text), hashlib.sha256(text).digest())

@@ -153,4 +153,4 @@ def test_the_same_bytes_from_any_process_and_place(mlp: Path, tmp_path: Path) ->
         files.append((folder / "mlp.q8c").read_bytes())
     assert files[0] == files[1]
     session = q8c.load(tmp_path / "a" / "mlp.q8c")
-    assert [i.tier for i in session.artifact.manifest.images] == list(TIERS)
+    assert [i.tier for i in session.artifact.manifest.parts[0].images] == list(TIERS)

@@ -33,7 +33,8 @@ def test_inspect_gives_the_graph(cli: Cli, compiled: Path) -> None:
 def test_inspect_as_json(cli: Cli, compiled: Path) -> None:
     found = json.loads(cli.good("inspect", compiled, "--json", "--ir"))
     assert found["bytes"] == compiled.stat().st_size and found["text"].startswith("graph @")
-    assert found["model"]["options"]["weights"] == "default" and found["model"]["tools"]["q8c"] == q8c.__version__
+    told = found["parts"][0]["model"]
+    assert told["options"]["weights"] == "default" and told["tools"]["q8c"] == q8c.__version__
 
 
 def altered(path: Path, folder: Path, change: str) -> Path:
@@ -41,7 +42,8 @@ def altered(path: Path, folder: Path, change: str) -> Path:
     data = bytearray(path.read_bytes())
     manifest = manifest_of(bytes(data))
     assert isinstance(manifest, dict)
-    image = manifest["images"][0]
+    part = manifest["parts"][0]
+    image = part["images"][0]
     if change == "code":
         start, size = image["section"]["offset"], image["section"]["size"]
         data[start + image["entries"]["q8c_run"] + 40] ^= 1
@@ -49,8 +51,8 @@ def altered(path: Path, folder: Path, change: str) -> Path:
     elif change == "entry":
         image["entries"]["q8c_run"] += 16
     else:
-        manifest["model"]["slots"].append(64)
-        manifest["model"]["frame"]["size"] += 1
+        part["model"]["slots"].append(64)
+        part["model"]["frame"]["size"] += 1
     changed = folder / f"{change}.q8c"
     changed.write_bytes(with_manifest(bytes(data), strict_json.dumps(manifest)))
     return changed

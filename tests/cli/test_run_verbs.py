@@ -70,7 +70,7 @@ def test_made_up_ids_lie_in_the_table(cli: Cli, tmp_path: Path) -> None:
     (["-s", "rows=-1"], "--size expected NAME=N"),
     (["-s", "rows=1e9"], "--size expected NAME=N"),
     (["-s", "cols=4"], "no free size is called cols; the model has rows"),
-    (["-s", "rows=4", "-i", "x.npz"], "--size is for made-up inputs"),
+    (["-s", "rows=4", "-i", "x.npz"], "--size and --set are for made-up inputs"),
     (["-i", "none.npz"], "cannot read none.npz: No such file"),
 ])
 def test_wrong_words(cli: Cli, compiled: Path, words: list[str], says: str) -> None:

@@ -248,7 +248,8 @@ def test_weights_in_blocks_stay_in_blocks(bits: int, size: int, weights: str, bl
     proto = model([node("MatMulNBits", "x w s", domain=DOMAIN, K=depth, N=cols, bits=bits, block_size=size)],
                   {"x": (F32, ["n", depth])}, {"y": F32}, constants, opset_imports=MICROSOFT)
     result = compile_model(proto, tmp_path / "m.q8c", options=Options(weights=weights))
-    found = [(n.attrs.get("block", 0), n.attrs.get("bits", 8)) for n in result.graph.nodes if n.op == "q8_linear"]
+    linears = [n for n in result.parts[0].graph.nodes if n.op == "q8_linear"]
+    found = [(n.attrs.get("block", 0), n.attrs.get("bits", 8)) for n in linears]
     assert found == [(block, bits if block and size >= block else 8)]
     x = normal(5, depth)
     assert relative(q8c.load(result.path).run(None, {"x": x})[0], interpret(import_onnx(proto), {"x": x})[0]) < 0.02
@@ -314,7 +315,7 @@ def test_models_that_onnx_runtime_quantized(form: str, activation: str, tmp_path
         ort.quantize_static(plain, quantized, _Reader(rows), layout, ["MatMul", "Relu"], per_channel=columns,
                             activation_type=ort.QuantType.QInt8 if signed else ort.QuantType.QUInt8)
     result = compile_model(quantized, tmp_path / "m.q8c")
-    assert [p.form for p in result.products] == ["int8"] * 2
+    assert [p.form for p in result.parts[0].products] == ["int8"] * 2
     sessions = [onnxruntime.InferenceSession(str(p), providers=["CPUExecutionProvider"]) for p in (plain, quantized)]
     wanted, theirs = (np.asarray(s.run(None, {"x": rows})[0]) for s in sessions)
     ours = q8c.load(result.path).run(None, {"x": rows})[0]

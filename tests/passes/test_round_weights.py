@@ -63,8 +63,9 @@ def test_only_weights_of_products() -> None:
 def test_a_model_in_four_bits(tmp_path: Path) -> None:
     proto = mlp((64, 96, 32))
     result = compile_model(proto, tmp_path / "m.q8c", options=Options(weights="q4-block32"))
-    linears = [n for n in result.graph.nodes if n.op == "q8_linear"]
+    linears = [n for n in result.parts[0].graph.nodes if n.op == "q8_linear"]
     assert linears and all(n.attrs.get("bits") == 4 and len(n.inputs) < 10 for n in linears)
-    assert result.measured is not None and 0.05 < result.measured.outputs["y"]["relative_l2"] < 0.15
+    measured = result.parts[0].measured
+    assert measured is not None and 0.05 < measured.outputs["y"]["relative_l2"] < 0.15
     with pytest.raises(CompileError, match="q4-block16"):
         q8c.compile(proto, tmp_path / "n.q8c", weights="q4-block16")

@@ -21,7 +21,7 @@ from q8c.codegen.module import compile_module, new_module
 from q8c.codegen.targets import TIERS
 from q8c.codegen.threads import Body
 from q8c.runtime import dims
-from q8c.runtime.manifest import Constraint, Model, Node, Tensor
+from q8c.runtime.model import Constraint, Model, Node, Tensor
 from q8c.runtime.writer import Writer
 
 ROWS = 10
@@ -109,13 +109,11 @@ def write(path: Path, tiers: Iterable[str] = ("avx2",), described: Model | None 
           extra: Iterable[npt.NDArray[Any]] = ()) -> Path:
     """Its file, with any further constants behind the table."""
     with Writer(path) as writer:
-        writer.constant("table", TABLE)
-        for i, array in enumerate(extra):
-            writer.constant(f"extra{i}", array)
-        for tier in tiers:
-            made = image(tier)
-            writer.image(tier, TIERS[tier].features, made.code, made.symbols)
-        writer.finish(described or model(), "graph @g() {}\n")
+        constants = [writer.constant("table", TABLE),
+                     *(writer.constant(f"extra{i}", array) for i, array in enumerate(extra))]
+        made = {tier: image(tier) for tier in tiers}
+        images = [writer.image(tier, TIERS[tier].features, one.code, one.symbols) for tier, one in made.items()]
+        writer.finish([writer.part(described or model(), constants, images, "graph @g() {}\n")])
     return path
 
 

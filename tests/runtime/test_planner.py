@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from q8c.errors import ArtifactError, InputError
 from q8c.runtime import dims
-from q8c.runtime.manifest import Constraint, Count, Model, Tensor
+from q8c.runtime.model import Constraint, Count, Model, Tensor
 from q8c.runtime.planner import Planner
 
 NAMES = ("batch", "past", "seq")

@@ -22,7 +22,7 @@ from hypothesis.extra import numpy as hnp
 
 from q8c.errors import ArtifactError, Error, InputError
 from q8c.runtime import memory
-from q8c.runtime.manifest import Constraint
+from q8c.runtime.model import Constraint
 from q8c.runtime.session import Session, load
 from q8c.runtime.signature import _CACHED_PLANS
 from tests.runtime import native
@@ -230,9 +230,9 @@ def test_where_the_system_refuses_memory(artifact: Path) -> None:
 def test_large_arenas_are_given_back(session: Session, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(memory, "_KEPT", 1 << 20)
     check(session, native.feed(600, 600))
-    assert session._open().frames[-1]._arena is None
+    assert session._open().runners[0].frames[-1]._arena is None
     check(session, native.feed(300, 300))
-    assert session._open().frames[-1]._arena is not None
+    assert session._open().runners[0].frames[-1]._arena is not None
 
 
 def test_inputs_that_grow_step_by_step_do_not_each_mean_a_new_arena() -> None:
@@ -246,7 +246,7 @@ def test_inputs_that_grow_step_by_step_do_not_each_mean_a_new_arena() -> None:
 
 
 def test_plans_are_made_once_per_shape(session: Session) -> None:
-    signature = session._open().signature
+    signature = session._open().runners[0].signature
     for _ in range(3):
         for n in (4, 5):
             check(session, native.feed(2, n))
@@ -316,7 +316,7 @@ def test_nothing_is_left_when_sessions_go(artifact: Path) -> None:
 
 def test_code_is_never_writable_and_executable(session: Session) -> None:
     check(session, native.feed(5, 5))
-    entry = ctypes.cast(session._open().code.run, ctypes.c_void_p).value  # type: ignore[arg-type]
+    entry = ctypes.cast(session._open().runners[0].code.run, ctypes.c_void_p).value  # type: ignore[arg-type]
     assert entry is not None
     for line in Path("/proc/self/maps").read_text().splitlines():
         start, end = (int(part, 16) for part in line.split()[0].split("-"))

@@ -15,7 +15,7 @@ from q8c.errors import ArtifactError, Error, InputError
 from q8c.runtime import memory, strict_json
 from q8c.runtime.cache import Cache
 from q8c.runtime.kept import Kept
-from q8c.runtime.manifest import Model, Tensor
+from q8c.runtime.model import Model, Tensor
 from q8c.runtime.session import Session, load
 from q8c.runtime.state import Layout, State
 from tests.runtime import native
@@ -197,7 +197,7 @@ def test_nonsense_in_the_manifest(decoder: Path, tmp_path: Path, name: str) -> N
     change, message = NONSENSE[name]
     data = decoder.read_bytes()
     manifest: Any = manifest_of(data)
-    change(manifest["model"]["cache"])
+    change(manifest["parts"][0]["model"]["cache"])
     with pytest.raises(ArtifactError, match=message):
         load(save(tmp_path, with_manifest(data, strict_json.dumps(manifest))))
 
@@ -208,7 +208,7 @@ def test_any_member_of_the_cache_may_be_anything(decoder: Path, tmp_path: Path, 
     """Loading raises nothing but ArtifactError, and a file that loads makes states and plans runs on them."""
     content = decoder.read_bytes()
     manifest: Any = manifest_of(content)
-    cache = manifest["model"]["cache"]
+    cache = manifest["parts"][0]["model"]["cache"]
     numbers: st.SearchStrategy[Any] = st.one_of(
         st.integers(-2, 6), st.sampled_from([None, 2**70, 1.5, True, "", [], {}]))
     for _ in range(data.draw(st.integers(1, 3))):
@@ -221,7 +221,7 @@ def test_any_member_of_the_cache_may_be_anything(decoder: Path, tmp_path: Path, 
         assert "\n" not in str(error)
         return
     with session:
-        state, keeper = session.new_state(4, batch=2), session._open().keeper
+        state, keeper = session.new_state(4, batch=2), session._open().runners[0].keeper
         assert keeper is not None
         try:
             keeper.step({"ids": np.zeros((2, 3), np.int64)}, state)
@@ -243,6 +243,6 @@ def test_a_signature_that_does_not_go_with_the_cache(decoder: Path, tmp_path: Pa
                                                      message: str) -> None:
     data = decoder.read_bytes()
     manifest: Any = manifest_of(data)
-    _set("model", *path, value)(manifest)
+    _set("parts", 0, "model", *path, value)(manifest)
     with pytest.raises(ArtifactError, match=message):
         load(save(tmp_path, with_manifest(data, strict_json.dumps(manifest))))

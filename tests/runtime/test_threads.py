@@ -36,7 +36,7 @@ def test_any_number_of_threads_gives_the_same_bits(artifact: Path, count: int) -
 def test_a_pool_is_as_good_as_new_after_a_run(artifact: Path) -> None:
     with load(artifact, threads=4) as session:
         check(session)
-        pool = session._open().workers._pool
+        pool = session._open().runners[0].workers._pool
         assert pool is not None
         words = pool.words
         assert words[16] == native.PHASES and words[24] == words[25] == 0 and threads._CORES.taken == 0
@@ -98,14 +98,14 @@ def test_many_threads_on_one_session(artifact: Path) -> None:
 
 def threads_of(session: Session) -> int:
     """How many threads the last run was given."""
-    return session._open().frames[-1].words[0]
+    return session._open().runners[0].frames[-1].words[0]
 
 
 def test_a_run_that_finds_the_workers_busy_goes_alone(artifact: Path) -> None:
     with load(artifact, threads=2) as session:
         check(session)
         assert threads_of(session) == 2
-        pool = session._open().workers._pool
+        pool = session._open().runners[0].workers._pool
         assert pool is not None
         pool.words[24] = 1
         check(session)

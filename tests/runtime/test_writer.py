@@ -19,8 +19,9 @@ import pytest
 from q8c.errors import ArtifactError
 from q8c.runtime import atomic, writer
 from q8c.runtime.artifact import Artifact
-from q8c.runtime.manifest import Model, Tensor, constant_layout
 from q8c.runtime.memory import HUGE_PAGE
+from q8c.runtime.model import Model, Tensor
+from q8c.runtime.sections import constant_layout
 from q8c.runtime.writer import Writer
 from tests.runtime import native
 
@@ -42,11 +43,11 @@ def test_a_new_file_takes_the_old_ones_place_at_the_end(tmp_path: Path) -> None:
     path = tmp_path / "m.q8c"
     path.write_bytes(b"old")
     with Writer(path) as writer:
-        writer.constant("a", np.zeros(3))
+        constant = writer.constant("a", np.zeros(3))
         assert path.read_bytes() == b"old"
         made = native.image()
-        writer.image("avx2", (), made.code, made.symbols)
-        writer.finish(native.model(), "")
+        image = writer.image("avx2", (), made.code, made.symbols)
+        writer.finish([writer.part(native.model(), [constant], [image], "")])
         assert path.read_bytes() == b"old"
     Artifact(path)
     assert os.listdir(tmp_path) == ["m.q8c"]
