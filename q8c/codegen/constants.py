@@ -51,7 +51,7 @@ class Packed:
 
     def array(self) -> NDArray[Any]:
         """The packed elements. Raises CompileError where the graph was read without them."""
-        return np.ascontiguousarray(self.layout.pack(self.value.array()))
+        return np.asarray(self.layout.pack(self.value.array()), order="C")  # a scalar stays one
 
 
 def packed_name(node: Node | None, operand: int, value: Value) -> str:
