@@ -137,7 +137,7 @@ def _nodes(session: Any, runs: Callable[[], None]) -> list[dict[str, Any]]:
     session.watch(traces.append)
     runs()
     session.watch(None)
-    found = profile(parse_graph(session.artifact.ir), session.artifact.manifest.model.symbols, traces)
+    found = profile(parse_graph(session.artifact.ir()), session.artifact.manifest.model.symbols, traces)
     return [{"label": r.label, "op": r.op, "seconds": r.seconds, "macs": r.macs, "bytes": r.bytes} for r in found.rows]
 
 
