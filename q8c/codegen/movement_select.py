@@ -83,7 +83,7 @@ def top_k(module: ir.Module, tier: Tier, node: Node) -> Kernel:
     m = Movement(node)
     m.sizes.need_space(space)
     m.sizes.need(size, after, k)
-    order = ">" if attrs["largest"] else "<"
+    largest = attrs["largest"]
 
     def emit(b: Builder) -> None:
         length, step, most = (m.sizes.value(b, d) for d in (size, after, k))
@@ -107,7 +107,7 @@ def top_k(module: ir.Module, tier: Tier, node: Node) -> Kernel:
                     inside = b.icmp(">", place, 0)
                     held = b.load(I64, kept(b.select(inside, b.sub(place, 1), 0)))
                     other = element(b.select(inside, held, 0))
-                    return b.and_(inside, better(b, order, dtype, value, other))
+                    return b.and_(inside, better(b, ">", dtype, *((value, other) if largest else (other, value))))
 
                 count = b.select(full, most, index)
                 with b.if_(b.or_(b.xor(full, 1), loses(count))):
@@ -122,5 +122,5 @@ def top_k(module: ir.Module, tier: Tier, node: Node) -> Kernel:
 
         each_item(b, m.sizes, space, item)
 
-    key = f"{m.sizes.space_name(space)} {' '.join(map(m.sizes.name, (size, after, k)))} {dtype} {order}"
+    key = f"{m.sizes.space_name(space)} {' '.join(map(m.sizes.name, (size, after, k)))} {dtype} {largest}"
     return m.kernel(module, tier, key, emit)

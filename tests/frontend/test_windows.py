@@ -84,6 +84,13 @@ def test_top_k_of_an_axis_whose_size_varies(largest: int) -> None:
     compare(proto, {"x": normal(5, 3)}, {"x": normal(2, 1)}, runtime=True)
 
 
+@pytest.mark.parametrize("largest", [0, 1])
+def test_nan_is_larger_than_every_number_to_top_k(largest: int) -> None:
+    proto = model([node("TopK", "x k", "y i", largest=largest)], {"x": (F32, ["n"])}, {"y": F32, "i": I64},
+                  {"k": np.array([3])})
+    compare(proto, {"x": np.array([1, np.nan, np.inf, -np.inf], F32)})
+
+
 @pytest.mark.parametrize("reduction", ["none", "add", "max"])
 def test_scatter_elements(reduction: str) -> None:
     proto = model([node("ScatterElements", "x i u", axis=1, reduction=reduction)],

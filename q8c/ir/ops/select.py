@@ -64,15 +64,13 @@ def _top_k(o: Operands) -> Sequence[TensorType]:
 def top_k(args: Sequence[Any], attrs: Mapping[str, Any]) -> Sequence[Array]:
     """The indices of the k largest (or smallest) elements along an axis, the best first, of equals the first.
 
-    NaN is beyond every number.
+    NaN is larger than every number.
     """
     x, axis = args[0], attrs["axis"]
     rows = np.moveaxis(x, axis, -1)
     if rows.dtype.kind == "b":
         rows = rows.astype(np.uint8)
     rank = np.unique(rows, return_inverse=True, equal_nan=True)[1].reshape(rows.shape).astype(np.int64)
-    if not attrs["largest"] and rows.dtype.kind == "f":
-        rank = np.where(np.isnan(rows), -1, rank)
     order = np.argsort(-rank if attrs["largest"] else rank, axis=-1, kind="stable")
     return [np.ascontiguousarray(np.moveaxis(order[..., :attrs["k"]], -1, axis)).astype(np.int64)]
 
