@@ -62,6 +62,18 @@ def test_layer_normalization(axis: int, bias: bool) -> None:
     compare(proto, *feeds)
 
 
+@pytest.mark.parametrize("axes", [None, [0, 2], [-1]])
+def test_mean_variance_normalization_far_from_zero(axes: list[int] | None) -> None:
+    x = normal(2, 3, 4, 5, seed=5)
+    proto = model([node("MeanVarianceNormalization", "x", **({} if axes is None else {"axes": axes}))],
+                  {"x": (F32, ["n", 3, 4, "w"])}, {"y": F32})
+    over = (0, 2, 3) if axes is None else tuple(axes)
+    y, = interpret(load(proto), {"x": x + 1000})
+    far = (x + 1000).astype(np.float64)
+    expected = (far - far.mean(over, keepdims=True)) / far.std(over, keepdims=True)
+    np.testing.assert_allclose(y, expected, atol=1e-3)
+
+
 def test_rms_normalization() -> None:
     proto = model([node("RMSNormalization", "x scale", axis=1)], {"x": (F32, ["n", 3, 4])}, {"y": F32},
                   {"scale": normal(3, 4)}, opset=23)

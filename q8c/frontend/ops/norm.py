@@ -1,6 +1,7 @@
 """Normalization by channel: BatchNormalization, InstanceNormalization, LRN."""
 from __future__ import annotations
 
+from q8c.frontend.ops.windows import MOST_IN_WINDOW
 from q8c.frontend.registry import Call, importer
 from q8c.frontend.tensor import Tensor
 from q8c.ir.dims import product
@@ -47,10 +48,26 @@ def instance_normalization(c: Call) -> Tensor:
     return c.builder.reshape(y, x.shape)
 
 
+@importer("MeanVarianceNormalization", since=9)
+def mean_variance(c: Call) -> Tensor:
+    """x less its mean over some axes, by its deviation there.
+
+    ONNX's own definition takes the square of the mean from the mean of squares, which leaves little where the mean is
+    far from 0.
+    """
+    x = c.input(0)
+    axes = tuple(c.axes([0, 2, 3] if (given := c.attr_ints("axes")) is None else given, x.rank))
+    centered = c.emit("sub", x, c.emit("reduce_mean", x, axes=axes, keepdims=True))
+    variance = c.emit("reduce_mean", c.emit("mul", centered, centered), axes=axes, keepdims=True)
+    return c.emit("div", centered, c.emit("add", c.emit("sqrt", variance), c.scalar(1e-9, x)))
+
+
 @importer("LRN")
 def local_response(c: Call) -> Tensor:
     """x / (bias + alpha / size * the sum of squares over `size` neighbouring channels) ** beta."""
     x, size = c.input(0), c.attr_int("size")
+    if not 1 <= size <= MOST_IN_WINDOW:
+        c.unsupported(f"size is {size}; expected 1 to {MOST_IN_WINDOW}")
     before = (size - 1) // 2
     edge = [0] * (x.rank - 2)
     squares = c.emit("pad", c.emit("mul", x, x), before=(0, before, *edge), after=(0, size - 1 - before, *edge))
