@@ -150,6 +150,15 @@ def test_an_area_behind_windows_is_that_of_the_convolution() -> None:
     assert str(graph.outputs[0].type) == "f32[1, ((m + 1) // 2)*((n + 1) // 2) - ((m + 1) // 2) - ((n + 1) // 2) + 1]"
 
 
+def test_sizes_of_which_those_that_are_kept_are_stated_as_minus_one() -> None:
+    """As PyTorch writes x.expand(n - 1, -1), where it could be that n is 0 for all that is known."""
+    nodes = [node("Shape", "like", "n"), node("Sub", "n one", "m"), node("Concat", "m minus", "sizes", axis=0),
+             node("Equal", "sizes minus", "kept"), node("Where", "kept one sizes", "shape"), node("Expand", "x shape")]
+    proto = model(nodes, {"x": (F32, [1, 3]), "like": (F32, ["n"])}, {"y": F32}, {"minus": ints(-1), "one": ints(1)})
+    graph = compare(proto, *({"x": normal(1, 3), "like": normal(n)} for n in (2, 5)))
+    assert {n.op for n in graph.nodes} == {"broadcast_to"}
+
+
 def test_comparison_that_depends_on_the_size_stays() -> None:
     nodes = [node("Shape", "x", "n"), node("Greater", "n four", "big"), node("Where", "big x zero")]
     proto = model(nodes, {"x": (F32, ["n"])}, {"y": F32}, {"four": ints(4), "zero": np.zeros((), F32)})

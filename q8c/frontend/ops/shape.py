@@ -1,7 +1,7 @@
 """Shapes as data, and ops that change only the shape."""
 from __future__ import annotations
 
-from q8c.frontend.counted import counted
+from q8c.frontend.computed_sizes import computed_sizes
 from q8c.frontend.registry import Call, importer
 from q8c.frontend.tensor import Tensor, from_size, from_sizes
 from q8c.frontend.truncated import settled
@@ -124,8 +124,8 @@ def unsqueeze(c: Call) -> Tensor:
 @importer("Expand")
 def expand(c: Call) -> Tensor:
     """Broadcast with a shape, both ways."""
-    x, picked = c.input(0), counted(c.input(1)) if c.input(1).known is None else None
-    shape = [settled(c.builder.graph, d) for d in c.sizes(1, "the shape")] if picked is None else [picked]
+    x, found = c.input(0), computed_sizes(c.input(1)) if c.input(1).known is None else None
+    shape = [settled(c.builder.graph, d) for d in c.sizes(1, "the shape")] if found is None else found
     for i in range(-min(x.rank, len(shape)), 0):
         if shape[i] != 1 and x.shape[i] not in (1, shape[i]) and nonnegative(1 - shape[i]):
             c.builder.same(shape[i], 1)  # 0 or 1, such as what x[:1] has, which fits many as 1 only
