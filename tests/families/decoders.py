@@ -90,6 +90,9 @@ DECODERS: dict[str, Family] = {
     "gemma2": decoder("Gemma2ForCausalLM", {**SMALL_KV, "sliding_window": 6}, EAGER[:1], windows=1),
     "gemma3": decoder("Gemma3ForCausalLM", {
         **SMALL_KV, "sliding_window": 6, "layer_types": ["sliding_attention", "full_attention"]}, DYNAMO, windows=1),
+    "codegen": decoder("CodeGenForCausalLM", {
+        "vocab_size": VOCABULARY, "n_embd": HIDDEN, "n_layer": 2, "n_head": 4, "rotary_dim": 8, "n_positions": 40},
+        EAGER[1:], 4, 16),
     "phi": decoder("PhiForCausalLM", SMALL, SCRIPT, HEADS),
     "falcon": decoder("FalconForCausalLM", {
         **LAYERS, "vocab_size": VOCABULARY, "bos_token_id": 1, "eos_token_id": 2}, SCRIPT),

@@ -37,6 +37,11 @@ ENCODERS: dict[str, Family] = {
         **SMALL, "relative_attention": True, "position_buckets": 16, "pos_att_type": ["p2c", "c2p"],
         "share_att_key": True, "norm_rel_ebd": "layer_norm", "position_biased_input": False, "type_vocab_size": 0,
         }, TEXT, forms=EAGER, float_products=COMPUTED, compiled=True),
+    "fnet": Family("FNetModel", SMALL, {"input_ids": TEXT["input_ids"]}, forms=EAGER[:1], attentions=0,
+                   float_products=COMPUTED),
+    "layoutlmv3": Family("LayoutLMv3Model", {
+        **SMALL, "max_2d_position_embeddings": 64, "coordinate_size": 10, "shape_size": 12, "visual_embed": False,
+        "rel_pos_bins": 8, "rel_2d_pos_bins": 8}, {**TEXT, "bbox": Input("boxes", (*ROWS, 4))}, forms=EAGER[1:]),
     "nomic-bert": Family("NomicBertModel", SMALL, PAIRS),
     "eurobert": Family("EuroBertModel", {**SMALL, "num_key_value_heads": 1, "pad_token_id": 0, "bos_token_id": 1,
                                          "eos_token_id": 2}, TEXT),
@@ -72,6 +77,9 @@ ENCODERS: dict[str, Family] = {
     "swin": Family("SwinModel", {
         "image_size": 32, "patch_size": 2, "embed_dim": HIDDEN, "depths": [2, 2], "num_heads": [2, 4],
         "window_size": 4}, IMAGE, sizes=IMAGES, attentions=4, compiled=True),
+    "swinv2": Family("Swinv2Model", {
+        "image_size": 32, "patch_size": 2, "embed_dim": HIDDEN, "depths": [1, 2], "num_heads": [2, 4],
+        "window_size": 4}, IMAGE, sizes=IMAGES, attentions=3, forms=EAGER[1:]),
     "whisper-encoder": Family("WhisperModel", {
         "vocab_size": VOCABULARY, "d_model": HIDDEN, "encoder_layers": 2, "encoder_attention_heads": HEADS,
         "encoder_ffn_dim": 2 * HIDDEN, "decoder_layers": 1, "decoder_attention_heads": HEADS,
@@ -82,6 +90,11 @@ ENCODERS: dict[str, Family] = {
         **LAYERS, "vocab_size": VOCABULARY, "conv_dim": [32, 32], "conv_kernel": [10, 3], "conv_stride": [5, 2],
         "num_conv_pos_embeddings": 16, "num_conv_pos_embedding_groups": 4}, SOUND, sizes=SOUNDS,
         float_products=GROUPS, compiled=True),
+    "wav2vec2-padded": Family("Wav2Vec2ForCTC", {
+        **LAYERS, "vocab_size": VOCABULARY, "conv_dim": [32, 32], "conv_kernel": [10, 3], "conv_stride": [5, 2],
+        "num_conv_pos_embeddings": 16, "num_conv_pos_embedding_groups": 4, "feat_extract_norm": "layer"},
+        {**SOUND, "attention_mask": Input("mask", ("batch", "samples"))}, ("logits",), sizes=SOUNDS,
+        float_products=GROUPS),
     "hubert": Family("HubertModel", {
         **LAYERS, "vocab_size": VOCABULARY, "conv_dim": [32, 32], "conv_kernel": [10, 3], "conv_stride": [5, 2],
         "num_conv_pos_embeddings": 16, "num_conv_pos_embedding_groups": 4, "feat_extract_norm": "layer",

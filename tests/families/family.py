@@ -19,9 +19,10 @@ HIDDEN, HEADS, VOCABULARY = 64, 2, 99
 @dataclass(frozen=True)
 class Input:
     """One input of a model. `kind`: `ids` of tokens, a `mask` of those that are there, `types` (0 or 1), `positions`
-    behind what is kept, or `normal` floats; axes named by text vary."""
+    behind what is kept, `boxes` (left, top, right and bottom along the last axis), or `normal` floats; axes named by
+    text vary."""
 
-    kind: Literal["ids", "mask", "types", "positions", "normal"]
+    kind: Literal["ids", "mask", "types", "positions", "boxes", "normal"]
     shape: tuple[Size, ...]
 
 
@@ -73,6 +74,8 @@ def _made(rng: np.random.Generator, kind: str, shape: tuple[int, ...], padding: 
         return np.tile(np.arange(shape[1]), (shape[0], 1))
     if kind == "types":
         return rng.integers(0, 2, shape)
+    if kind == "boxes":
+        return np.sort(rng.integers(0, 20, (*shape[:-1], 2, 2)), axis=-2).reshape(shape)
     if kind == "normal":
         return rng.standard_normal(shape).astype(np.float32)
     batch, seq = shape
