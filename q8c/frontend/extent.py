@@ -28,7 +28,8 @@ def slice_extent(size: Dim, start: Dim, end: Dim, step: int) -> tuple[Dim, Dim]:
         return first, ceil_div(dim_max(0, difference(last, first)), step)
     first = dim_min(dim_max(first, 0), size - 1)
     last = dim_min(dim_max(last, -1), size - 1)
-    return first, ceil_div(dim_max(0, difference(first, last)), -step)
+    start = first if first == size - 1 else dim_max(0, first)  # of an axis without elements nothing is read
+    return start, ceil_div(dim_max(0, difference(first, last)), -step)
 
 
 def _within(index: Dim) -> Dim:

@@ -85,6 +85,7 @@ class Session:
         With a `state` (`new_state`) the run continues what the state holds and appends its tokens to it: past keys and
         values are not passed, present ones not returned, and inputs that say where the new tokens stand may be left
         out. A mask [batch, new tokens] tells padding behind the tokens of shorter sequences, which is not appended.
+        Without one, an input that the model only broadcasts along an axis may have 1 there: one mask for all sequences.
 
         Raises InputError, saying what was expected and what came, for a feed that does not fit the signature or the
         state, or that the model itself refuses (a token id outside of its table, say); the state holds what it held.

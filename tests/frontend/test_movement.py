@@ -66,7 +66,7 @@ def test_slice(starts: Any, ends: Any, axes: Any, steps: Any) -> None:
     given = {"starts": starts, "ends": ends, "axes": axes, "steps": steps}
     constants = {k: v for k, v in given.items() if v is not None}
     names = " ".join(k if v is not None else "-" for k, v in given.items())
-    feeds = [{"x": normal(n, m)} for n in (1, 4) for m in (1, 2, 5, 9)]
+    feeds = [{"x": normal(n, m)} for n in (1, 4) for m in (0, 1, 2, 5, 9)]
     proto = model([node("Slice", f"x {names}")], {"x": (F32, ["n", "m"])}, {"y": F32}, constants, opset=13)
     compare(proto, *feeds)
     for feed in feeds:  # fixed sizes take another way through the importer
