@@ -32,7 +32,7 @@ from q8c.passes.manager import Observer, Report, run_passes
 from q8c.passes.pipeline import Options, pipeline
 from q8c.products import Product, product_names, products_of
 from q8c.runtime import cpu
-from q8c.runtime.sections import Constant, constant_layout
+from q8c.runtime.sections import MAX_RANK, Constant, constant_layout
 from q8c.runtime.strict_json import fits
 from q8c.runtime.writer import Writer
 
@@ -120,7 +120,7 @@ def compile_model(model: Source, output: str | os.PathLike[str] | None = None, *
     with stages.stage("import"):
         parts = import_parts(model, dict(options.set_inputs))
         for part in parts.ways:
-            _check_names(part.graph)
+            _check_signature(part.graph)
             _check_mask(part.graph, options.pack)
         options = replace(options, weights=_format(parts, options.weights))
         own = [replace(options, feeds=feeds, keep=_keep(part, parts, options.keep))
@@ -288,13 +288,17 @@ def _check_mask(graph: Graph, mask: bool | str) -> None:
                            f"{', '.join(inputs)}")
 
 
-def _check_names(graph: Graph) -> None:
-    """Raise CompileError for names that a compiled file has no room for: people must be able to write them."""
+def _check_signature(graph: Graph) -> None:
+    """Raise CompileError for names that a compiled file has no room for, as people must be able to write them, and for
+    more axes than it has room for."""
     for what, names in (("input", [v.name for v in graph.inputs]), ("output", graph.output_names)):
         for name in names:
             if not fits(name):
                 raise CompileError(f"{what} {name[:100]!r} has control characters in its name, or it is very long; "
                                    "rename it in the model")
+    for value in (*graph.inputs, *graph.outputs):
+        if value.type.rank > MAX_RANK:
+            raise CompileError(f"%{value.name} has {value.type.rank} axes; inputs and outputs have up to {MAX_RANK}")
     twice = [name for name, count in Counter(graph.output_names).items() if count > 1]
     if twice:
         raise CompileError(f"two outputs are named {twice[0]!r}; rename one in the model")

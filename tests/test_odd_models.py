@@ -97,6 +97,11 @@ def test_two_outputs_of_one_name_are_refused(tmp_path: Path) -> None:
         q8c.compile(build([("Relu", "x", "y")], {"x": ROWS}, ["y", "y"]), tmp_path / "m.q8c")
 
 
+def test_more_axes_than_a_file_has_room_for_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(q8c.CompileError, match="%x has 100 axes; inputs and outputs have up to 32"):
+        q8c.compile(build([("Relu", "x", "y")], {"x": [1] * 100}, ["y"]), tmp_path / "m.q8c")
+
+
 WHOLE: dict[str, tuple[onnx.ModelProto, dict[str, Array]]] = {
     "output is input": (build([], {"x": ROWS}, ["x"]), {"x": X}),
     "input is also an output": (build([("Relu", "x", "y")], {"x": ROWS}, ["y", "x"]), {"x": X}),

@@ -93,7 +93,7 @@ class _Names:
         """`past + 1` as an expression, where the symbols in it are known or it is the one way to know its symbol."""
         try:
             parsed = parse_dim(name)
-        except ValueError:
+        except (ValueError, OverflowError):
             return self._fresh(name)
         used = symbols(parsed)
         unknown = used - self._plain

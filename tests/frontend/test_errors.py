@@ -12,6 +12,7 @@ from onnx import TensorProto, helper
 
 from q8c.errors import CompileError, Error, UnsupportedError
 from q8c.frontend import import_onnx
+from q8c.ir.dims import as_symbol
 from tests.frontend.support import BOOL, F32, I64, load, model, node, normal
 
 
@@ -227,6 +228,25 @@ def test_windows_of_millions_of_elements_are_refused(op: str) -> None:
     proto = model([node(op, "x", kernel_shape=[5000, 5000])], {"x": (F32, [1, 1, "h", "w"])}, {"y": F32})
     with pytest.raises(UnsupportedError, match="windows of 25000000 elements; expected up to 4096"):
         load(proto)
+
+
+@pytest.mark.parametrize(("made", "kind", "what"), [
+    (node("LRN", "x", size=2**40), UnsupportedError, "size is 1099511627776; expected 1 to 4096"),
+    (node("Split", "x", "y z", axis=0, num_outputs=2**40), CompileError, "1099511627776 parts for 2 outputs"),
+    (node("Resize", "x - s"), CompileError, "the scales are [1.0, 1.0, nan, 2.0], expected numbers above 0"),
+    (node("DequantizeLinear", "x s", axis=2, block_size=-3), CompileError, "block_size is -3, expected 0 or more")],
+    ids=lambda x: x.op_type if isinstance(x, onnx.NodeProto) else "")
+def test_attributes_that_mean_nothing(made: onnx.NodeProto, kind: type[Error], what: str) -> None:
+    dtype = np.int8 if made.op_type == "DequantizeLinear" else F32
+    proto = model([made], {"x": (dtype, [1, 1, "h", "w"])}, dict.fromkeys(made.output, F32),
+                  {"s": np.array([1, 1, np.nan, 2], F32)}, opset=21)
+    assert what in message(proto, kind)
+
+
+def test_a_size_named_by_a_product_of_thousands_of_terms_has_a_name_of_its_own() -> None:
+    wide = "*".join(["(a+b+c+d+1)"] * 40)
+    proto = model([node("Relu", "x")], {"x": (F32, [wide]), "z": (F32, ["a", "b", "c", "d"])}, {"y": F32})
+    assert as_symbol(load(proto).outputs[0].shape[0])
 
 
 def test_halving_a_size_over_and_over() -> None:

@@ -36,7 +36,10 @@ def split(c: Call) -> list[Tensor]:
     if sizes is None and attribute is not None:
         sizes = list(attribute)
     if sizes is None:
-        starts, sizes = _equal_parts(c, x.shape[axis], c.attr_int("num_outputs", c.outputs))
+        count = c.attr_int("num_outputs", c.outputs)
+        if count != c.outputs:
+            c.fail(f"{count} parts for {c.outputs} outputs")
+        starts, sizes = _equal_parts(c, x.shape[axis], count)
     else:
         starts = [sum(sizes[:i], start=cast(Dim, 0)) for i in range(len(sizes))]
         c.builder.same(sum(sizes, start=cast(Dim, 0)), x.shape[axis])

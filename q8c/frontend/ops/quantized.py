@@ -41,6 +41,8 @@ def dequantize_linear(c: Call) -> Tensor:
 def spread(c: Call, t: Tensor | None, x: Tensor) -> Tensor | None:
     """Scales or zero points in a shape that broadcasts to that of x."""
     block = c.attr_int("block_size", 0)
+    if block < 0:
+        c.fail(f"block_size is {block}, expected 0 or more")
     if t is None or t.rank == 0 or t.shape == (1,):
         return t if t is None else c.builder.reshape(t, ())
     axis = c.axis(c.attr_int("axis", 1), x.rank)

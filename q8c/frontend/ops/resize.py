@@ -39,14 +39,14 @@ class _Axis:
 @importer("Upsample")
 def upsample(c: Call) -> Tensor:
     """Resize of opset 9 and before."""
-    scales = [float(s) for s in (c.attr("scales", "FLOATS") or [])] if not c.has(1) else _floats(c, 1)
+    scales = [float(s) for s in (c.attr("scales", "FLOATS") or [])] if not c.has(1) else _scales(c, 1)
     return _asymmetric(c, scales)
 
 
 @importer("Resize", since=10)
 def old_resize(c: Call) -> Tensor:
     """Resize of opset 10: scales alone, elements where they are divided by them."""
-    return _asymmetric(c, _floats(c, 1))
+    return _asymmetric(c, _scales(c, 1))
 
 
 def _asymmetric(c: Call, scales: list[float]) -> Tensor:
@@ -60,7 +60,7 @@ def resize(c: Call) -> Tensor:
     """x in other sizes: the nearest, linear or cubic interpolation of its elements."""
     x = c.input(0)
     axes = [c.axis(a, x.rank) for a in c.attr_ints("axes") or range(x.rank)]
-    scales = _floats(c, 2) if c.has(2) and c.input(2).type.size != 0 else []
+    scales = _scales(c, 2) if c.has(2) and c.input(2).type.size != 0 else []
     targets = c.sizes(3, "the sizes") if c.has(3) and c.input(3).type.size != 0 else []
     if bool(scales) == bool(targets) or len(scales or targets) != len(axes):
         c.fail(f"{len(scales)} scales and {len(targets)} sizes for {len(axes)} axes; expected one of them for each")
@@ -90,6 +90,14 @@ def _keeping_ratio(c: Call, new: list[Dim], old: list[Dim]) -> list[Dim]:
         c.unsupported(f"keep_aspect_ratio_policy {policy} for sizes that vary")
     scale = min(ratios) if policy == "not_larger" else max(ratios)
     return [math.floor(scale * d + Fraction(1, 2)) for d in old if isinstance(d, int)]
+
+
+def _scales(c: Call, index: int) -> list[float]:
+    """Numbers above 0."""
+    found = _floats(c, index)
+    if not all(0 < s < math.inf for s in found):
+        c.fail(f"the scales are {found}, expected numbers above 0")
+    return found
 
 
 def _floats(c: Call, index: int) -> list[float]:
