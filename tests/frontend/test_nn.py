@@ -65,8 +65,8 @@ def test_layer_normalization(axis: int, bias: bool) -> None:
 @pytest.mark.parametrize("axes", [None, [0, 2], [-1]])
 def test_mean_variance_normalization_far_from_zero(axes: list[int] | None) -> None:
     x = normal(2, 3, 4, 5, seed=5)
-    attrs = {} if axes is None else {"axes": axes}
-    proto = model([onnx.helper.make_node("MeanVarianceNormalization", ["x"], ["y"], **attrs)],
+    attrs: dict[str, Any] = {} if axes is None else {"axes": axes}
+    proto = model([node("MeanVarianceNormalization", "x", **attrs)],
                   {"x": (F32, ["n", 3, 4, "w"])}, {"y": F32})
     over = (0, 2, 3) if axes is None else tuple(axes)
     y, = interpret(load(proto), {"x": x + 1000})
