@@ -7,7 +7,7 @@ same place in another page.
 """
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 
 from q8c.codegen import amx
 from q8c.codegen.amx_finish import V32S, FinishTotals, Group
@@ -18,12 +18,10 @@ from q8c.codegen.builder import F32, I16, I32, I64, LANES, V16F, V16I, Builder, 
 from q8c.codegen.layout import GROUP, PANEL
 from q8c.codegen.linear_spec import STEP_BYTES
 from q8c.codegen.q8_spec import Q8LinearSpec
-from q8c.codegen.q8_tile import FLOAT_OFFSET, load_scales, load_sums, sum_starts, zero_pairs
+from q8c.codegen.q8_tile import FLOAT_BITS, FLOAT_OFFSET, load_scales, load_sums, sum_starts
 
 PHASE = 6
 """Blocks whose sums are in memory at a time, at most: with rows and weights they fit the first-level cache."""
-CHUNK = 8
-"""Rows whose float sums are in registers, two panels of each."""
 
 
 class BlockStrip(Strip):
@@ -35,14 +33,17 @@ class BlockStrip(Strip):
         self.phase = -(-alike // -(-alike // PHASE))
         self.sums = b.scratch(self.phase * shape.bytes)
         self.totals = b.scratch(shape.bytes)
+        self.start = b.scratch(STEP_BYTES)
 
     def emit(self) -> None:
         """The whole function."""
         b = self.b
-        self.tables = {"row_scale": self._by_block("row_scale", lambda x: x),
-                       "starts": self._by_block("row_sum", lambda x: sum_starts(b, self.spec, x))}
+        b.store(b.splat(FLOAT_BITS, V16I), self.start, align=STEP_BYTES)
+        self.row_scale = self._by_block(lambda x: x, "row_scale")
         if self.spec.zero_point:
-            self.tables["zeros"] = self._by_block("row_zero", lambda x: zero_pairs(b, x))
+            self.corrections = self._by_block(self._pair, "row_sum", "row_zero")
+        else:
+            self.corrections = self._by_block(lambda x: sum_starts(b, self.spec, x), "row_sum")
         with b.range(0, self.shape.bytes, STEP_BYTES) as at:
             b.store(b.splat(0.0), b.at(self.totals, at))
         self.groups([])
@@ -105,8 +106,15 @@ class BlockStrip(Strip):
             if step == 0:
                 if n > 0:
                     self._store(n - 1, j)
-                amx.zero(b, self._register(n, j))
+                self._begin(self._register(n, j))
             amx.dot_s8u8(b, self._register(n, j), left, right)
+
+    def _begin(self, register: int) -> None:
+        """Begin a tile of sums at what `_added` expects: loading FLOAT_BITS here costs less than adding it there."""
+        if self.spec.zero_point:
+            amx.load(self.b, register, self.start, 0)
+        else:
+            amx.zero(self.b, register)
 
     def _ask_results(self, row: Value) -> None:
         """Ask for a row of the results right of the group's, and of what is added to them. Stores that wait for memory
@@ -130,61 +138,69 @@ class BlockStrip(Strip):
 
     # -- scales
 
-    def _by_block(self, name: str, made: Callable[[Value], Value]) -> Value:
-        """What is made of a value that rows have for each block, as [tiles][blocks][16]; of 0 for rows that are not
+    def _by_block(self, made: Callable[..., Value], *names: str) -> Value:
+        """What is made of values that rows have for each block, as [tiles][blocks][16]; of 0 for rows that are not
         there, and for 15 blocks behind."""
         b, spec = self.b, self.spec
         table = b.scratch(4 * strip_rows(spec) * spec.blocks + STEP_BYTES * (LANES - 1))
         with b.range(0, self.tiles) as tile, b.range(0, spec.blocks, LANES) as block:
-            rows, left = b.mul(tile, self.rows), b.sub(spec.blocks, block)
-            lines = []
-            for n in range(LANES):
-                count = left if self.whole else b.select(b.icmp(">", self.rows, n), left, 0)
-                place = b.add(b.mul(b.add(rows, n), spec.blocks), block)
-                lines.append(b.load_tail(V16I, b.at(self.values[name], place, I32), count))
             target = b.at(table, b.mul(b.add(b.mul(tile, spec.blocks), block), STEP_BYTES))
-            for n, line in enumerate(transpose(b, lines)):
-                b.store(made(line), b.at(target, n * STEP_BYTES), align=STEP_BYTES)
+            for n, lines in enumerate(zip(*(self._lines(name, tile, block) for name in names), strict=True)):
+                b.store(made(*lines), b.at(target, n * STEP_BYTES), align=STEP_BYTES)
         return table
+
+    def _pair(self, row_sums: Value, zeros: Value) -> Value:
+        """Sums and zero points of rows, both negative, as pairs of 16 bits to be multiplied by `_column_pair`."""
+        b = self.b
+        return b.or_(b.shl(b.sub(0, row_sums), 16), b.and_(b.sub(0, zeros), 0xFFFF))
+
+    def _column_pair(self, column: Value) -> Value:
+        """What stands for the weight 0, and the sums of a block's weights, as pairs of 16 bits."""
+        b = self.b
+        sums = load_sums(b, I16, b.at(self.values["w_sum"], column, I16))
+        return b.bitcast(b.or_(sums, self.spec.weight_zero << 16), V32S)
+
+    def _lines(self, name: str, tile: Value, block: Value) -> list[Value]:
+        """A value of a tile's rows, 16 in a vector, for 16 blocks from `block` on."""
+        b, spec = self.b, self.spec
+        rows, left, lines = b.mul(tile, self.rows), b.sub(spec.blocks, block), []
+        for n in range(LANES):
+            count = left if self.whole else b.select(b.icmp(">", self.rows, n), left, 0)
+            place = b.add(b.mul(b.add(rows, n), spec.blocks), block)
+            lines.append(b.load_tail(V16I, b.at(self.values[name], place, I32), count))
+        return transpose(b, lines)
 
     def _add(self, tile: Value, number: Value, count: int) -> None:
         """Scale the sums of `count` blocks from `number` on and add them to the totals."""
         b, shape = self.b, self.shape
         first = b.mul(b.add(b.mul(tile, self.spec.blocks), number), STEP_BYTES)
-        with b.range(0, self.rows, CHUNK) as row:
-            tables = {name: b.at(b.at(table, first), row, I32) for name, table in self.tables.items()}
-            sums, totals = (b.at(at, b.mul(row, shape.stride)) for at in (self.sums, self.totals))
-            places = [b.at(totals, STEP_BYTES * n) for n in range(CHUNK * shape.panels)]
+        tables = [b.at(table, first) for table in (self.row_scale, self.corrections)]
+        for j, columns in enumerate(self.columns):
+            sums, totals = (b.at(at, j * STEP_BYTES) for at in (self.sums, self.totals))
+            places = [b.at(totals, row * shape.stride) for row in range(shape.rows)]
 
-            def add(n: Value, totals: list[Value]) -> list[Value]:
-                rows = {name: b.at(at, b.mul(n, STEP_BYTES)) for name, at in tables.items()}
-                block = b.mul(b.add(number, n), PANEL)
-                return self._added(b.at(sums, b.mul(n, shape.bytes)), rows, [b.add(c, block) for c in self.columns],
-                                   totals)
+            def add(n: Value, totals: list[Value], sums: Value = sums, columns: Value = columns) -> list[Value]:
+                rows = [b.at(at, b.mul(n, STEP_BYTES)) for at in tables]
+                column = b.add(columns, b.mul(b.add(number, n), PANEL))
+                return self._added(b.at(sums, b.mul(n, shape.bytes)), rows, column, totals)
 
             added = b.loop(0, count, 1, [b.load(V16F, p, align=STEP_BYTES) for p in places], add)
             for place, total in zip(places, added, strict=True):
                 b.store(total, place, align=STEP_BYTES)
 
-    def _added(self, sums: Value, rows: Mapping[str, Value], columns: Sequence[Value],
-               totals: Sequence[Value]) -> list[Value]:
-        """The totals of some rows with a block's sums scaled and added, row by row. `columns`: where the panels' scales
-        and sums for the block are, counted in values."""
-        b, panels = self.b, self.shape.panels
+    def _added(self, sums: Value, rows: Sequence[Value], column: Value, totals: Sequence[Value]) -> list[Value]:
+        """The totals of a tile with a block's sums scaled and added. `column`: where the panel's scales and sums for
+        the block are, counted in values. What a row's zero point and its own sum take from a sum of products is one dot
+        product of two numbers of the row with two of the column."""
+        b, (row_scale, corrections) = self.b, rows
         typ = I16 if self.spec.half else F32
-        w_scale = [load_scales(b, typ, b.at(self.values["w_scale"], at, typ)) for at in columns]
-        w_sum = [b.bitcast(load_sums(b, I16, b.at(self.values["w_sum"], at, I16)), V32S)
-                 for at in columns] if self.spec.zero_point else []
-        offsets = [b.mul(scale, -FLOAT_OFFSET) for scale in w_scale]
-        added = []
-        for r in range(CHUNK):
-            of_row = {name: b.splat(b.load(I32, b.at(at, r, I32)), V16I) for name, at in rows.items()}
-            for j in range(panels):
-                start = of_row["starts"]
-                if w_sum:
-                    start = b.dot_s16(start, w_sum[j], b.bitcast(of_row["zeros"], V32S))
-                place = b.at(sums, r * self.shape.stride + j * STEP_BYTES)
-                total = b.add(b.load(V16I, place, align=STEP_BYTES), start)
-                scaled = b.fma(b.from_bits(total), w_scale[j], offsets[j])
-                added.append(b.fma(scaled, b.from_bits(of_row["row_scale"]), totals[r * panels + j]))
+        w_scale = load_scales(b, typ, b.at(self.values["w_scale"], column, typ))
+        offset, added = b.mul(w_scale, -FLOAT_OFFSET), []
+        pair = self._column_pair(column) if self.spec.zero_point else None
+        for r, total in enumerate(totals):
+            found = b.load(V16I, b.at(sums, r * self.shape.stride), align=STEP_BYTES)
+            of_row = b.splat(b.load(I32, b.at(corrections, r, I32)), V16I)
+            found = b.add(found, of_row) if pair is None else b.dot_s16(found, pair, b.bitcast(of_row, V32S))
+            scaled = b.fma(b.from_bits(found), w_scale, offset)
+            added.append(b.fma(scaled, b.splat(b.load(F32, b.at(row_scale, r, F32)), V16F), total))
         return added
