@@ -4,7 +4,8 @@ Q8 (weights, offline): uint8 with zero point 127. A weight [depth, cols] has one
 per column and block of 32, 64 or 128 steps of depth (`q8-block32` ...), the last block being what is left:
     scale = max(absmax / 127, SCALE_FLOOR),  u = clip(round_half_even(w / scale), -127, 127) + 127,
     w ~ scale * (u - 127).
-Where weights are multiples of a step already, as those of a quantized file, the scale is that step if it is nearer.
+Where weights are multiples of a step already, as those of a quantized file, the scale is that step if it is nearer,
+and u may be 255: numbers of -127 to 128 steps, or with a negative scale of -128 to 127.
 Scales of blocks are half floats wherever they fit (`block_scale`), and never have more than 22 bits of mantissa, so
 that kernels may do without an instruction.
 R8 (activations, on the fly): int8 in [-127, 127], blocks of a row as in the weight it meets, symmetric
@@ -34,9 +35,10 @@ from q8c.ir.own_steps import own_steps, shows_steps
 QMAX = 127
 ZERO_POINT = 127
 SCALE_FLOOR = 2.0**-100  # keeps 1 / scale finite for rows of zeros and denormals, and scale products normal
-SUM_LIMIT = 2**22        # no block's sum reaches it: 254 * 127 * 128 < 2**22
+SUM_LIMIT = 2**22        # no block's sum reaches it: 254 * 128 * 128 < 2**22
 HALF_FLOOR = 2.0**-17    # below it half floats have fewer than 8 bits, and the step would be off by half a percent
-MAX_DEPTH = 66_000       # 254 * 127 * depth < 2**31: the int32 accumulator cannot overflow below it
+MAX_DEPTH = 66_000       # 254 * 128 * depth < 2**31: the int32 accumulator cannot overflow below it
+STEPS_KEPT = 1e-5        # relative L2 that the rounding of scales explains
 KEPT_SCALE_BITS = 0xFFFFFF00  # of a float32: 16 bits of mantissa times 7 are exact in 24
 
 _AT_ONCE = 1 << 22  # elements of a weight that are rounded together
@@ -72,21 +74,22 @@ def quantize_weight(w: Array, block: int = 0) -> tuple[NDArray[np.uint8], Array]
     scale = np.maximum(absmax / np.float32(QMAX), np.float32(SCALE_FLOOR))
     steps = own_steps(parts)
     if steps is not None:
-        scale = _nearer(parts, scale, steps)
+        scale = _nearest(parts, scale, steps)
     if block:
         scale = block_scale(scale, exact=steps is not None)
-    u = _rounded(parts, scale.astype(np.float32)).reshape(-1, w.shape[1])[:w.shape[0]]
+    most = QMAX if steps is None else QMAX + 1
+    u = _rounded(parts, scale.astype(np.float32), most).reshape(-1, w.shape[1])[:w.shape[0]]
     return u, scale if block else scale[0]
 
 
-def _rounded(parts: Array, scale: Array) -> NDArray[np.uint8]:
-    """u8 of float blocks [blocks, steps, cols], some columns at a time: large tables have no room for copies."""
+def _rounded(parts: Array, scale: Array, most: int) -> NDArray[np.uint8]:
+    """u8 of float blocks [blocks, steps, cols], -127 to `most` steps; some columns at a time: large tables have no room
+    for copies."""
     u = np.empty_like(parts, dtype=np.uint8)
     count = max(1, _AT_ONCE // max(1, parts.shape[0] * parts.shape[1]))
     for start in range(0, parts.shape[2], count):
         columns = np.s_[..., start:start + count]
-        q = np.clip(np.rint(parts[columns] / scale[:, None][columns]), -QMAX, QMAX)
-        u[columns] = q + ZERO_POINT
+        u[columns] = _numbers(parts[columns], scale[:, columns[-1]], most) + ZERO_POINT
     return u
 
 
@@ -100,6 +103,15 @@ def has_own_blocks(w: Array, block: int) -> bool:
     return shows_steps(w[None, :block].astype(np.float32, copy=False)) and not has_own_steps(w)
 
 
+def steps_lost(w: Array, u: Array, scale: Array, block: int = 0) -> float:
+    """How far a Q8 weight is, in relative L2, from a float weight [depth, cols] that was made of steps; 0 if that was
+    not, or is kept but for the rounding of scales."""
+    if not (has_own_blocks(w, block) if block else has_own_steps(w)):
+        return 0.0
+    lost = float(np.linalg.norm(dequantize_weight(u, scale, block) - w) / np.linalg.norm(w))
+    return lost if lost > STEPS_KEPT else 0.0
+
+
 def has_few_steps(w: Array, block: int) -> bool:
     """Whether a float weight [depth, cols] is made of so few steps block by block that 4 bits hold their numbers."""
     parts = _blocks(w.astype(np.float32, copy=False), block, axis=0)
@@ -110,27 +122,37 @@ def has_few_steps(w: Array, block: int) -> bool:
     return bool((numbers.max(axis=1, initial=0) - numbers.min(axis=1, initial=0) < 16).all())
 
 
-def _nearer(parts: Array, scale: Array, steps: Array) -> Array:
-    """For each block the scale that leaves the smaller squared error: its own, or the step of its weights."""
+def _nearest(parts: Array, scale: Array, steps: Array) -> Array:
+    """For each block the scale that leaves the least squared error: the step of its weights, that with the other sign,
+    or the block's own."""
     def error(s: Array) -> Array:
-        return np.asarray(((np.clip(np.rint(parts / s[:, None]), -QMAX, QMAX) * s[:, None] - parts)**2).sum(axis=1))
+        return np.asarray(((_numbers(parts, s, QMAX + 1) * s[:, None] - parts)**2).sum(axis=1))
 
-    own = np.where(steps >= SCALE_FLOOR, steps, scale)
-    return np.asarray(np.where(error(own) <= error(scale), own, scale), dtype=np.float32)
+    found = np.where(steps >= SCALE_FLOOR, steps, scale)
+    least = error(found)
+    for other in (-found, scale):
+        left = error(other)
+        found, least = np.where(left < least, other, found), np.minimum(left, least)
+    return np.asarray(found, dtype=np.float32)
+
+
+def _numbers(parts: Array, scale: Array, most: int) -> Array:
+    """How many steps of a block's scale weights are, from -127 to `most`."""
+    return np.asarray(np.clip(np.rint(parts / scale[:, None]), -QMAX, most))
 
 
 def block_scale(scale: Array, exact: bool = False) -> Array:
-    """Positive scales of blocks as they are kept: in f16, or if some are too small or too large, or lose anything where
+    """Scales of blocks as they are kept: in f16, or if some are too small or too large, or lose anything where
     they are to be `exact`, in f32 with 22 bits of mantissa. Their products with 3 * SUM_LIMIT are exact in float32.
 
     A scale at SCALE_FLOOR is that of a block of zeros, for which any will do.
     """
     scale = np.ascontiguousarray(scale, np.float32)
-    used = np.where(scale > SCALE_FLOOR, scale, np.float32(1))
+    used = np.where(np.abs(scale) > SCALE_FLOOR, scale, np.float32(1))
     with np.errstate(over="ignore"):
         halves = used.astype(np.float16)
-    lost = np.abs(halves.astype(np.float32) - used)
-    if (used >= HALF_FLOOR).all() and (lost <= used * np.float32(2.0**-20 if exact else 2.0**-8)).all():
+    lost, size = np.abs(halves.astype(np.float32) - used), np.abs(used)
+    if (size >= HALF_FLOOR).all() and (lost <= size * np.float32(2.0**-20 if exact else 2.0**-8)).all():
         return halves
     return np.asarray(((scale.view(np.uint32) + 2) & ~np.uint32(3)).view(np.float32))
 

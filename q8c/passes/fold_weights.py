@@ -124,7 +124,10 @@ def fold(graph: Graph, formats: Mapping[Node, str], report: Report) -> bool:
     """Give matmuls quantized weights, each in its format; whether there were any."""
     done: dict[tuple[Value, bool, int], tuple[Value, Value]] = {}
     for node, format in formats.items():
-        quantize(graph, node, q8.block_size(format), done)
+        lost = quantize(graph, node, q8.block_size(format), done)
+        if lost:
+            report.decline(node, f"the steps of its weight are more than {format} has to one side of 0: rounded again, "
+                                 f"{lost:.2%} off")
         report.rewrote(node, f"weight {node.input(1).type} as {format}")
     graph.prune()
     return bool(formats)
@@ -148,13 +151,15 @@ def weight_array(node: Node) -> Array:
     return w.T if node.attrs.get("transpose_b", False) else w
 
 
-def quantize(graph: Graph, node: Node, block: int, done: dict[tuple[Value, bool, int], tuple[Value, Value]]) -> None:
-    """Give a matmul its quantized weight; `done` keeps those made already."""
-    w = node.input(1)
+def quantize(graph: Graph, node: Node, block: int, done: dict[tuple[Value, bool, int], tuple[Value, Value]]) -> float:
+    """Give a matmul its quantized weight; `done` keeps those made already. What a new one lost of steps it was made of
+    (`q8.steps_lost`)."""
+    w, lost = node.input(1), 0.0
     key = (w, bool(node.attrs.get("transpose_b", False)), block)
     if key not in done:
         try:
             u, scale = q8.quantize_weight(weight_array(node), block)
+            lost = q8.steps_lost(weight_array(node), u, scale, block)
         except CompileError as error:
             raise CompileError(f"{node}, %{w.name}: {error}") from error
         release(w.array())
@@ -163,3 +168,4 @@ def quantize(graph: Graph, node: Node, block: int, done: dict[tuple[Value, bool,
     folded = graph.add("dequantize_weight", done[key], blocks(block), name=w.name, source=sources([node]), before=node)
     graph.set_inputs(node, [node.input(0), folded.output])
     node.attrs.pop("transpose_b", None)
+    return lost

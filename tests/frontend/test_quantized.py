@@ -140,6 +140,18 @@ def test_matmul_nbits(bits: int, block: int, zero: bool) -> None:
             bits=bits, block_size=block)
 
 
+@pytest.mark.parametrize(("zero", "reasons"), [(128, []), (100, ["more than q8-channel has"])])
+def test_columns_beyond_the_steps_there_are_say_so(zero: int, reasons: list[str], tmp_path: Path) -> None:
+    constants = {"w": integers(64, 24, low=0, high=256, dtype=U8), "s": np.abs(normal(24)) * F32(0.01) + F32(1e-3),
+                 "z": np.full(24, zero, U8)}
+    proto = model([node("DequantizeLinear", "w s z", "f", axis=1), node("MatMul", "x f")], {"x": (F32, ["n", 64])},
+                  {"y": F32}, constants)
+    part, = compile_model(proto, tmp_path / "m.q8c").parts
+    assert [p.form for p in part.products] == ["int8"]
+    found = [str(d) for d in part.report.declines if "rounded again" in str(d)]
+    assert len(found) == len(reasons) and all(r in d for r, d in zip(reasons, found, strict=True))
+
+
 def test_matmul_nbits_in_an_order_of_its_own() -> None:
     """Zero points are those that ONNX Runtime has then whatever it is given."""
     order = np.random.default_rng(0).permutation(np.arange(80) // 32).astype(I32)

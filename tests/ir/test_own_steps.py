@@ -31,9 +31,24 @@ def test_integers_times_a_scale_come_back(scale: np.float32, factor: float) -> N
     assert q8.has_own_steps(w) and not q8.has_own_blocks(w, 32)
 
 
+@pytest.mark.parametrize("block", [0, 32])
+@pytest.mark.parametrize("most", [-128, 128])
+def test_one_step_more_on_either_side_is_exact(most: int, block: int) -> None:
+    integers = steps(-100, 100)
+    integers[5::32] = most
+    integers[6::32] = -np.sign(most) * 127
+    u, scale = q8.quantize_weight(integers.astype(np.float32), block)
+    np.testing.assert_array_equal(q8.dequantize_weight(u, scale, block), integers)
+    assert (scale == np.sign(most)).all() and u.max() == 255
+    rows = np.full((1, len(integers)), -127, np.int8)
+    np.testing.assert_array_equal(q8.matmul_ref(rows, u, None, block).sum(-2 if block else 0).reshape(-1),
+                                  -127 * (u.astype(int) - q8.ZERO_POINT).sum(0))
+
+
 def test_one_step_too_many_is_cut_off() -> None:
     integers = steps(-100, 100)
     integers[5] = -128
+    integers[6] = 128
     u, scale = q8.quantize_weight(integers.astype(np.float32))
     np.testing.assert_array_equal(u.astype(int) - q8.ZERO_POINT, np.maximum(integers, -127))
     assert (scale == 1).all()
