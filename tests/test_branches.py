@@ -9,6 +9,8 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from onnx.helper import make_graph, make_node
 
 import q8c
@@ -24,7 +26,7 @@ from q8c.runtime import strict_json
 from q8c.runtime.session import Session
 from tests.frontend.support import BOOL, F32, I64, model, node, value
 from tests.merged.decoder import MERGED
-from tests.runtime.files import manifest_of, save, with_manifest
+from tests.runtime.files import manifest_of, save, with_junk, with_manifest
 
 BATCH, ENCODED = 2, 5
 
@@ -44,12 +46,12 @@ def feed(cached: bool, past: int, tokens: int) -> dict[str, Array]:
     rng = np.random.default_rng(past)
     sizes = {"batch_size": BATCH, "encoder_sequence_length": ENCODED, "decoder_sequence_length": tokens}
     made: dict[str, Array] = {}
-    for given in MERGED.graph.input:
-        tensor = given.type.tensor_type
+    for one in MERGED.graph.input:
+        tensor = one.type.tensor_type
         shape = [d.dim_value or sizes.get(d.dim_param, past) for d in tensor.shape.dim]
-        made[given.name] = rng.standard_normal(shape).astype(F32)
-        if "mask" in given.name or tensor.elem_type != onnx.TensorProto.FLOAT:
-            made[given.name] = np.ones(shape, I64) if "mask" in given.name else rng.integers(3, 90, shape)
+        made[one.name] = rng.standard_normal(shape).astype(F32)
+        if "mask" in one.name or tensor.elem_type != onnx.TensorProto.FLOAT:
+            made[one.name] = np.ones(shape, I64) if "mask" in one.name else rng.integers(3, 90, shape)
     return made | {"use_cache_branch": np.array([cached])}
 
 
@@ -174,6 +176,21 @@ def test_sizes_may_decide_one_after_the_other(tmp_path: Path) -> None:
     parts = import_parts(ways(2))
     assert [p.when for p in parts.ways] == ["c0 and c1", "c0 and not c1", "not c0 and c1", "not c0 and not c1"]
     assert parts.choice == (4, (5, 0, 1), (6, 2, 3)) and len(parts.conditions) == 3
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return q8c.compile(ways(1), tmp_path_factory.mktemp("small") / "m.q8c", target="avx2")
+
+
+@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.data())
+def test_any_member_of_the_manifest_may_be_anything(small: Path, tmp_path: Path, data: st.DataObject) -> None:
+    try:
+        with q8c.load(save(tmp_path, with_junk(small.read_bytes(), data))) as session:
+            session.get_inputs(), session.get_outputs()
+    except ArtifactError as problem:
+        assert "\n" not in str(problem)
 
 
 def test_one_condition_written_often_is_one(tmp_path: Path) -> None:

@@ -1,9 +1,7 @@
 """What is read back is what was written, and nothing damaged, altered or foreign is ever taken."""
 from __future__ import annotations
 
-import copy
 import hashlib
-import json
 import os
 import random
 from collections.abc import Callable
@@ -24,7 +22,7 @@ from q8c.runtime.sections import CHUNK
 from q8c.runtime.session import load
 from q8c.runtime.writer import Writer
 from tests.runtime import native
-from tests.runtime.files import manifest_of, save, with_manifest
+from tests.runtime.files import manifest_of, save, with_junk, with_manifest
 
 quick = settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
@@ -222,33 +220,12 @@ def test_a_manifest_that_abuses_json_is_refused(artifact: Path, tmp_path: Path, 
         load(save(tmp_path, with_manifest(artifact.read_bytes(), text)))
 
 
-def _paths(value: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
-    children = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
-    return [path] * bool(path) + [p for key, child in children for p in _paths(child, (*path, key))]
-
-
-JUNK = st.one_of(
-    st.none(), st.booleans(), st.integers(-2**64, 2**64), st.floats(allow_nan=False, allow_infinity=False),
-    st.text(max_size=5), st.sampled_from([[], {}, [[]], [1], ["$", 0], ["*", 2**61, ["$", 1]], ["//", 1, 0], 2**47]))
-
-
 @quick
 @given(st.data())
 def test_any_member_of_the_manifest_may_be_anything(artifact: Path, tmp_path: Path, data: st.DataObject) -> None:
     """Loading raises nothing but the project's errors, and neither does planning a run where loading succeeds."""
-    content = artifact.read_bytes()
-    manifest: Any = manifest_of(content)
-    for _ in range(data.draw(st.integers(1, 3))):
-        path = data.draw(st.sampled_from(_paths(manifest)))
-        parent = manifest
-        for step in path[:-1]:
-            parent = parent[step]
-        if data.draw(st.booleans()):
-            parent[path[-1]] = copy.deepcopy(data.draw(JUNK))
-        else:
-            del parent[path[-1]]
     try:
-        with load(save(tmp_path, with_manifest(content, json.dumps(manifest).encode()))) as session:
+        with load(save(tmp_path, with_junk(artifact.read_bytes(), data))) as session:
             ranks = [len(t.shape) for t in session.get_inputs()]
             session._open().runners[0].signature.plan(*((3,) * rank for rank in ranks))
     except Error as error:
