@@ -1,6 +1,7 @@
 """ONNX tensors to numpy arrays, external data mapped from files beside the model."""
 from __future__ import annotations
 
+import math
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -8,6 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from q8c.errors import CompileError, UnsupportedError
+from q8c.ir.dims import SIZE_LIMIT
 from q8c.ir.graph import Array
 from q8c.ir.spill import spilled
 from q8c.ir.types import DType, TensorType
@@ -64,6 +66,10 @@ def to_array(tensor: onnx.TensorProto, folder: Path | None, raw: memoryview | No
     dtype = packed or compute_type(tensor.data_type, what)
     if any(d < 0 for d in tensor.dims):
         raise CompileError(f"{what}: the shape {list(tensor.dims)} has a negative size")
+    if math.prod(max(d, 1) for d in tensor.dims) >= SIZE_LIMIT:  # numpy minds even where there are no elements
+        raise CompileError(f"{what}: no machine holds the shape {list(tensor.dims)}")
+    if tensor.HasField("segment"):
+        raise UnsupportedError(f"{what}: its data is cut into segments")
     if packed is not None and (raw is not None or tensor.data_location == TensorProto.EXTERNAL):
         return _unpacked(tensor, folder, raw, packed)
     if tensor.data_location == TensorProto.EXTERNAL:
@@ -155,10 +161,14 @@ def inside(folder: Path, location: str, what: str) -> Path:
     root = folder.resolve()
     if not location or "\0" in location or os.path.isabs(location):
         raise CompileError(f"{what}: external data at {location!r}; expected a path relative to the model's folder")
-    path = (root / location).resolve()
+    try:
+        path = (root / location).resolve()
+        is_file = path.is_file()
+    except (OSError, RuntimeError) as error:  # a name too long, or links that lead to each other
+        raise CompileError(f"{what}: external data at {location[:100]!r}: {_one_line(error)[:100]}") from error
     if not path.is_relative_to(root):
         raise CompileError(f"{what}: external data at {location!r} is outside the model's folder")
-    if not path.is_file():
+    if not is_file:
         raise CompileError(f"{what}: the file of its external data, {location!r}, is not beside the model")
     return path
 

@@ -10,7 +10,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from q8c.errors import CompileError, UnsupportedError
+from q8c.errors import CompileError, Error, UnsupportedError
 from q8c.frontend import content_digest, import_onnx
 from q8c.ir import interpret, print_graph, verify
 from tests.frontend.support import F32, I64, Array, compare, load, model, node, normal, value
@@ -85,7 +85,8 @@ def external(entries: dict[str, str]) -> onnx.ModelProto:
 
 @pytest.mark.parametrize(("location", "message"), [
     ("../secret", "outside the model's folder"), ("{root}/secret", "relative to the model's folder"),
-    ("link", "outside the model's folder"), ("sub/../../secret", "outside"), ("", "relative"), (".", "not beside")])
+    ("link", "outside the model's folder"), ("sub/../../secret", "outside"), ("", "relative"), (".", "not beside"),
+    ("a" * 5000, "File name too long")])
 def test_external_data_stays_in_the_folder(tmp_path: Path, location: str, message: str) -> None:
     (tmp_path / "secret").write_bytes(bytes(64))
     folder = tmp_path / "folder"
@@ -102,6 +103,22 @@ def test_wrong_places_in_external_data(tmp_path: Path, entries: dict[str, str]) 
     (tmp_path / "w").write_bytes(bytes(64))
     onnx.save(external({"location": "w", **entries}), tmp_path / "m.onnx")
     with pytest.raises(CompileError, match="external data|its entry names"):
+        import_onnx(tmp_path / "m.onnx")
+
+
+@pytest.mark.parametrize(("change", "message"), [("sizes", r"no machine holds the shape \[0, 4611686018427387904\]"),
+                                                 ("segment", "its data is cut into segments")])
+@pytest.mark.parametrize("place", ["beside", "inside"])
+def test_tensors_that_cannot_be_read(change: str, message: str, place: str, tmp_path: Path) -> None:
+    (tmp_path / "w").write_bytes(bytes(64))
+    proto = external({"location": "w"}) if place == "beside" else linear(normal(64, 64))
+    tensor = proto.graph.initializer[0]
+    if change == "sizes":
+        tensor.dims[:] = [0, 2**62]
+    else:
+        tensor.segment.begin, tensor.segment.end = 0, 4
+    onnx.save(proto, tmp_path / "m.onnx")
+    with pytest.raises(Error, match=message):
         import_onnx(tmp_path / "m.onnx")
 
 
