@@ -1,18 +1,18 @@
-"""One step between the tree and the wheel: all but the run time becomes one file, q8c/compiler.zip.
+"""One step between the tree and the wheel: all but the run time becomes one file, q8c/compiler.pack.
 
 Most who install q8c only run models, and for them a megabyte of compiler, and as much again of bytecode, is in the
-way. `q8c/__init__.py` adds the file to the package's path and Python imports from it (zipimport). In a clone and in an
-editable install there is no such file, and the modules stand in their folders.
+way. `q8c/packed.py` makes the file and imports from it. In a clone and in an editable install there is no such file,
+and the modules stand in their folders.
 """
 from __future__ import annotations
 
+import runpy
 from pathlib import Path
-from zipfile import ZIP_DEFLATED, ZipFile, ZipInfo
 
 from setuptools import setup
 from setuptools.command.build_py import build_py
 
-PLAIN = {"__init__.py", "errors.py", "extras.py", "runtime"}  # in q8c/; what else is there goes into the file
+PLAIN = {"__init__.py", "errors.py", "extras.py", "packed.py", "runtime"}  # in q8c/; what else is there is packed
 
 
 class BuildPy(build_py):  # type: ignore[misc]  # setuptools has no types
@@ -26,14 +26,14 @@ class BuildPy(build_py):  # type: ignore[misc]  # setuptools has no types
 
 
 def pack(package: Path) -> None:
-    """Move all modules but PLAIN into compiler.zip, the same bytes for the same sources."""
-    with ZipFile(package / "compiler.zip", "w") as archive:
-        for source in sorted(package.rglob("*.py")):
-            name = source.relative_to(package)
-            if name.parts[0] not in PLAIN:
-                entry = ZipInfo(name.as_posix())  # its date is 1980, whatever the file's is
-                archive.writestr(entry, source.read_bytes(), ZIP_DEFLATED, 9)
-                source.unlink()
+    """Move all modules but PLAIN into compiler.pack."""
+    names = [source.relative_to(package) for source in package.rglob("*.py")]
+    names = [name for name in names if name.parts[0] not in PLAIN]
+    sources = {name.as_posix(): (package / name).read_text(encoding="utf-8") for name in names}
+    packed = runpy.run_path(str(package / "packed.py"))  # without importing q8c, which wants numpy
+    (package / "compiler.pack").write_bytes(packed["pack"](sources))
+    for name in names:
+        (package / name).unlink()
 
 
 setup(cmdclass={"build_py": BuildPy})

@@ -9,6 +9,7 @@ Running needs numpy alone; compiling needs the extra `q8c[compile]`.
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,7 +25,10 @@ __version__ = "0.1.0"
 __all__ = ["ArtifactError", "CompileError", "Error", "InputError", "UnsupportedError", "__version__", "compile", "load"]
 
 # Where q8c is installed, this file holds all but the run time (see setup.py); a clone has folders instead.
-__path__.append(os.path.join(os.path.dirname(__file__), "compiler.zip"))
+_compiler = os.path.join(os.path.dirname(__file__), "compiler.pack")
+if os.path.exists(_compiler):
+    from q8c.packed import Packed
+    sys.meta_path.append(Packed(__name__, _compiler))
 
 
 def compile(model: str | os.PathLike[str] | bytes | onnx.ModelProto, output: str | os.PathLike[str] | None = None, *,

@@ -63,6 +63,6 @@ def compiler_digest() -> str:
     """What the bytes of a compiled file depend on besides the model: the versions, and the compiler's own source."""
     digest = hashlib.sha256()
     root = Path(q8c.__file__).parent
-    for source in sorted([*root.rglob("*.py"), *root.glob("compiler.zip")]):
+    for source in sorted([*root.rglob("*.py"), *root.glob("compiler.pack")]):
         digest.update(str(source.relative_to(root)).encode() + source.read_bytes())
     return f"{q8c.__version__} {version('llvmlite')} {version('onnx')} {digest.hexdigest()}"

@@ -93,7 +93,7 @@ def test_a_change_of_the_compiler_is_a_change(folder: Path, model: Path, monkeyp
     assert len(compilations) == 2
 
 
-@pytest.mark.parametrize("name", ["passes/fold.py", "compiler.zip"])  # in a clone and in an installation
+@pytest.mark.parametrize("name", ["passes/fold.py", "compiler.pack"])  # in a clone and in an installation
 def test_a_change_of_the_compilers_source_is_a_change(folder: Path, model: Path, monkeypatch: pytest.MonkeyPatch,
                                                       compilations: list[str], tmp_path: Path, name: str) -> None:
     source = tmp_path / "q8c" / name
