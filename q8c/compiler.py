@@ -32,7 +32,7 @@ from q8c.passes.manager import Observer, Report, run_passes
 from q8c.passes.pipeline import Options, pipeline
 from q8c.products import Product, product_names, products_of
 from q8c.runtime import cpu
-from q8c.runtime.sections import MAX_RANK, Constant, constant_layout
+from q8c.runtime.sections import MAX_RANK, Constant
 from q8c.runtime.strict_json import fits
 from q8c.runtime.writer import Writer
 
@@ -302,11 +302,6 @@ def _check_signature(graph: Graph) -> None:
     twice = [name for name, count in Counter(graph.output_names).items() if count > 1]
     if twice:
         raise CompileError(f"two outputs are named {twice[0]!r}; rename one in the model")
-
-
-def offsets_of(packed: Sequence[Packed]) -> dict[str, int]:
-    """Where each packed constant lies in the weights section of a file of its own, in bytes, no two being equal."""
-    return {c.name: c.offset for c in constant_layout([(p.name, p.dtype.value, p.shape) for p in packed])}
 
 
 @contextlib.contextmanager

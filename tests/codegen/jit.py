@@ -13,9 +13,12 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from q8c.codegen.constants import packed_constants
 from q8c.codegen.module import Compiled, compile_module, new_module
 from q8c.codegen.targets import TIERS, Tier
+from q8c.ir import Graph
 from q8c.runtime import cpu
+from q8c.runtime.sections import constant_layout
 
 
 def _lacking(tier: Tier) -> list[str]:
@@ -122,3 +125,9 @@ def _orc() -> Any:
     llvm.initialize_native_target()
     llvm.initialize_native_asmprinter()
     return llvm.create_lljit_compiler()
+
+
+def constant_offsets(graph: Graph) -> dict[str, int]:
+    """Where each packed constant lies in the weights section of a file of its own, in bytes, no two being equal."""
+    return {c.name: c.offset for c in constant_layout(
+        [(p.name, p.dtype.value, p.shape) for p in packed_constants(graph)])}

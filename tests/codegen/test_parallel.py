@@ -8,15 +8,14 @@ from typing import Any
 import pytest
 
 from q8c.codegen import parallel
-from q8c.codegen.constants import packed_constants
 from q8c.codegen.generate import Generated
 from q8c.codegen.parallel import Generators
 from q8c.codegen.targets import TIERS
-from q8c.compiler import offsets_of
 from q8c.errors import CompileError
 from q8c.ir import Graph, parse_graph, print_graph
 from q8c.passes.manager import Report
 from q8c.passes.plan_memory import PlanMemory
+from tests.codegen.jit import constant_offsets
 
 TEXT = """
 graph @g(%x: f32[n, 24], %r: f32[n, 40]) {
@@ -45,7 +44,7 @@ def parts(made: Generated) -> Any:
 
 
 def generated(graph: Graph, generators: Generators) -> list[Any]:
-    offsets = offsets_of(packed_constants(graph))
+    offsets = constant_offsets(graph)
     with generators:
         generators.begin(graph, ALL, offsets)
         made = generators.finish(graph, ALL, offsets)
@@ -58,7 +57,7 @@ def test_a_helper_makes_the_same_bytes(graph: Graph) -> None:
     assert [one[0] for one in alone] == ALL
     helper, done = parallel._Helper(), dict[str, Any]()
     try:
-        helper.work(print_graph(graph), offsets_of(packed_constants(graph)), deque(ALL), done)
+        helper.work(print_graph(graph), constant_offsets(graph), deque(ALL), done)
     finally:
         helper.end()
     assert [parts(done[tier.name][0]) for tier in ALL] == alone

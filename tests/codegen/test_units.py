@@ -11,7 +11,6 @@ import pytest
 from q8c.codegen import loop, units
 from q8c.codegen.attention_spec import AttentionSpec
 from q8c.codegen.builder import Builder
-from q8c.codegen.constants import packed_constants
 from q8c.codegen.f32_linear import F32LinearSpec
 from q8c.codegen.f32_matmul import F32MatmulSpec
 from q8c.codegen.generate import Generated, generate
@@ -20,11 +19,11 @@ from q8c.codegen.q8_spec import Q8LinearSpec
 from q8c.codegen.targets import TIERS
 from q8c.codegen.threads import LAUNCH, RUN, WORKER
 from q8c.codegen.units import Unit, reachable, shared
-from q8c.compiler import offsets_of
 from q8c.errors import CompileError
 from q8c.ir import parse_graph
 from q8c.passes.manager import Report
 from q8c.passes.plan_memory import PlanMemory
+from tests.codegen.jit import constant_offsets
 
 TIER = TIERS["avx2"]
 SOFTMAX = "softmax(%x) {axis = -1}"
@@ -42,7 +41,7 @@ def made(*ops: str) -> Generated:
     outputs = ", ".join(f"%y{n}" for n in range(len(ops)))
     graph = parse_graph("graph @g(%x: f32[n, 24]) {\n" + "\n".join(lines) + f"\nreturn {outputs}\n}}")
     PlanMemory().run(graph, Report())
-    return generate(graph, TIER, offsets_of(packed_constants(graph)))
+    return generate(graph, TIER, constant_offsets(graph))
 
 
 def test_what_was_compiled_before_changes_no_byte(monkeypatch: pytest.MonkeyPatch) -> None:
