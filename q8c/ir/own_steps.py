@@ -1,6 +1,8 @@
 """Weights that are multiples of a step already: a quantized file's integers times their scale."""
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -11,6 +13,15 @@ MOST = 255        # steps from zero to the largest weight: a byte less a zero po
 ROUNDING = 4e-7   # relative: an integer times a float32 scale, times a float32 factor
 _RARE = 16        # one column in so many
 _SAMPLED = 8      # columns that are looked at first
+_AT_ONCE = 1 << 20  # elements that are worked on together
+
+
+def strips(parts: Array) -> Iterator[slice]:
+    """Slices of the last axis of [blocks, steps of depth, cols], some columns each: large weights have no room for
+    copies."""
+    count = max(1, _AT_ONCE // max(1, parts.shape[0] * parts.shape[1]))
+    for start in range(0, parts.shape[2], count):
+        yield slice(start, start + count)
 
 
 def own_steps(parts: Array) -> NDArray[np.float32] | None:
@@ -23,7 +34,9 @@ def own_steps(parts: Array) -> NDArray[np.float32] | None:
     """
     if not shows_steps(parts):
         return None
-    steps = _steps(parts)
+    steps = np.empty((parts.shape[0], parts.shape[2]), np.float32)
+    for columns in strips(parts):
+        steps[:, columns] = _steps(parts[..., columns])
     left = np.nonzero((steps == 0) & parts.any(axis=1))
     if 0 < left[0].size <= steps.size // _RARE:
         steps[left] = _few_steps(parts[left[0], :, left[1]])

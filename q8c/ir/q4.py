@@ -48,8 +48,9 @@ def narrow(u: Array, block: int = 0) -> Narrow | None:
             return Narrow(np.asarray(u - np.uint8(OFFSET)), None, None)
         sign = np.where(turned, -1, 1).astype(np.int8)
         sign = sign if block else sign[0]
-        steps = (u.astype(np.int16) - ZERO_POINT) * _spread(sign, depth, block)
-        return Narrow((steps + NIBBLE_ZERO).astype(np.uint8), None, sign)
+        numbers = np.asarray(u - np.uint8(OFFSET))
+        np.subtract(np.uint8(STEPS), numbers, out=numbers, where=_spread(sign < 0, depth, block))
+        return Narrow(numbers, None, sign)
     offsets = low.clip(ZERO_POINT - STEPS + 1, ZERO_POINT).astype(np.uint8)
     if (low < offsets).any() or (high >= offsets.astype(np.int32) + STEPS).any():
         return None

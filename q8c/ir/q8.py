@@ -30,7 +30,7 @@ from numpy.typing import NDArray
 
 from q8c.errors import CompileError
 from q8c.ir.graph import Array
-from q8c.ir.own_steps import own_steps, shows_steps
+from q8c.ir.own_steps import own_steps, shows_steps, strips
 
 QMAX = 127
 ZERO_POINT = 127
@@ -40,8 +40,6 @@ HALF_FLOOR = 2.0**-17    # below it half floats have fewer than 8 bits, and the 
 MAX_DEPTH = 66_000       # 254 * 128 * depth < 2**31: the int32 accumulator cannot overflow below it
 STEPS_KEPT = 1e-5        # relative L2 that the rounding of scales explains
 KEPT_SCALE_BITS = 0xFFFFFF00  # of a float32: 16 bits of mantissa times 7 are exact in 24
-
-_AT_ONCE = 1 << 22  # elements of a weight that are rounded together
 
 FORMATS = {"q8-channel": 0, "q8-block32": 32, "q8-block64": 64, "q8-block128": 128}
 """The weight formats by name: steps of depth that share a scale, 0 for all of them."""
@@ -67,14 +65,15 @@ def quantize_weight(w: Array, block: int = 0) -> tuple[NDArray[np.uint8], Array]
     """
     if w.shape[0] > MAX_DEPTH:
         raise CompileError(f"a weight of depth {w.shape[0]} overflows int32 sums; expected at most {MAX_DEPTH}")
-    if not np.isfinite(w).all():
-        raise CompileError("a weight holds NaN or Inf; expected finite numbers")
     parts = _blocks(w.astype(np.float32, copy=False), block, axis=0)
     absmax = np.maximum(parts.max(axis=1, initial=0.0), -parts.min(axis=1, initial=0.0))
+    if not np.isfinite(absmax).all():
+        raise CompileError("a weight holds NaN or Inf; expected finite numbers")
     scale = np.maximum(absmax / np.float32(QMAX), np.float32(SCALE_FLOOR))
     steps = own_steps(parts)
     if steps is not None:
-        scale = _nearest(parts, scale, steps)
+        for columns in strips(parts):
+            scale[:, columns] = _nearest(parts[..., columns], scale[:, columns], steps[:, columns])
     if block:
         scale = block_scale(scale, exact=steps is not None)
     most = QMAX if steps is None else QMAX + 1
@@ -83,13 +82,10 @@ def quantize_weight(w: Array, block: int = 0) -> tuple[NDArray[np.uint8], Array]
 
 
 def _rounded(parts: Array, scale: Array, most: int) -> NDArray[np.uint8]:
-    """u8 of float blocks [blocks, steps, cols], -127 to `most` steps; some columns at a time: large tables have no room
-    for copies."""
+    """u8 of float blocks [blocks, steps, cols], -127 to `most` steps."""
     u = np.empty_like(parts, dtype=np.uint8)
-    count = max(1, _AT_ONCE // max(1, parts.shape[0] * parts.shape[1]))
-    for start in range(0, parts.shape[2], count):
-        columns = np.s_[..., start:start + count]
-        u[columns] = _numbers(parts[columns], scale[:, columns[-1]], most) + ZERO_POINT
+    for columns in strips(parts):
+        u[..., columns] = _numbers(parts[..., columns], scale[:, columns], most) + ZERO_POINT
     return u
 
 
@@ -108,7 +104,12 @@ def steps_lost(w: Array, u: Array, scale: Array, block: int = 0) -> float:
     not, or is kept but for the rounding of scales."""
     if not (has_own_blocks(w, block) if block else has_own_steps(w)):
         return 0.0
-    lost = float(np.linalg.norm(dequantize_weight(u, scale, block) - w) / np.linalg.norm(w))
+    off = size = 0.0
+    for columns in strips(w[None]):
+        part = w[:, columns]
+        off += float(np.linalg.norm(dequantize_weight(u[:, columns], scale[..., columns], block) - part))**2
+        size += float(np.linalg.norm(part))**2
+    lost = (off / size)**0.5
     return lost if lost > STEPS_KEPT else 0.0
 
 
@@ -118,8 +119,12 @@ def has_few_steps(w: Array, block: int) -> bool:
     steps = own_steps(parts)
     if steps is None:
         return False
-    numbers = np.rint(parts / np.where(steps > 0, steps, 1)[:, None])
-    return bool((numbers.max(axis=1, initial=0) - numbers.min(axis=1, initial=0) < 16).all())
+    steps = np.where(steps > 0, steps, np.float32(1))
+    for columns in strips(parts):
+        numbers = np.rint(parts[..., columns] / steps[:, None, columns])
+        if (numbers.max(axis=1, initial=0) - numbers.min(axis=1, initial=0) >= 16).any():
+            return False
+    return True
 
 
 def _nearest(parts: Array, scale: Array, steps: Array) -> Array:
@@ -166,7 +171,9 @@ def dequantize_weight(u: Array, scale: Array, block: int = 0) -> NDArray[np.floa
 def column_sums(u: Array, block: int = 0) -> Array:
     """The sums of u - 127 down each column, i32 [cols], or per block i16 [blocks, cols], what a zero point is
     multiplied by: 128 steps have 16,256 at most."""
-    sums = _blocks(u.astype(np.int32) - ZERO_POINT, block, axis=0).sum(axis=1, dtype=np.int32)
+    sums = _blocks(u, block, axis=0).sum(axis=1, dtype=np.int32)
+    starts = np.minimum(np.arange(len(sums) + 1) * (block or len(u)), len(u))
+    sums -= ZERO_POINT * np.diff(starts).astype(np.int32)[:, None]
     return sums.astype(np.int16) if block else np.asarray(sums[0])
 
 

@@ -1,7 +1,7 @@
 """Keeps large arrays out of memory while nobody reads them, so that a model larger than memory can be compiled.
 
 What is mapped from a file counts as memory of the process from when it is first read; `release` gives it back. What a
-compilation computes itself can lie in a temporary file instead (`spilled`).
+compilation computes itself can lie in a temporary file instead (`spilled`, `assembled`).
 """
 from __future__ import annotations
 
@@ -9,14 +9,17 @@ import logging
 import mmap
 import os
 import tempfile
+from collections.abc import Callable, Iterable
+from typing import Any
 
 import numpy as np
 
 from q8c.ir.graph import Array
 
 log = logging.getLogger("q8c.ir")
-LARGE = 1 << 23
-"""Bytes of an array worth a file: the weights of models of a few hundred megabytes stay in memory."""
+LARGE = 1 << 20
+"""Bytes of an array worth a file: a large model has hundreds of matrices of a few megabytes."""
+_AT_ONCE = 1 << 23  # bytes
 _ON_DISK = "/var/tmp"  # where files larger than memory may go, by the Filesystem Hierarchy Standard
 
 
@@ -25,15 +28,34 @@ def spilled(array: Array) -> Array:
     there is no room for files."""
     if array.nbytes < LARGE:
         return array
+    flat = _in_file([array], array.nbytes, array.dtype)
+    return array if flat is None else flat.reshape(array.shape)
+
+
+def assembled(rows: int, part: Callable[[slice], Array]) -> Array:
+    """The array whose rows `part` gives, which is asked for a few at a time and twice at most; spilled."""
+    first = part(slice(0, 1))
+    size = first.nbytes * rows
+    if size < LARGE:
+        return part(slice(0, rows))
+    step = max(1, _AT_ONCE // first.nbytes)
+    slices = [slice(start, min(start + step, rows)) for start in range(0, rows, step)]
+    flat = _in_file((part(s) for s in slices), size, first.dtype)
+    return np.concatenate([part(s) for s in slices]) if flat is None else flat.reshape(rows, *first.shape[1:])
+
+
+def _in_file(parts: Iterable[Array], size: int, dtype: np.dtype[Any]) -> Array | None:
+    """The elements of arrays of `size` bytes in all, one after the other in a file; None where there is no room."""
     try:
         with tempfile.TemporaryFile(dir=folder()) as file:
-            file.write(np.ascontiguousarray(array).reshape(-1).data.cast("B"))
+            for part in parts:
+                file.write(np.ascontiguousarray(part).reshape(-1).data.cast("B"))
             file.flush()
-            mapped = mmap.mmap(file.fileno(), array.nbytes, access=mmap.ACCESS_READ)
+            mapped = mmap.mmap(file.fileno(), size, access=mmap.ACCESS_READ)
     except OSError as error:
-        log.info("an array of %d bytes stays in memory: %s", array.nbytes, error)
-        return array
-    return np.frombuffer(mapped, dtype=array.dtype).reshape(array.shape)
+        log.info("an array of %d bytes stays in memory: %s", size, error)
+        return None
+    return np.frombuffer(mapped, dtype=dtype)
 
 
 def folder() -> str | None:

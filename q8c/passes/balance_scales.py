@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar
 
@@ -53,17 +54,13 @@ class BalanceScales(Pass):
         block = q8.block_size(format_for(graph, self.format))
         for x, products in groups.items() if rows else ():
             weights = [weight_array(p) for p in products]
-            if any(q8.has_own_steps(w) or q8.has_few_steps(w, q8.block_size(BLOCK_FORMAT)) for w in weights):
-                report.decline(products[0], "its weights are 8-bit numbers already, or 4-bit numbers in blocks, which "
-                                            "factors would round again")
-                continue
-            if any(is_tied(w, tables) for w in weights):
-                report.decline(products[0], "its weight is the table of embeddings too, which is kept once")
-                continue
-            f = self.factors(rows[x], weights, block)
-            for w in weights:
+            reason = reason_to_keep(weights, tables)
+            f = np.ones((), np.float32) if reason else self.factors(rows[x], weights, block)
+            for w in (*weights, *tables):
                 release(w)
-            if len(rows[x]) < MIN_ROWS:
+            if reason:
+                report.decline(products[0], reason)
+            elif len(rows[x]) < MIN_ROWS:
                 report.decline(products[0], f"%{x.name} took {len(rows[x])} rows, balancing wants {MIN_ROWS} to go by")
             elif (f == 1).all():
                 report.decline(products[0], f"no factors for the channels of %{x.name} lower the error")
@@ -82,6 +79,15 @@ class BalanceScales(Pass):
         if key not in known:
             known[key] = best_factors(rows, weights, block)
         return known[key]
+
+
+def reason_to_keep(weights: Sequence[Array], tables: Sequence[Array]) -> str:
+    """Why weights of one input take no factors; empty if they may."""
+    if any(q8.has_own_steps(w) or q8.has_few_steps(w, q8.block_size(BLOCK_FORMAT)) for w in weights):
+        return "its weights are 8-bit numbers already, or 4-bit numbers in blocks, which factors would round again"
+    if any(is_tied(w, tables) for w in weights):
+        return "its weight is the table of embeddings too, which is kept once"
+    return ""
 
 
 def _digest(w: Array) -> bytes:

@@ -10,7 +10,7 @@ from q8c.errors import Error
 from q8c.ir import Array, Graph, Node
 from q8c.ir.interpret import run_node
 from q8c.ir.nested import sizes_in
-from q8c.ir.spill import spilled
+from q8c.ir.spill import release, spilled
 from q8c.passes.manager import Pass, Report
 
 KIB = 1024
@@ -71,4 +71,7 @@ def _evaluate(node: Node) -> list[Array] | str:
         results = run_node(node, [None if v is None else v.array() for v in node.inputs], {})
     except Error as error:
         return f"its value cannot be computed: {error}"
+    finally:
+        for operand in node.operands:
+            release(operand.array())
     return [spilled(np.ascontiguousarray(r).reshape(r.shape)) for r in results]

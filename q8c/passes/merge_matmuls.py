@@ -8,7 +8,7 @@ from typing import ClassVar
 import numpy as np
 
 from q8c.ir.graph import Array, Graph, Node, Value
-from q8c.ir.spill import spilled
+from q8c.ir.spill import assembled, release
 from q8c.ir.types import DType
 from q8c.passes.fold_weights import weight_array
 from q8c.passes.manager import Pass, Report
@@ -119,8 +119,11 @@ def only_gate(graph: Graph, value: Value) -> Node | None:
 def merge(graph: Graph, x: Value, branches: Sequence[Branch]) -> Node:
     """Write the wide product and let what read the results read its parts; returns the product."""
     first = branches[0].product
-    weight = graph.constant(spilled(np.concatenate([weight_array(b.product) for b in branches], axis=1)),
-                            f"{first.input(1).name}.merged")
+    weights = [weight_array(b.product) for b in branches]
+    merged = assembled(len(weights[0]), lambda rows: np.concatenate([w[rows] for w in weights], axis=1))
+    weight = graph.constant(merged, f"{first.input(1).name}.merged")
+    for w in weights:
+        release(w)
     origin = sources(node for b in branches for node in (b.product, b.add) if node is not None)
     product = graph.add("matmul", [x, weight], name="merged", source=origin, before=first)
     result = product.output

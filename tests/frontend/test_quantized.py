@@ -1,6 +1,7 @@
 """Quantized ops, alone to the bit as the standard says, and small quantized models as int8 products."""
 from __future__ import annotations
 
+import tracemalloc
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ import q8c
 from q8c.compiler import compile_model
 from q8c.errors import UnsupportedError
 from q8c.frontend import import_onnx
-from q8c.ir import interpret
+from q8c.ir import interpret, spill
 from q8c.passes.pipeline import Options
 from tests.frontend.support import F32, Array, Shape, compare, integers, model, node, normal
 from tests.models import mlp
@@ -150,6 +151,20 @@ def test_columns_beyond_the_steps_there_are_say_so(zero: int, reasons: list[str]
     assert [p.form for p in part.products] == ["int8"]
     found = [str(d) for d in part.report.declines if "rounded again" in str(d)]
     assert len(found) == len(reasons) and all(r in d for r, d in zip(reasons, found, strict=True))
+
+
+def test_large_weights_of_few_bits_never_are_floats_in_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(spill, "_AT_ONCE", spill.LARGE)
+    depth, cols = 1024, 4096
+    constants = {"w": integers(cols, depth // 32, 16, low=0, high=256, dtype=U8), "s": normal(cols * depth // 32)}
+    proto = model([node("MatMulNBits", "x w s", domain=DOMAIN, K=depth, N=cols, bits=4, block_size=32)],
+                  {"x": (F32, ["n", depth])}, {"y": F32}, constants, opset_imports=MICROSOFT)
+    tracemalloc.start()
+    graph = import_onnx(proto)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    weight = next(v for v in graph.constants.values() if v.type.size == depth * cols)
+    assert peak < weight.array().nbytes
 
 
 def test_matmul_nbits_in_an_order_of_its_own() -> None:

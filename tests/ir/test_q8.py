@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from q8c.errors import CompileError
-from q8c.ir import Array, parse_graph, q8
+from q8c.ir import Array, own_steps, parse_graph, q4, q8
 from q8c.ir.interpret import interpret
 from q8c.ir.single import single
 
@@ -213,14 +213,21 @@ graph @g(%x: f32[n, 70]) {{
         np.testing.assert_allclose(fast, exact, rtol=0, atol=5e-6 * np.abs(exact).max())
 
 
-def test_large_weights_are_rounded_without_copies_and_to_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("steps", [False, True])
+def test_large_weights_are_rounded_without_copies_and_to_the_same(steps: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     w = RNG.standard_normal((64, 2**14)).astype(np.float32)
+    if steps:
+        w = q4.round_weight(w, 32)
+    assert q8.has_few_steps(w, 32) is steps
     whole = q8.quantize_weight(w, 32)
-    monkeypatch.setattr(q8, "_AT_ONCE", 10_000)
+    monkeypatch.setattr(own_steps, "_AT_ONCE", 10_000)
     tracemalloc.start()
     parts = q8.quantize_weight(w, 32)
+    assert q8.steps_lost(w, *parts, 32) == 0 and q8.has_few_steps(w, 32) is steps
+    sums = q8.column_sums(parts[0], 32)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < 0.75 * w.nbytes
     for a, b in zip(whole, parts, strict=True):
         assert a.tobytes() == b.tobytes()
+    assert np.array_equal(sums, (whole[0].astype(np.int32) - q8.ZERO_POINT).reshape(2, 32, -1).sum(axis=1))

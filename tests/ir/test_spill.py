@@ -8,14 +8,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from q8c.ir import spill
-from q8c.ir.spill import LARGE, release, spilled
-
-
-def resident(what: str = "RssFile") -> int:
-    """Bytes of this process's memory that are mapped from files."""
-    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(what))
-    return int(line.split()[1]) * 1024
+from q8c.ir import Array, spill
+from q8c.ir.spill import LARGE, assembled, release, spilled
+from tests.memory import resident
 
 
 def test_small_arrays_stay_as_they_are() -> None:
@@ -56,6 +51,27 @@ def test_without_room_for_files_arrays_stay(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(tempfile, "TemporaryFile", full)
     a = np.zeros(LARGE, np.uint8)
     assert spilled(a) is a
+
+
+@pytest.mark.parametrize("room", [True, False])
+@pytest.mark.parametrize("rows", [10, 1000])
+def test_arrays_are_made_some_rows_at_a_time(rows: int, room: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*args: object, **kwargs: object) -> None:
+        raise OSError("no space left")
+
+    if not room:
+        monkeypatch.setattr(tempfile, "TemporaryFile", full)
+    monkeypatch.setattr(spill, "_AT_ONCE", LARGE // 4)
+    whole, asked = np.arange(rows * 700, dtype=np.float32).reshape(rows, 7, 100), []
+
+    def part(some: slice) -> Array:
+        asked.append(whole[some].nbytes)
+        return whole[some]
+
+    found = assembled(rows, part)
+    assert found.shape == whole.shape and np.array_equal(found, whole)
+    assert found.flags.writeable == (rows == 10 or not room)
+    assert max(asked) <= (whole.nbytes if rows == 10 else LARGE // 4)
 
 
 def test_files_lie_on_a_disk_unless_the_environment_says_where(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

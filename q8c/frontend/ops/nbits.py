@@ -7,6 +7,7 @@ from q8c.frontend.registry import MICROSOFT, Call, importer
 from q8c.frontend.tensor import Tensor, constant
 from q8c.frontend.weights import FOUR_BITS, type_name, unpack
 from q8c.ir.graph import Array
+from q8c.ir.spill import assembled, release, spilled
 
 FP4 = tuple(sign * level for sign in (1, -1) for level in (0, 1 / 192, 2 / 3, 1, 1 / 3, 1 / 2, 1 / 6, 1 / 4))
 NF4 = (-1.0, -0.6961928, -0.52507305, -0.3949175, -0.28444138, -0.18477343, -0.091050036, 0.0,
@@ -17,14 +18,13 @@ NF4 = (-1.0, -0.6961928, -0.52507305, -0.3949175, -0.28444138, -0.18477343, -0.0
 @importer("MatMulNBits", domain=MICROSOFT)
 def matmul_nbits(c: Call) -> Tensor:
     """x w' + bias for w [cols, depth], (q - zero point) * scale with a scale for each column and block of depth."""
-    weight = constant(np.ascontiguousarray(_weight(c).T), c.node.input[1])
-    y = c.emit("matmul", c.input(0), weight)
+    y = c.emit("matmul", c.input(0), constant(_weight(c), c.node.input[1]), transpose_b=True)
     bias = c.optional(5)
     return y if bias is None else c.emit("add", y, bias)
 
 
 def _weight(c: Call) -> Array:
-    """The float weight [cols, depth]."""
+    """The float weight [cols, depth], made some columns at a time."""
     depth, cols, bits, block = (c.attr_int(n) for n in ("K", "N", "bits", "block_size"))
     if bits not in (2, 4, 8) or block < 16:
         c.unsupported(f"{bits} bits in blocks of {block}; expected 2, 4 or 8 bits in blocks of 16 or more")
@@ -33,15 +33,22 @@ def _weight(c: Call) -> Array:
     if packed.shape != (cols, blocks, block * bits // 8) or packed.dtype != np.uint8 or scale.size != cols * blocks:
         c.fail(f"expected weights u8[{cols}, {blocks}, {block * bits // 8}] and {cols * blocks} scales, got "
                f"{c.input(1).type} and {c.input(2).type}")
-    steps = unpack(packed, bits).astype(np.float32)
-    zero, scale = _zeros(c, cols, blocks, bits), scale.reshape(cols, blocks, 1).astype(np.float32)
-    if c.has(4):  # the block of each step of depth, where they are not in order
-        order = _known(c, 4).reshape(-1)[:depth]
-        if order.size != depth or order.min(initial=0) < 0 or order.max(initial=0) >= blocks:
-            c.fail(f"expected g_idx as {depth} numbers below {blocks}, got {c.input(4).type}")
-        zero = np.broadcast_to(zero, scale.shape)
-        return np.asarray((steps.reshape(cols, -1)[:, :depth] - zero[:, order, 0]) * scale[:, order, 0])
-    return np.asarray(((steps - zero) * scale).reshape(cols, blocks * block)[:, :depth])
+    scale = scale.reshape(cols, blocks, 1).astype(np.float32, copy=False)
+    zero = np.broadcast_to(_zeros(c, cols, blocks, bits), scale.shape)
+    order = None if not c.has(4) else _known(c, 4).reshape(-1)[:depth]  # the block of each step, if not in order
+    if order is not None and (order.size != depth or order.min(initial=0) < 0 or order.max(initial=0) >= blocks):
+        c.fail(f"expected g_idx as {depth} numbers below {blocks}, got {c.input(4).type}")
+
+    def columns(some: slice) -> Array:
+        steps = unpack(packed[some], bits).astype(np.float32)
+        if order is not None:
+            return np.asarray((steps.reshape(len(steps), -1)[:, :depth] - zero[some, order, 0]) * scale[some, order, 0])
+        return np.asarray(((steps - zero[some]) * scale[some]).reshape(len(steps), -1)[:, :depth])
+
+    weight = assembled(cols, columns)
+    for read in (packed, scale):
+        release(read)
+    return weight
 
 
 def _zeros(c: Call, cols: int, blocks: int, bits: int) -> Array:
@@ -75,8 +82,8 @@ def matmul_bnb4(c: Call) -> Tensor:
                f"{kind}, {c.input(1).type} and {c.input(2).type}")
     numbers = np.stack([packed >> 4, packed & 15], axis=1).reshape(-1)[:count]
     levels = np.array(NF4 if kind else FP4, np.float32)[numbers]
-    w = (levels * np.repeat(scale, block)[:count]).reshape(cols, depth)
-    return c.emit("matmul", c.input(0), constant(np.ascontiguousarray(w.T, np.float32), c.node.input[1]))
+    w = spilled((levels * np.repeat(scale, block)[:count]).reshape(cols, depth).astype(np.float32, copy=False))
+    return c.emit("matmul", c.input(0), constant(w, c.node.input[1]), transpose_b=True)
 
 
 @importer("GatherBlockQuantized", domain=MICROSOFT)
@@ -101,7 +108,7 @@ def gather_block_quantized(c: Call) -> Tensor:
         zero = _integers(c, 3, 8 if own else bits)[..., :scale.shape[-1]]
         if zero.shape != scale.shape:
             c.fail(f"expected a zero point for each scale {list(scale.shape)}, got {c.input(3).type}")
-    table = constant(((steps - spread(zero)) * spread(scale)).astype(np.float32), c.node.input[0])
+    table = constant(spilled(((steps - spread(zero)) * spread(scale)).astype(np.float32)), c.node.input[0])
     return c.emit("gather", table, c.input(1), axis=c.axis(c.attr_int("gather_axis", 0), steps.ndim))
 
 
