@@ -15,9 +15,9 @@ from q8c.codegen.builder import F32, I64, LANES, PTR, V16F, Builder
 from q8c.codegen.module import new_module
 from q8c.codegen.targets import TIERS, Tier
 from q8c.ir.graph import Array
-from tests.codegen import test_attention as f32
+from tests.codegen import attention as f32
+from tests.codegen.attention import CASES, LOWEST, Case, exact, reference
 from tests.codegen.jit import build, needs
-from tests.codegen.test_attention import CASES, LOWEST, Case, exact, reference
 
 FAST = TIERS["amx-int8"].fast()
 BF16 = 2.0**-8  # rounding to bfloat16, relative

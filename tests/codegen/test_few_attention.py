@@ -10,8 +10,8 @@ from q8c.codegen.attention_few import FEW, FEW_BEFORE_AMX
 from q8c.codegen.attention_spec import SPAN
 from q8c.codegen.targets import TIERS
 from q8c.ir.graph import Array
+from tests.codegen.attention import Case, reference, run, run_everywhere
 from tests.codegen.jit import runnable
-from tests.codegen.test_attention import Case, reference, run, run_everywhere
 
 FAST = TIERS["amx-int8"].fast()
 APPROXIMATE = TIERS["avx512-vnni"].fast()

@@ -16,9 +16,9 @@ from q8c.codegen.targets import TIERS, Tier
 from q8c.ir import Graph, interpret, parse_graph
 from q8c.ir.dims import evaluate
 from q8c.ir.graph import Array
+from tests.codegen.attention import Case
+from tests.codegen.attention import run as run_alone
 from tests.codegen.jit import Loaded, both_widths, guarded, runnable
-from tests.codegen.test_attention import Case
-from tests.codegen.test_attention import run as run_alone
 
 FAST = TIERS["amx-int8"].with_extras(*TIERS["amx-int8"].fast_extras)
 BF16 = [FAST] if runnable(FAST) else []

@@ -8,8 +8,8 @@ from q8c.codegen.kernels import kernel_for
 from q8c.codegen.module import new_module
 from q8c.codegen.targets import TIERS, Tier
 from q8c.ir import Graph, parse_graph
+from tests.codegen.attention import Case
 from tests.codegen.kernels import loop_text
-from tests.codegen.test_attention import Case
 
 ROW = {"x": "f32[n, 40]"}
 LOOPS = ["gelu(%x) {approximate = \"none\"}", "softmax(%x) {axis = -1}", "pow(%x, %x)", "sin(%x)"]

@@ -9,8 +9,8 @@ import pytest
 from q8c.codegen.attention_few import BLOCK, FEW
 from q8c.codegen.attention_spec import SPAN
 from q8c.codegen.targets import TIERS
+from tests.codegen.attention import Case, reference, run, run_everywhere
 from tests.codegen.jit import runnable
-from tests.codegen.test_attention import Case, reference, run, run_everywhere
 
 FAST = TIERS["amx-int8"].fast()
 DECODE = Case(heads=3, kv_heads=1, size=20, merged=False, split="kv", causal=True, lengths=True, window=70)
