@@ -20,7 +20,7 @@ from q8c.frontend import import_parts
 from q8c.frontend.choices import Choice, Part, Parts
 from q8c.ir import Graph, clone, print_graph
 from q8c.ir.graph import Array
-from q8c.ir.spill import release
+from q8c.ir.spill import many_files, release
 from q8c.measure import Measured, quantization_error
 from q8c.passes.calibration import Calibration, Feeds, checked_feeds
 from q8c.passes.default_format import DEFAULT, format_for
@@ -100,6 +100,7 @@ class _Stages:
         self.progress(f"code for {tier.name}")
 
 
+@many_files()
 def compile_model(model: Source, output: str | os.PathLike[str] | None = None, *, target: str = "native",
                   options: Options | None = None, observers: Sequence[Observer] = (),
                   progress: Progress = lambda stage: None) -> Result:

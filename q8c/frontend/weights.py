@@ -2,9 +2,11 @@
 from __future__ import annotations
 
 import math
+import mmap
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING
+from weakref import WeakValueDictionary
 
 import numpy as np
 
@@ -25,6 +27,7 @@ _NAMES = {"FLOAT": DType.f32, "DOUBLE": DType.f64, "INT8": DType.i8, "INT16": DT
 FOUR_BITS = {"INT4": DType.i8, "UINT4": DType.u8}
 """Element types of initializers, two elements in a byte, and what they are read as."""
 _SPARSE_LIMIT = 2**24  # elements of a sparse tensor written out
+_MAPPED: WeakValueDictionary[tuple[int, ...], mmap.mmap] = WeakValueDictionary()
 
 
 def type_name(elem_type: int) -> str:
@@ -149,8 +152,19 @@ def _external(tensor: onnx.TensorProto, folder: Path | None, dtype: DType) -> Ar
                            f"{location!r} ({available} bytes); is the data file complete and of this model?")
     if not count:
         return np.zeros(tuple(tensor.dims), dtype=dtype.numpy)
-    flat = np.memmap(path, dtype=stored, mode="r", offset=offset, shape=(count,)).view(np.ndarray)
+    flat = np.frombuffer(_mapped(path), stored, count, offset)
     return _widen(flat.reshape(tuple(tensor.dims)), tensor.data_type, dtype)
+
+
+def _mapped(path: Path) -> mmap.mmap:
+    """A file's bytes, mapped once for all tensors in it: each mapping keeps a file open, of which there may be few."""
+    with path.open("rb") as file:
+        status = os.fstat(file.fileno())
+        key = status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
+        found = _MAPPED.get(key)
+        if found is None:
+            found = _MAPPED[key] = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    return found
 
 
 def inside(folder: Path, location: str, what: str) -> Path:

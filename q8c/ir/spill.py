@@ -5,11 +5,13 @@ compilation computes itself can lie in a temporary file instead (`spilled`, `ass
 """
 from __future__ import annotations
 
+import contextlib
 import logging
 import mmap
 import os
+import resource
 import tempfile
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -56,6 +58,18 @@ def _in_file(parts: Iterable[Array], size: int, dtype: np.dtype[Any]) -> Array |
         log.info("an array of %d bytes stays in memory: %s", size, error)
         return None
     return np.frombuffer(mapped, dtype=dtype)
+
+
+@contextlib.contextmanager
+def many_files() -> Iterator[None]:
+    """Lets this process have as many files open as it may ask for: each array in a file keeps one open."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with contextlib.suppress(OSError, ValueError):  # a system may allow less than it says
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
 def folder() -> str | None:

@@ -1,6 +1,8 @@
 """Large arrays lie in files while nobody reads them."""
 from __future__ import annotations
 
+import os
+import resource
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -9,7 +11,7 @@ import numpy as np
 import pytest
 
 from q8c.ir import Array, spill
-from q8c.ir.spill import LARGE, assembled, release, spilled
+from q8c.ir.spill import LARGE, assembled, many_files, release, spilled
 from tests.memory import resident
 
 
@@ -72,6 +74,19 @@ def test_arrays_are_made_some_rows_at_a_time(rows: int, room: bool, monkeypatch:
     assert found.shape == whole.shape and np.array_equal(found, whole)
     assert found.flags.writeable == (rows == 10 or not room)
     assert max(asked) <= (whole.nbytes if rows == 10 else LARGE // 4)
+
+
+def test_arrays_may_lie_in_more_files_than_are_usually_open() -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    few = len(os.listdir("/proc/self/fd")) + 8
+    resource.setrlimit(resource.RLIMIT_NOFILE, (few, hard))
+    try:
+        with many_files():
+            found = [spilled(np.zeros(LARGE, np.uint8)) for _ in range(20)]
+        assert resource.getrlimit(resource.RLIMIT_NOFILE) == (few, hard)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    assert not any(a.flags.writeable for a in found)
 
 
 def test_files_lie_on_a_disk_unless_the_environment_says_where(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
