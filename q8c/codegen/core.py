@@ -328,6 +328,16 @@ class Core:
         """Store a scalar or vector; aligned to its element unless told."""
         self.ir.store(value, address, align=align or sizeof(element(value.type)))
 
+    def stream(self, value: Value, address: Value) -> None:
+        """Store a vector of 64 bytes to a whole cache line, past the caches. `stream_end` comes before other threads
+        may read it."""
+        store = self.ir.store(value, address, align=64)
+        store.set_metadata("nontemporal", self.module.add_metadata([constant(I32, 1)]))
+
+    def stream_end(self) -> None:
+        """Wait until what this thread streamed is in memory."""
+        self.intrinsic("llvm.x86.sse.sfence", [], VOID)
+
     def constant_table(self, name: str, typ: ir.Type, values: Sequence[int | float]) -> Value:
         """The address of a constant array of scalars in the module, shared by all that ask for `name`."""
         table = self.module.globals.get(name)

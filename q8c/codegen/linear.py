@@ -72,6 +72,8 @@ class LinearKernel:
         if few:
             with b.if_(b.and_(b.icmp(">", rows, 0), b.icmp("<=", rows, few))):
                 self._walk(b, self.schedule.few_panels, range(1, few + 1), False)
+        if self.spec.streamed:
+            b.stream_end()
         b.ret()
         return b.function
 

@@ -23,6 +23,7 @@ class LinearSpec(ABC):
         depth, cols: the weight's shape.
         bias, residual: whether these operands exist. The residual is added last.
         activation: one of ACTIVATIONS.
+        streamed: whether results of many rows go to memory past the caches, where they are aligned to cache lines.
     """
 
     depth: int
@@ -30,6 +31,7 @@ class LinearSpec(ABC):
     bias: bool = False
     activation: str = "none"
     residual: bool = False
+    streamed: bool = False
 
     def __post_init__(self) -> None:
         if self.depth < 1 or self.cols < 1:
@@ -86,7 +88,7 @@ class LinearSpec(ABC):
     def name(self) -> str:
         """The kernel's symbol without tile and tier: operation, formats, fused steps, shape."""
         fused = [part for part, used in (("bias", self.bias), (self.activation, self.activation != "none"),
-                                         ("add", self.residual)) if used]
+                                         ("add", self.residual), ("streamed", self.streamed)) if used]
         return "_".join([f"q8c_linear_{self.formats}", *fused, f"k{self.depth}", f"n{self.cols}"])
 
     @property

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
-from q8c.codegen.builder import F32, V16F, Builder, Value
+from q8c.codegen.builder import F32, I64, V16F, Builder, Value
 from q8c.codegen.layout import PANEL
 from q8c.codegen.linear_spec import STEP_BYTES, LinearSpec
 
@@ -60,8 +60,25 @@ class TileEmitter(ABC):
 
     def emit(self) -> None:
         """The whole tile: sums, then scale, bias, activation and residual in registers."""
-        b, values = self.b, self.values
         sums = self.sums()
+        if self.spec.streamed and self.tile.ahead:
+            with self.b.ir.if_else(self._aligned()) as (aligned, otherwise):
+                with aligned:
+                    self._results(sums, self.b.stream)
+                with otherwise:
+                    self._results(sums, self.b.store)
+        else:
+            self._results(sums, self.b.store)
+
+    def _aligned(self) -> Value:
+        """Whether every row of the result begins a cache line."""
+        b, values = self.b, self.values
+        either = b.or_(b.ir.ptrtoint(values["y"], I64), b.mul(values["ldy"], 4))
+        return b.icmp("==", b.and_(either, STEP_BYTES - 1), 0)
+
+    def _results(self, sums: list[list[Value]], store: Callable[[Value, Value], None]) -> None:
+        """What becomes of the sums: whole panels through `store`."""
+        b, values = self.b, self.values
         row_y, row_r = values["y"], values.get("residual")
         for r in range(self.tile.rows):
             for p in range(self.tile.panels):
@@ -70,7 +87,10 @@ class TileEmitter(ABC):
                     y = b.fmax(0.0, y)
                 if row_r is not None:
                     y = b.add(y, self._load(b.at(row_r, p * PANEL, F32), p))
-                self._store(y, b.at(row_y, p * PANEL, F32), p)
+                if self._is_tail(p):
+                    b.store_tail(y, b.at(row_y, p * PANEL, F32), self.tile.tail)
+                else:
+                    store(y, b.at(row_y, p * PANEL, F32))
             row_y = b.at(row_y, values["ldy"], F32)
             row_r = b.at(row_r, values["ldr"], F32) if row_r is not None else None
 
@@ -85,12 +105,6 @@ class TileEmitter(ABC):
         if self._is_tail(panel):
             return self.b.load_tail(V16F, address, self.tile.tail)
         return self.b.load(V16F, address)
-
-    def _store(self, y: Value, address: Value, panel: int) -> None:
-        if self._is_tail(panel):
-            self.b.store_tail(y, address, self.tile.tail)
-        else:
-            self.b.store(y, address)
 
     def start(self, pointers: Sequence[Value]) -> list[Value]:
         """The pointers `along_depth` moves: those given, to rows (4 bytes a step) and a panel, and the one ahead."""

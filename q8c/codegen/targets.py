@@ -89,6 +89,7 @@ def tier(name: str) -> Tier:
 
 # One row per target intrinsic in use: any of the features makes it legal.
 _INTRINSIC_FEATURES: dict[str, tuple[str, ...]] = {
+    "llvm.x86.sse.sfence": ("avx2",),
     "llvm.x86.avx2.packssdw": ("avx2",),
     "llvm.x86.avx2.packsswb": ("avx2",),
     "llvm.x86.avx2.permps": ("avx2",),

@@ -10,7 +10,7 @@ import numpy as np
 from q8c.errors import InputError
 from q8c.runtime import arrays
 from q8c.runtime.arrays import Array
-from q8c.runtime.memory import is_dense, require_memory
+from q8c.runtime.memory import empty, is_dense, require_memory
 from q8c.runtime.model import Model
 from q8c.runtime.planner import Plan, Planner, Shape
 
@@ -87,7 +87,7 @@ class Signature:
             nbytes = sum(math.prod(shape) * dtype.itemsize for shape, dtype in zip(shapes, dtypes, strict=True))
         try:
             require_memory(nbytes, "the outputs of this run")
-            return [np.empty(shape, dtype) for shape, dtype in zip(shapes, dtypes)]  # noqa: B905
+            return [empty(shape, dtype) for shape, dtype in zip(shapes, dtypes)]  # noqa: B905
         except (MemoryError, ValueError) as error:
             raise InputError(f"no memory for outputs of {nbytes} bytes ({error}); use smaller inputs") from None
 

@@ -8,10 +8,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from q8c.codegen.kernels import linear_kernel
+from q8c.codegen.module import new_module
 from q8c.codegen.q8_spec import Q8LinearSpec
 from q8c.codegen.targets import Tier
 from q8c.errors import CompileError
-from q8c.ir import q8
+from q8c.ir import parse_graph, q8
 from tests.codegen.jit import all_tiers, runnable_tiers
 from tests.codegen.q8 import linear_ref, problem, products, run, sum_of_blocks
 
@@ -120,6 +122,34 @@ def test_output_may_have_gaps_and_be_the_residual(tier: Tier) -> None:
     plain = run(tier, p)
     assert run(tier, p, ldy=64).tobytes() == plain.tobytes()
     assert run(tier, p, in_place=True).tobytes() == plain.tobytes()
+
+
+@all_tiers
+def test_streamed_results_are_the_same_aligned_or_not(tier: Tier) -> None:
+    spec = Q8LinearSpec(70, 64, bias=True, residual=True, block=32, zero_point=True)
+    for rows in (2, 7, 21):
+        p = problem(spec, rows, seed=7)
+        plain, streamed = run(tier, p), replace(p, spec=replace(spec, streamed=True))
+        for stride in (64, 80, 65):
+            assert run(tier, streamed, ldy=stride).tobytes() == plain.tobytes()
+
+
+LOGITS = """graph @logits(%a: f32[n, 4], %w: f32[4, {cols}]) {{
+  %x: f32[n, {cols}] = linear(%a, %w)
+  %y: f32[n, {shape}] = {op}
+  return %y
+}}"""
+
+
+@pytest.mark.parametrize(("cols", "shape", "op", "expected"), [
+    (1 << 14, "128, 128", "reshape(%x) {shape = (n, 128, 128)}", True), (1 << 14, "16384", "relu(%x)", False),
+    (1 << 10, "32, 32", "reshape(%x) {shape = (n, 32, 32)}", False)])
+def test_long_rows_that_no_code_reads_are_streamed(cols: int, shape: str, op: str, expected: bool) -> None:
+    node = parse_graph(LOGITS.format(cols=cols, shape=shape, op=op)).nodes[0]
+    module = new_module("test")
+    kernel = linear_kernel(module, runnable_tiers()[0], node)
+    assert ("streamed" in kernel.function.name) is expected
+    assert ("!nontemporal" in str(module)) is expected
 
 
 @all_tiers
