@@ -6,6 +6,7 @@ from q8c.frontend.ops import (
     constants,
     contrib,
     contrib_attention,
+    contrib_experts,
     contrib_group,
     contrib_rotary,
     conv,
@@ -30,6 +31,7 @@ from q8c.frontend.ops import (
     unfold,
 )
 
-__all__ = ["attention", "constants", "contrib", "contrib_attention", "contrib_group", "contrib_rotary", "conv",
-           "einsum", "elementwise", "fused", "known", "movement", "nbits", "nn", "norm", "pad", "pool", "qlinear",
-           "quantized", "reduce", "resize", "scatter", "select", "shape", "spectral", "unfold"]
+__all__ = ["attention", "constants", "contrib", "contrib_attention", "contrib_experts", "contrib_group",
+           "contrib_rotary", "conv", "einsum", "elementwise", "fused", "known", "movement", "nbits", "nn", "norm",
+           "pad", "pool", "qlinear", "quantized", "reduce", "resize", "scatter", "select", "shape", "spectral",
+           "unfold"]

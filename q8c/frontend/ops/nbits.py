@@ -29,13 +29,13 @@ def _weight(c: Call) -> Array:
     if bits not in (2, 4, 8) or block < 16:
         c.unsupported(f"{bits} bits in blocks of {block}; expected 2, 4 or 8 bits in blocks of 16 or more")
     blocks = -(-depth // block)
-    packed, scale = _known(c, 1), _known(c, 2)
+    packed, scale = known(c, 1), known(c, 2)
     if packed.shape != (cols, blocks, block * bits // 8) or packed.dtype != np.uint8 or scale.size != cols * blocks:
         c.fail(f"expected weights u8[{cols}, {blocks}, {block * bits // 8}] and {cols * blocks} scales, got "
                f"{c.input(1).type} and {c.input(2).type}")
     scale = scale.reshape(cols, blocks, 1).astype(np.float32, copy=False)
     zero = np.broadcast_to(_zeros(c, cols, blocks, bits), scale.shape)
-    order = None if not c.has(4) else _known(c, 4).reshape(-1)[:depth]  # the block of each step, if not in order
+    order = None if not c.has(4) else known(c, 4).reshape(-1)[:depth]  # the block of each step, if not in order
     if order is not None and (order.size != depth or order.min(initial=0) < 0 or order.max(initial=0) >= blocks):
         c.fail(f"expected g_idx as {depth} numbers below {blocks}, got {c.input(4).type}")
 
@@ -55,7 +55,7 @@ def _zeros(c: Call, cols: int, blocks: int, bits: int) -> Array:
     """The zero points [cols, blocks, 1], or the one that stands where none are given."""
     if not c.has(3):
         return np.full((1, 1, 1), 1 << (bits - 1), np.float32)
-    zero = _known(c, 3)
+    zero = known(c, 3)
     if zero.dtype == np.uint8:
         zero = unpack(zero.reshape(cols, -1), bits)[:, :blocks]
     if zero.size != cols * blocks:
@@ -64,7 +64,8 @@ def _zeros(c: Call, cols: int, blocks: int, bits: int) -> Array:
     return wide
 
 
-def _known(c: Call, index: int) -> Array:
+def known(c: Call, index: int) -> Array:
+    """The elements of an operand, which must be constant."""
     found = c.input(index).known
     if found is None or found.dtype == object:
         c.unsupported(f"operand {index} is computed; it must be constant")
@@ -75,7 +76,7 @@ def _known(c: Call, index: int) -> Array:
 def matmul_bnb4(c: Call) -> Tensor:
     """x w' for w [cols, depth] of 16 levels, which blocks of elements in a row scale by their largest."""
     depth, cols, block, kind = (c.attr_int(n) for n in ("K", "N", "block_size", "quant_type"))
-    packed, scale = _known(c, 1).reshape(-1), _known(c, 2).reshape(-1)
+    packed, scale = known(c, 1).reshape(-1), known(c, 2).reshape(-1)
     count = depth * cols
     if kind not in (0, 1) or block < 1 or packed.size != -(-count // 2) or scale.size != -(-count // block):
         c.fail(f"expected quant_type 0 or 1, {-(-count // 2)} bytes and a scale for each block of {block}, got "
@@ -93,7 +94,7 @@ def gather_block_quantized(c: Call) -> Tensor:
     if bits not in (4, 8) or block < 16:
         c.unsupported(f"{bits} bits in blocks of {block}; expected 4 or 8 bits in blocks of 16 or more")
     own = type_name(c.weights.elem_type(c.node.input[0]) or 0) in FOUR_BITS  # the others have two in a byte
-    steps, scale = _integers(c, 0, 8 if own else bits), _known(c, 2).astype(np.float32)
+    steps, scale = _integers(c, 0, 8 if own else bits), known(c, 2).astype(np.float32)
     axis = c.axis(c.attr_int("quantize_axis", 1), steps.ndim)
     size = steps.shape[axis]
     if scale.shape != (*steps.shape[:axis], -(-size // block), *steps.shape[axis + 1:]):
@@ -114,7 +115,7 @@ def gather_block_quantized(c: Call) -> Tensor:
 
 def _integers(c: Call, index: int, bits: int) -> Array:
     """Constant integers as floats, those of fewer than 8 bits unpacked along the last axis."""
-    found = _known(c, index)
+    found = known(c, index)
     if bits < 8:
         found = unpack(found, bits).reshape(*found.shape[:-1], -1)
     return np.asarray(found.astype(np.float32))
