@@ -11,6 +11,7 @@ import mmap
 import os
 import resource
 import tempfile
+import threading
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
@@ -22,6 +23,8 @@ log = logging.getLogger("q8c.ir")
 LARGE = 1 << 20
 """Bytes of an array worth a file: a large model has hundreds of matrices of a few megabytes."""
 _AT_ONCE = 1 << 23  # bytes
+_limiting = threading.Lock()
+_found: list[tuple[int, int]] = []  # limits of open files, of each who is within `many_files` those it met
 _ON_DISK = "/var/tmp"  # where files larger than memory may go, by the Filesystem Hierarchy Standard
 
 
@@ -62,14 +65,18 @@ def _in_file(parts: Iterable[Array], size: int, dtype: np.dtype[Any]) -> Array |
 
 @contextlib.contextmanager
 def many_files() -> Iterator[None]:
-    """Lets this process have as many files open as it may ask for: each array in a file keeps one open."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    with contextlib.suppress(OSError, ValueError):  # a system may allow less than it says
-        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    """Lets this process have as many files open as it may ask for: each array in a file keeps one open. The limit is
+    the process's: of threads that are within at once, the last to leave puts back what the first found."""
+    with _limiting:
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        _found.append((soft, hard))
+        with contextlib.suppress(OSError, ValueError):  # a system may allow less than it says
+            resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     try:
         yield
     finally:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        with _limiting:
+            resource.setrlimit(resource.RLIMIT_NOFILE, _found.pop())
 
 
 def folder() -> str | None:

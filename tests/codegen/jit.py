@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import ctypes
 import mmap
+import threading
 from collections.abc import Callable
 from functools import cache
 from typing import Any
@@ -57,25 +58,31 @@ each_width = pytest.mark.parametrize(
 """Parametrizes a test of float code over the widths of vectors this CPU can run."""
 
 
+_linking = threading.Lock()  # what LLVM gives for a name is gone with the last who holds it, so it is asked once
+
+
 class Loaded:
-    """A compiled object, callable by symbol: `loaded("name", argument...)` takes arrays, integers and None."""
+    """A compiled object, callable by symbol: `loaded("name", argument...)` takes arrays, integers and None. Threads may
+    call it at once."""
 
     _count = 0
 
     def __init__(self, compiled: Compiled) -> None:
         self.compiled = compiled
-        Loaded._count += 1
-        self._name = f"test{Loaded._count}"
-        self._library = llvm.JITLibraryBuilder().add_object_img(compiled.object).link(_orc(), self._name)
+        with _linking:
+            Loaded._count += 1
+            self._name = f"test{Loaded._count}"
+            self._library = llvm.JITLibraryBuilder().add_object_img(compiled.object).link(_orc(), self._name)
         self._functions: dict[str, Any] = {}
 
     def function(self, symbol: str) -> Any:
         """The ctypes function of a symbol; returns an i64."""
-        if symbol not in self._functions:
-            found = _orc().lookup(self._name, symbol)
-            function = ctypes.CFUNCTYPE(ctypes.c_int64)(found[symbol])
-            self._functions[symbol] = function, found
-        return self._functions[symbol][0]
+        with _linking:
+            if symbol not in self._functions:
+                found = _orc().lookup(self._name, symbol)
+                function = ctypes.CFUNCTYPE(ctypes.c_int64)(found[symbol])
+                self._functions[symbol] = function, found
+            return self._functions[symbol][0]
 
     def __call__(self, symbol: str, *args: NDArray[Any] | int | None) -> int:
         return int(self.function(symbol)(*(_argument(a) for a in args)))

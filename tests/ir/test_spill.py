@@ -89,6 +89,21 @@ def test_arrays_may_lie_in_more_files_than_are_usually_open() -> None:
     assert not any(a.flags.writeable for a in found)
 
 
+def test_a_compilation_that_ends_leaves_another_its_open_files() -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (100, hard))
+    try:
+        first, second = many_files(), many_files()
+        first.__enter__()
+        second.__enter__()
+        first.__exit__(None, None, None)
+        assert resource.getrlimit(resource.RLIMIT_NOFILE) == (hard, hard)
+        second.__exit__(None, None, None)
+        assert resource.getrlimit(resource.RLIMIT_NOFILE) == (100, hard)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
 def test_files_lie_on_a_disk_unless_the_environment_says_where(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     for name in ("TMPDIR", "TEMP", "TMP"):
         monkeypatch.delenv(name, raising=False)
