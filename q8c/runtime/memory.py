@@ -2,9 +2,7 @@
 from __future__ import annotations
 
 import ctypes
-import math
 import mmap
-from collections.abc import Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -19,9 +17,6 @@ _KEPT = 256 << 20
 """An arena above this size is given back after its run: faulting it in again costs little beside so large a run."""
 HUGE_PAGE = 2 << 20
 """From this size on they fit, and first use of the memory was measured 5 times as fast."""
-_LINE = 64
-_ALIGNED = 256 << 10
-"""An array below this size stays in the second-level cache."""
 _DENSE = 0x101  # numpy's flags C_CONTIGUOUS | ALIGNED
 
 
@@ -53,16 +48,6 @@ def address_of(array: npt.NDArray[np.generic]) -> int:
     except (TypeError, ValueError, BufferError):  # read-only or empty
         address: int = array.__array_interface__["data"][0]
         return address
-
-
-def empty(shape: Sequence[int], dtype: np.dtype[Any]) -> npt.NDArray[Any]:
-    """A new array of anything; a large one begins a cache line, so that code can write whole lines past the caches."""
-    nbytes = math.prod(shape) * dtype.itemsize
-    if nbytes < _ALIGNED:
-        return np.empty(shape, dtype)
-    memory = np.empty(nbytes + _LINE, np.uint8)
-    array: npt.NDArray[Any] = np.ndarray(shape, dtype, memory, -address_of(memory) % _LINE)
-    return array
 
 
 def is_dense(array: npt.NDArray[np.generic]) -> bool:

@@ -16,6 +16,7 @@ from q8c.runtime.code import Code
 from q8c.runtime.keeper import Keeper
 from q8c.runtime.memory import Frame, address_of
 from q8c.runtime.model import FRAME_ARGUMENTS, FRAME_STAMPS, Model
+from q8c.runtime.outputs import Outputs
 from q8c.runtime.planner import Plan
 from q8c.runtime.signature import Signature
 from q8c.runtime.state import Layout, State
@@ -36,6 +37,7 @@ class Runner:
         self.part = part
         self.model = model = artifact.manifest.parts[part].model
         self.signature = Signature(model)
+        self._outputs = Outputs(model)
         self.layout = Layout.of(model, artifact.digest)
         self.keeper = Keeper(model, self.signature, self.layout) if self.layout else None
         self.code = Code(artifact, tier, part)
@@ -50,7 +52,7 @@ class Runner:
         """The outputs of those numbers, or all if there are none. Raises InputError for a feed that does not fit."""
         inputs, plan = self.signature.collect(feed)
         frame = self._frame(plan)
-        outputs = self.signature.allocate(plan)
+        outputs = self._outputs.allocate(plan)
         if self.keeper is None:
             self._execute(frame, plan, map(address_of, inputs), map(address_of, outputs), 0, 0, 0, watcher)
         else:
@@ -71,7 +73,7 @@ class Runner:
         with keeper.held(state):
             step = keeper.step(feed, state)
             frame = self._frame(step.plan)
-            outputs = self.signature.allocate(step.plan, keeper.returned)
+            outputs = self._outputs.allocate(step.plan, keeper.returned)
             self._execute(frame, step.plan, [0 if a is None else address_of(a) for a in step.inputs],
                           keeper.buffers(state, outputs), state.lengths_address, state.capacity,
                           address_of(step.counts), watcher)

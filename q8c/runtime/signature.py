@@ -10,7 +10,7 @@ import numpy as np
 from q8c.errors import InputError
 from q8c.runtime import arrays
 from q8c.runtime.arrays import Array
-from q8c.runtime.memory import empty, is_dense, require_memory
+from q8c.runtime.memory import is_dense
 from q8c.runtime.model import Model
 from q8c.runtime.planner import Plan, Planner, Shape
 
@@ -24,7 +24,6 @@ class Signature:
     def __init__(self, model: Model) -> None:
         """Raises ArtifactError if the input shapes do not determine every symbol."""
         self._inputs = [(t.name, np.dtype(t.dtype)) for t in model.inputs]
-        self._output_dtypes = [np.dtype(t.dtype) for t in model.outputs]
         self._output_indices = {t.name: i for i, t in enumerate(model.outputs)}
         self._counted = [c.input for c in model.counts]
         planner = Planner(model)
@@ -77,19 +76,6 @@ class Signature:
         name, dtype = self._inputs[index]
         array = arrays.coerce(name, value, dtype)
         return array if is_dense(array) else arrays.dense(name, array)
-
-    def allocate(self, plan: Plan, only: Sequence[int] | None = None) -> list[Array]:
-        """Fresh arrays for a run's outputs, or those of the numbers `only`. Raises InputError where there is no memory
-        for them."""
-        shapes, dtypes, nbytes = plan.outputs, self._output_dtypes, plan.output_bytes
-        if only is not None:
-            shapes, dtypes = tuple([shapes[n] for n in only]), [dtypes[n] for n in only]
-            nbytes = sum(math.prod(shape) * dtype.itemsize for shape, dtype in zip(shapes, dtypes, strict=True))
-        try:
-            require_memory(nbytes, "the outputs of this run")
-            return [empty(shape, dtype) for shape, dtype in zip(shapes, dtypes)]  # noqa: B905
-        except (MemoryError, ValueError) as error:
-            raise InputError(f"no memory for outputs of {nbytes} bytes ({error}); use smaller inputs") from None
 
     def select(self, names: Sequence[str]) -> list[int]:
         """Indices of outputs by name. Raises InputError naming those that do not exist."""

@@ -74,15 +74,6 @@ def test_outputs_belong_to_the_caller(session: Session) -> None:
     assert second.flags.owndata and second.flags.writeable and np.array_equal(second, kept)
 
 
-@pytest.mark.parametrize("rows", [0, 3, 3000])
-def test_large_outputs_begin_a_cache_line(rows: int) -> None:
-    for _ in range(3):
-        array = memory.empty((rows, 100), np.dtype(np.float32))
-        array[:] = 1
-        assert array.shape == (rows, 100) and array.flags.c_contiguous
-        assert rows < 3000 or array.ctypes.data % 64 == 0
-
-
 def strided(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
     wide = np.zeros((*array.shape[:-1], 3 * array.shape[-1]), array.dtype)
     turned: npt.NDArray[Any] = wide[..., ::-3]
