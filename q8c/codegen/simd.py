@@ -35,7 +35,7 @@ class Simd(Core):
 
     def vector(self, typ: ir.Type, values: Sequence[int | float]) -> Value:
         """A constant vector, lane by lane."""
-        return ir.Constant(typ, [ir.Constant(typ.element, v) for v in values])
+        return constant(typ, *values)
 
     def iota(self, typ: ir.Type = V16I) -> Value:
         """0, 1, 2, ... by lane."""
@@ -43,8 +43,7 @@ class Simd(Core):
 
     def shuffle(self, x: Value, y: Value, lanes: Sequence[int]) -> Value:
         """Lanes picked by number from x, then y (numbers from x's count on)."""
-        mask = ir.Constant(ir.VectorType(I32, len(lanes)), [ir.Constant(I32, n) for n in lanes])
-        return self.ir.shuffle_vector(x, y, mask)
+        return self.ir.shuffle_vector(x, y, constant(ir.VectorType(I32, len(lanes)), *lanes))
 
     def halves(self, x: Value) -> tuple[Value, Value]:
         """The low and the high half of a vector."""
@@ -134,7 +133,7 @@ class Simd(Core):
     def tail_mask(self, count: Operand) -> Value:
         """<16 x i1>: True in the first `count` lanes (i64; any count >= 16 gives all)."""
         if isinstance(count, int):
-            return ir.Constant(V16M, [ir.Constant(I1, n < count) for n in range(LANES)])
+            return constant(V16M, *(n < count for n in range(LANES)))
         lanes = self.trunc(self.imin(count, LANES), I32)
         return self.icmp("<", self.iota(), self.splat(lanes, V16I))
 
