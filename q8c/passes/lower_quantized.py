@@ -6,6 +6,7 @@ from typing import ClassVar
 
 from q8c.ir.graph import Graph, Node, Value
 from q8c.ir.interpret import run_node
+from q8c.ir.ops.registry import attributes
 from q8c.ir.types import DType
 from q8c.passes.manager import Pass, Report
 from q8c.passes.rules import Declined, Rewriter, producer, rewrite
@@ -42,10 +43,21 @@ def gather_quantized(r: Rewriter, node: Node) -> Value | Declined | None:
 
 def quantize(r: Rewriter, node: Node) -> Value:
     """quantize_linear(x, s, z) -> cast(round(x / s) + z), where the cast cuts to the range."""
-    steps = r.add("round", r.add("div", node.input(0), node.input(1)))
+    quotient = r.add("div", node.input(0), node.input(1))
+    steps = r.add("round", without_bits(r, quotient, int(str(attributes(node)["dropped"]))))
     if len(node.inputs) > 2:
         steps = r.add("add", steps, r.add("cast", node.input(2), to=DType.f32))
     return r.add("cast", steps, to=node.output.dtype)
+
+
+def without_bits(r: Rewriter, x: Value, dropped: int) -> Value:
+    """Floats rounded to fewer bits, ties to even."""
+    if not dropped:
+        return x
+    bits, step = r.add("bitcast", x, to=DType.u32), 1 << dropped
+    odd = r.add("bit_and", r.add("shift_right", bits, r.constant(dropped, DType.u32)), r.constant(1, DType.u32))
+    up = r.add("add", r.add("add", bits, odd), r.constant(step // 2 - 1, DType.u32))
+    return r.add("bitcast", r.add("bit_and", up, r.constant(2**32 - step, DType.u32)), to=DType.f32)
 
 
 def known(r: Rewriter, node: Node) -> Value | None:

@@ -68,6 +68,18 @@ def test_quantize_and_dequantize(case: str, constant: bool, tmp_path: Path) -> N
     exactly(proto, feed | {"q": integer}, tmp_path)
 
 
+@pytest.mark.parametrize("to", [TensorProto.FLOAT16, TensorProto.BFLOAT16])
+def test_a_quotient_is_of_the_type_of_its_scale(to: int, tmp_path: Path) -> None:
+    x = np.arange(-256, 257).astype(F32)  # bfloat16 holds each
+    scale = helper.make_tensor("s", to, [], [0.51])
+    proto = model([node("Cast", "x", "h", to=to), node("QuantizeLinear", "h s z", "y")], {"x": (F32, ["n"])},
+                  {"y": np.uint16}, {"z": np.array(30000, np.uint16)}, opset=23)
+    proto.graph.initializer.append(scale)
+    exactly(proto, {"x": x}, tmp_path)
+    single = np.rint(x / F32(numpy_helper.to_array(scale))) + 30000
+    assert (interpret(import_onnx(proto), {"x": x})[0] != single).any()
+
+
 @pytest.mark.parametrize("x", [X, np.abs(X), -np.abs(X), np.zeros((1, 4, 6), F32), np.full((1, 4, 6), 1e-30, F32)],
                          ids=["both signs", "positive", "negative", "zeros", "tiny"])
 def test_dynamic_quantize(x: Array, tmp_path: Path) -> None:

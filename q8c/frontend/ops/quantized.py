@@ -13,21 +13,31 @@ from q8c.frontend.weights import FOUR_BITS, compute_type, type_name
 from q8c.ir.types import DType
 
 
+_FLOAT32 = 1  # ONNX's number of it
+_DROPPED = {"FLOAT16": 13, "BFLOAT16": 16}  # bits that float32 has and they do not; what is beyond their range is cut off
+
+
 @importer("QuantizeLinear")
 @importer("QuantizeLinear", domain=MICROSOFT)
 def quantize_linear(c: Call) -> Tensor:
-    """round(x / scale) + zero point, cut to the type's range: per tensor, per slice of an axis, or per block of it."""
+    """round(x / scale) + zero point, cut to the type's range: per tensor, per slice of an axis, or per block of it.
+
+    The quotient is of the scale's type. Of a scale that is computed, it is float32.
+    """
     x, zero = c.input(0), c.optional(2)
     if zero is not None and type_name(c.weights.elem_type(c.node.input[2]) or 0) in FOUR_BITS:
         c.unsupported("results of four bits")
-    if c.attr_int("precision", 0) not in (0, 1):  # float32, which it is computed in
+    stored = c.weights.elem_type(c.node.input[1]) or _FLOAT32
+    precision = c.attr_int("precision", 0) or stored
+    if precision not in (_FLOAT32, stored):
         c.unsupported("attribute precision")
     to = DType.u8 if zero is None else zero.dtype
     given = c.attr_int("output_dtype", 0)
     if given:
         to = compute_type(given, "output_dtype")
     scale, zero = (spread(c, t, x) for t in (c.input(1), zero))
-    return c.emit("quantize_linear", c.builder.cast(x, DType.f32), scale, zero, to=to)
+    return c.emit("quantize_linear", c.builder.cast(x, DType.f32), scale, zero, to=to,
+                  dropped=_DROPPED.get(type_name(precision), 0))
 
 
 @importer("DequantizeLinear")

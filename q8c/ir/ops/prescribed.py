@@ -25,11 +25,18 @@ def _quantize_linear(o: Operands) -> Sequence[TensorType]:
 
 
 def quantize_linear(args: Sequence[Any], attrs: Mapping[str, Any]) -> Sequence[Array]:
-    """round(x / scale) + zero, cut to the integer type's range."""
+    """round(x / scale) + zero, cut to the integer type's range; the quotient first loses its `dropped` lowest bits."""
     x, scale, zero = (*args, None)[:3]
     with np.errstate(all="ignore"):
-        steps = np.rint(x / scale)
+        steps = np.rint(_without_bits(np.asarray(x / scale), attrs["dropped"]))
         return [cast(steps if zero is None else steps + zero.astype(np.float32), attrs["to"])]
+
+
+def _without_bits(x: Array, dropped: int) -> Array:
+    """Floats rounded to fewer bits, ties to even; one at the end of the range becomes infinite."""
+    bits = x.view(np.uint32)
+    step = np.uint32(1 << dropped)
+    return np.asarray((bits + (step // 2 - 1 + (bits // step & 1)) & ~(step - 1)).view(np.float32) if dropped else x)
 
 
 def _dequantize_linear(o: Operands) -> Sequence[TensorType]:
@@ -65,6 +72,7 @@ def matmul_integer(args: Sequence[Any], attrs: Mapping[str, Any]) -> Sequence[Ar
     return [np.matmul(*wide).astype(np.int32)]  # float64 is exact here, and much faster
 
 
-register(OpDef("quantize_linear", "x scale zero?", _quantize_linear, quantize_linear, {"to": AttrSpec("dtype")}))
+register(OpDef("quantize_linear", "x scale zero?", _quantize_linear, quantize_linear,
+               {"to": AttrSpec("dtype"), "dropped": AttrSpec("int", 0)}))
 register(OpDef("dequantize_linear", "q scale zero?", _dequantize_linear, dequantize_linear))
 register(OpDef("matmul_integer", "a b a_zero? b_zero?", _matmul_integer, matmul_integer))
