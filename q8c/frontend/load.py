@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, TypeAlias
 from q8c.errors import CompileError
 from q8c.frontend.functions import all_nodes, inline_functions
 from q8c.frontend.weights import sparse_to_array, to_array
-from q8c.frontend.wire import NotProtobuf, Split, split
+from q8c.frontend.wire import NotProtobuf, Split, TooLarge, split
 from q8c.ir.graph import Array
 
 if TYPE_CHECKING:
@@ -141,7 +141,7 @@ def map_file(path: Path) -> mmap.mmap:
 def parse(data: memoryview, where: str) -> tuple[onnx.ModelProto, Sequence[memoryview | None]]:
     """A model without the large data of its initializers, and that data, from the bytes of a file.
 
-    Raises CompileError if they are not a model.
+    Raises CompileError if they are not a model, or one that protobuf cannot read.
     """
     import onnx
     from google.protobuf.message import DecodeError
@@ -150,6 +150,9 @@ def parse(data: memoryview, where: str) -> tuple[onnx.ModelProto, Sequence[memor
     try:
         parts: Split = split(data)
         proto.ParseFromString(parts.model)
+    except TooLarge as error:
+        raise CompileError(f"{where}: more than 2 GB without the data of its initializers, which is the most that "
+                           "protobuf reads; store large constants as initializers") from error
     except (NotProtobuf, DecodeError, ValueError, RuntimeError) as error:
         raise CompileError(f"{where}: not an ONNX model, or a truncated one") from error
     if not proto.HasField("graph") or not proto.ir_version or len(parts.raw) != len(proto.graph.initializer):

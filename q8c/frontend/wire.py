@@ -11,10 +11,15 @@ from dataclasses import dataclass
 _GRAPH, _INITIALIZER, _RAW_DATA = 7, 5, 9  # fields of ModelProto, GraphProto and TensorProto
 _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
 _KEEP = 1024  # bytes; smaller data stays in the model
+_MOST = 2**31 - 1  # bytes that protobuf reads
 
 
 class NotProtobuf(ValueError):
     """The bytes are not in protobuf's wire format."""
+
+
+class TooLarge(ValueError):
+    """More than protobuf reads is left without the data of initializers."""
 
 
 @dataclass(frozen=True)
@@ -29,15 +34,18 @@ class Split:
 
 
 def split(data: memoryview) -> Split:
-    """Separate a model from its initializers' data. Raises NotProtobuf where the bytes are not a message."""
+    """Separate a model from its initializers' data.
+
+    Raises NotProtobuf where the bytes are not a message, and TooLarge.
+    """
     model = bytearray()
     raw: list[memoryview | None] = []
     for number, kind, start, body, end in _fields(data):
         if number == _GRAPH and kind == _BYTES:
             graph = _split_graph(data[body:end], raw)
-            model += _field(_GRAPH, graph)
+            _keep(model, _field(_GRAPH, graph))
         else:
-            model += data[start:end]
+            _keep(model, data[start:end])
     return Split(bytes(model), raw)
 
 
@@ -47,9 +55,9 @@ def _split_graph(data: memoryview, raw: list[memoryview | None]) -> bytearray:
         if number == _INITIALIZER and kind == _BYTES:
             tensor, found = _split_tensor(data[body:end])
             raw.append(found)
-            graph += _field(_INITIALIZER, tensor)
+            _keep(graph, _field(_INITIALIZER, tensor))
         else:
-            graph += data[start:end]
+            _keep(graph, data[start:end])
     return graph
 
 
@@ -61,8 +69,15 @@ def _split_tensor(data: memoryview) -> tuple[bytearray | memoryview, memoryview 
         if number == _RAW_DATA and kind == _BYTES:
             raw = data[body:end]
         else:
-            tensor += data[start:end]
+            _keep(tensor, data[start:end])
     return (data, None) if raw is None else (tensor, raw)
+
+
+def _keep(kept: bytearray, part: bytearray | memoryview) -> None:
+    """Append a part of what is left. Raises TooLarge before it is copied."""
+    if len(kept) + len(part) > _MOST:
+        raise TooLarge(f"more than {_MOST} bytes")
+    kept += part
 
 
 def _fields(data: memoryview) -> Iterator[tuple[int, int, int, int, int]]:

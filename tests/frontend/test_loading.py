@@ -39,6 +39,16 @@ def test_weights_of_a_file_are_mapped_not_read(tmp_path: Path) -> None:
     assert not array.flags.owndata and not array.flags.writeable
 
 
+@pytest.mark.parametrize("where", [b"\x32", b"\x3a\x86\x80\x80\x80\x08\x52"], ids=["model", "graph"])
+def test_what_protobuf_does_not_read_is_not_copied(where: bytes, tmp_path: Path) -> None:
+    path = tmp_path / "model.onnx"  # a doc_string of 2 GiB, none of it on the disk
+    start = linear(normal(4, 4)).SerializeToString() + where + b"\x80\x80\x80\x80\x08"
+    path.write_bytes(start)
+    os.truncate(path, len(start) + 2**31)
+    with pytest.raises(CompileError, match="more than 2 GB without the data of its initializers"):
+        import_onnx(path)
+
+
 @pytest.mark.parametrize("dtype", [np.float32, np.float64, np.float16, np.int8, np.uint8, np.int32, np.int64, np.bool_])
 @pytest.mark.parametrize("size", [0, 3, 2000])
 def test_initializers_of_every_type(tmp_path: Path, dtype: Any, size: int) -> None:
