@@ -75,6 +75,15 @@ def test_mean_variance_normalization_far_from_zero(axes: list[int] | None) -> No
     np.testing.assert_allclose(y, expected, atol=1e-3)
 
 
+def test_batch_normalization_far_from_zero_and_by_infinite_scales() -> None:
+    parts = {"s": np.array([1, -np.inf], F32), "b": np.array([0.5, 1], F32), "m": np.array([1e5, 2], F32),
+             "v": np.array([0.01, 1], F32)}
+    proto = model([node("BatchNormalization", "x s b m v")], {"x": (F32, ["n", 2, 3])}, {"y": F32}, parts)
+    x = np.array([[[1, 2, 3], [4, 1, -1]], [[-2, 0, 1], [3, 3, 3]]], F32)
+    x[:, 0] += 1e5
+    compare(proto, {"x": x})
+
+
 def test_rms_normalization() -> None:
     proto = model([node("RMSNormalization", "x scale", axis=1)], {"x": (F32, ["n", 3, 4])}, {"y": F32},
                   {"scale": normal(3, 4)}, opset=23)

@@ -28,9 +28,9 @@ def batch_normalization(c: Call) -> list[Tensor]:
         mean, variance = fresh
     epsilon = c.scalar(c.attr_float("epsilon", 1e-5), variance)
     factor = c.emit("div", scale, c.emit("sqrt", c.emit("add", variance, epsilon)))
-    offset = c.emit("sub", bias, c.emit("mul", mean, factor))
-    factor, offset = (c.builder.reshape(t, (t.shape[0], *[1] * max(0, x.rank - 2))) for t in (factor, offset))
-    return [c.emit("add", c.emit("mul", x, factor), offset), *running]
+    factor, bias, mean = (c.builder.reshape(t, (t.shape[0], *[1] * max(0, x.rank - 2))) for t in (factor, bias, mean))
+    # the mean is not made part of the bias: what is left of large numbers would be rounded as they are
+    return [c.emit("add", c.emit("mul", c.emit("sub", x, mean), factor), bias), *running]
 
 
 @importer("InstanceNormalization")

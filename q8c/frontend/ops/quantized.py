@@ -12,9 +12,9 @@ from q8c.frontend.tensor import Tensor, constant
 from q8c.frontend.weights import FOUR_BITS, compute_type, type_name
 from q8c.ir.types import DType
 
-
 _FLOAT32 = 1  # ONNX's number of it
-_DROPPED = {"FLOAT16": 13, "BFLOAT16": 16}  # bits that float32 has and they do not; what is beyond their range is cut off
+_DROPPED = {"FLOAT16": 13, "BFLOAT16": 16}
+"""Lowest bits of a float32 that others do not have; beyond their range a quotient is cut to the integers' anyway."""
 
 
 @importer("QuantizeLinear")
