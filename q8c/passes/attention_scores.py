@@ -11,6 +11,7 @@ from q8c.ir.ops import OPS
 from q8c.ir.types import DType, TensorType
 from q8c.passes.attention_heads import scaling
 from q8c.passes.loop_body import broadcast
+from q8c.passes.padding_mask import PADDED
 from q8c.passes.rules import Rewriter, orders, producer, uniform
 
 # From here on a float32 fill swallows any score added to it, so that adding it and putting it in place are the same.
@@ -56,9 +57,15 @@ class Filled:
     scores: tuple[Dim, ...]
 
     def scaled(self, factor: float) -> Filled | None:
-        """As for `Added`; None where the number would no longer swallow a score."""
+        """As for `Added`; None where the number would no longer leave a score no weight."""
         fill = uniform(self.fill)
-        return self if fill is not None and fill * factor <= ABSORBS else None
+        return self if fill is not None and fill * factor <= PADDED else None
+
+    @property
+    def number(self) -> float:
+        """The number to add instead. If it is less, weights are the same: 0 beside keys that are seen, and alike where
+        a query sees none."""
+        return min(float(uniform(self.fill)), ABSORBS)
 
 
 Step: TypeAlias = "Added | Filled"
@@ -119,11 +126,20 @@ def _masked(node: Node, choices: Sequence[tuple[Value, Step]]) -> Scores | None:
         problem = found.problem
         if scores.shape != node.output.shape:
             problem = problem or "a mask is larger than the scores"
-        fill = uniform(step.fill) if isinstance(step, Filled) else ABSORBS
-        if fill is None or not fill <= ABSORBS:
-            problem = problem or f"masked scores become {fill}, which is not the same as adding it"
-        return replace(found, masks=(*found.masks, step), problem=problem)
+        masks = (*found.masks, step)
+        return replace(found, masks=masks, problem=problem or _unlike_added(masks))
     return None
+
+
+def _unlike_added(masks: Sequence[Step]) -> str:
+    """Why a number that is put in place of scores is not the same as one that is added to them, empty if it is."""
+    fills = dict.fromkeys(uniform(step.fill) if isinstance(step, Filled) else ABSORBS for step in masks)
+    for fill in fills:
+        if fill is None or not fill <= PADDED:
+            return f"masked scores become {fill}, which is not the same as adding it"
+        if fill > ABSORBS and len(fills) > 1:
+            return f"masked scores become {fill:g}, which weighs something beside what other masks make of them"
+    return ""
 
 
 def batch_of(scores: tuple[Dim, ...]) -> Dim:
@@ -165,7 +181,7 @@ class Masks:
             return mask if total is None else self.add("add", total, mask)
         condition = self.four(step.condition, step.scores)
         keep = self.scalar(0.0) if total is None else total
-        fill = self.scalar(float(uniform(step.fill)))
+        fill = self.scalar(step.number)
         return self.add("where", condition, *((fill, keep) if step.where else (keep, fill)))
 
     def add(self, op: str, *inputs: Value, **attrs: object) -> Value:

@@ -13,7 +13,6 @@ from q8c.ir.graph import Graph, Value
 from q8c.passes.attention_scores import Added, Step
 from q8c.passes.element import Elements, Fact, Facts, NotZero, Opaque, Order, cases, consistent
 from q8c.passes.padding_mask import PADDED
-from q8c.passes.rules import uniform
 
 # A score below 32 added to this or less vanishes in rounding, so that all keys of a query that sees none weigh alike.
 SWALLOWS = -2.0**29
@@ -78,7 +77,7 @@ def _added(e: Elements, steps: Sequence[Step], positions: Sequence[Dim]) -> floa
             with np.errstate(over="ignore"):  # two of the lowest numbers are minus infinity
                 total = np.float32(total + number)
         elif bool(_number(e, step.condition, positions, step.scores)) is step.where:
-            total = np.float32(uniform(step.fill))
+            total = np.float32(step.number)
     return float(total)
 
 

@@ -116,9 +116,10 @@ CLOSE = f"""{POSITIONS}
     (PADDED, f"%m: {FULL} = where(%seen, %s, %low)", ["-", "mask"]),
     (PADDED, f"""%a: {FULL} = where(%near, %s, %low)
   %m: {FULL} = where(%wide, %a, %low)""", ["-", "mask"]),
+    (PADDED + "\n  const %weak: f32[] = -10000.0", f"%m: {FULL} = where(%seen, %s, %weak)", ["-", "mask"]),
     (INVERTED, f"""%add: f32[batch, 1, seq, {KEYS}] = where(%late, %low, %pad4)
   %m: {FULL} = add(%s, %add)""", ["-", "mask"])],
-    ids=["added", "filled", "buffer", "triu", "padded", "padded-filled", "padded-twice", "inverted"])
+    ids=["added", "filled", "buffer", "triu", "padded", "padded-filled", "padded-twice", "padded-weakly", "inverted"])
 def test_spellings(masks: str, masked: str, operands: list[str]) -> None:
     attrs, found, report = fuse(attention(masks, masked), {"tril": np.tri(9, dtype=bool)[None, None]})
     assert attrs["causal"] is True and attrs.get("spread", False) is bool(operands) and found == operands

@@ -489,15 +489,20 @@ def test_results_read_per_head_are_split_off_again() -> None:
         %raw: f32[b, 3, s, t] = matmul(%qh, %kt)
         %first: f32[b, 3, s, t] = add(%raw, %m)
         %masked: f32[b, 3, s, t] = mul(%first, %minus)""", "the scores are scaled after a mask was applied"),
-    ("""const %small: f32[] = 1e-9
+    ("""const %small: f32[] = 1e-35
         const %low: f32[] = -3e38
         %raw: f32[b, 3, s, t] = matmul(%qh, %kt)
         %first: f32[b, 3, s, t] = where(%c, %raw, %low)
         %masked: f32[b, 3, s, t] = mul(%first, %small)""", "the scores are scaled after a mask was applied"),
-    ("""const %low: f32[] = -10000.0
+    ("""const %low: f32[] = -9999.0
         %raw: f32[b, 3, s, t] = matmul(%qh, %kt)
         %masked: f32[b, 3, s, t] = where(%c, %raw, %low)""",
-     "masked scores become -10000.0, which is not the same as adding it"),
+     "masked scores become -9999.0, which is not the same as adding it"),
+    ("""const %low: f32[] = -1e9
+        %raw: f32[b, 3, s, t] = matmul(%qh, %kt)
+        %first: f32[b, 3, s, t] = where(%c, %raw, %low)
+        %masked: f32[b, 3, s, t] = add(%first, %m)""",
+     "masked scores become -1e+09, which weighs something beside what other masks make of them"),
     ("""%raw: f32[b, 3, s, t] = matmul(%qh, %kt)
         %masked: f32[b, 3, s, t] = where(%c, %raw, %m)""",
      "masked scores become None, which is not the same as adding it"),
@@ -530,3 +535,17 @@ def test_a_row_whose_keys_are_all_masked_gives_what_it_gave() -> None:
     for weights, attrs in ((NAN, "scale = 1.0, nan_to_zero = true"), (SOFTMAX, "scale = 1.0")):
         text = before.replace(ZERO, "") if weights is SOFTMAX else before
         check(FuseAttention(), text + weights + JOIN, fused("#", attrs), feeds=feeds, tolerance=TOLERANCE)
+
+
+@pytest.mark.parametrize("low", [-1e4, -1e9])
+def test_a_number_in_place_of_scores_weighs_all_keys_alike_where_none_is_seen(low: float) -> None:
+    masked = RAW + f"  const %low: f32[] = {low}\n  %masked: f32[b, 3, s, t] = where(%c, %raw, %low)\n"
+    rng = np.random.default_rng(5)
+    feeds = {n: 10 * rng.standard_normal((2, 5, 24)).astype(np.float32) for n in "qkv"}  # scores in the hundreds
+    feeds |= {"m": np.zeros((2, 1, 1, 5), np.float32), "c": np.zeros((2, 1, 1, 5), bool)}
+    feeds["c"][1, ..., 2:] = True
+    mask = """const %zero: f32[] = 0.0
+        const %low: f32[] = -1e+30
+        %mask: f32[b, 1, 1, t] = where(%c, %zero, %low)"""
+    check(FuseAttention(), INPUTS + HEADS + masked + SOFTMAX + JOIN, fused(mask, "scale = 1.0"), feeds=feeds,
+          tolerance=TOLERANCE)
