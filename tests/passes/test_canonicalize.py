@@ -335,6 +335,25 @@ CASES = {
           %n: bool[b] = greater_equal(%i, %k)
           return %p, %j, %n
         }"""),
+    "slice of concat": ("""
+        graph @g(%x: f32[b, p], %z: f32[b, s], %w: f32[b, 3]) {
+          %c: f32[b, 3 + p + s] = concat(%x, %z, %w) {axis = 1}
+          %a: f32[b, s] = slice(%c) {starts = (0, p), sizes = (b, s), steps = (1, 1)}
+          %d: f32[1, p + s] = slice(%c) {starts = (1, 0), sizes = (1, p + s), steps = (1, 1)}
+          %e: f32[b, 2] = slice(%c) {starts = (0, p + s), sizes = (b, 2), steps = (1, 2)}
+          %f: f32[b, 2] = slice(%c) {starts = (0, p + s + -1), sizes = (b, 2), steps = (1, 1)}
+          %g: f32[b, 1] = slice(%c) {starts = (0, p + s + 1), sizes = (b, 1), steps = (1, 1)}
+          return %a, %d, %e, %f, %g
+        }""", """
+        graph @g(%x: f32[b, p], %z: f32[b, s], %w: f32[b, 3]) {
+          %c: f32[b, 3 + p + s] = concat(%x, %z, %w) {axis = 1}
+          %xz: f32[b, p + s] = concat(%x, %z) {axis = 1}
+          %d: f32[1, p + s] = slice(%xz) {starts = (1, 0), sizes = (1, p + s), steps = (1, 1)}
+          %e: f32[b, 2] = slice(%c) {starts = (0, p + s), sizes = (b, 2), steps = (1, 2)}
+          %f: f32[b, 2] = slice(%c) {starts = (0, p + s + -1), sizes = (b, 2), steps = (1, 1)}
+          %g: f32[b, 1] = slice(%w) {starts = (0, 1), sizes = (b, 1), steps = (1, 1)}
+          return %z, %d, %e, %f, %g
+        }"""),
     "where": ("""
         graph @g(%p: bool[b], %x: f32[b], %z: f32[1]) {
           const %t: bool[1] = true

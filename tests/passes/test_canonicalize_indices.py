@@ -139,6 +139,66 @@ def test_positions_become_a_slice_of_the_table() -> None:
                          "positions": np.arange(512, dtype=np.int64)[None]})
 
 
+def test_positions_that_are_set_become_a_concatenation() -> None:
+    """As exporters write y = empty(b, s, 5); y[..., :2] = a; y[..., 2:] = c, in one of two ways."""
+    joined = """
+        graph @g(%a: f32[b, s, 2], %c: f32[b, s, 3]) {
+          %y: f32[b, s, 5] = concat(%a, %c) {axis = 2}
+          return %y
+        }"""
+    check([Canonicalize(), EliminateDeadCode()], """
+        graph @g(%a: f32[b, s, 2], %c: f32[b, s, 3]) {
+          const %zero: f32[] = 0.0
+          const %first: i64[2, 1] = [0, 1]
+          const %last: i64[3, 1] = [2, 3, 4]
+          %empty: f32[b, s, 5] = broadcast_to(%zero) {shape = (b, s, 5)}
+          %turned: f32[5, s, b] = transpose(%empty) {perm = (2, 1, 0)}
+          %at: f32[2, s, b] = transpose(%a) {perm = (2, 1, 0)}
+          %ct: f32[3, s, b] = transpose(%c) {perm = (2, 1, 0)}
+          %one: f32[5, s, b] = scatter_nd(%turned, %first, %at)
+          %two: f32[5, s, b] = scatter_nd(%one, %last, %ct)
+          %y: f32[b, s, 5] = transpose(%two) {perm = (2, 1, 0)}
+          return %y
+        }""", joined)
+    places = """
+          %i#: i64[b, s, #, 1] = broadcast_to(%ib) {shape = (b, s, #, 1)}
+          %j#: i64[b, s, #, 1] = broadcast_to(%jb) {shape = (b, s, #, 1)}
+          %k#: i64[b, s, #, 1] = broadcast_to(%kb#) {shape = (b, s, #, 1)}
+          %at#: i64[b, s, #, 3] = concat(%i#, %j#, %k#) {axis = 3}"""
+    check([Canonicalize(), EliminateDeadCode()], f"""
+        graph @g(%a: f32[b, s, 2], %c: f32[b, s, 3]) {{
+          const %zero: f32[] = 0.0
+          const %kb2: i64[2, 1] = [0, 1]
+          const %kb3: i64[3, 1] = [2, 3, 4]
+          %empty: f32[b, s, 5] = broadcast_to(%zero) {{shape = (b, s, 5)}}
+          %ii: i64[b] = iota() {{size = b}}
+          %ib: i64[b, 1, 1, 1] = reshape(%ii) {{shape = (b, 1, 1, 1)}}
+          %jj: i64[s] = iota() {{size = s}}
+          %jb: i64[s, 1, 1] = reshape(%jj) {{shape = (s, 1, 1)}}{places.replace("#", "2")}{places.replace("#", "3")}
+          %one: f32[b, s, 5] = scatter_nd(%empty, %at2, %a)
+          %y: f32[b, s, 5] = scatter_nd(%one, %at3, %c)
+          return %y
+        }}""", joined)
+
+
+@pytest.mark.parametrize("reduction, places", [("add", "[1, 2]"), ("none", "[1, 3]"), ("none", "[2, 1]"),
+                                               ("none", "[1, 2]")])
+def test_updates_in_the_middle(reduction: str, places: str) -> None:
+    stays = reduction == "add" or places != "[1, 2]"
+    check([Canonicalize(), EliminateDeadCode()], f"""
+        graph @g(%x: f32[4, n], %u: f32[2, n]) {{
+          const %places: i64[2, 1] = {places}
+          %y: f32[4, n] = scatter_nd(%x, %places, %u) {{reduction = "{reduction}"}}
+          return %y
+        }}""", None if stays else """
+        graph @g(%x: f32[4, n], %u: f32[2, n]) {
+          %behind: f32[1, n] = slice(%x) {starts = (3, 0), sizes = (1, n), steps = (1, 1)}
+          %before: f32[1, n] = slice(%x) {starts = (0, 0), sizes = (1, n), steps = (1, 1)}
+          %y: f32[4, n] = concat(%before, %u, %behind) {axis = 0}
+          return %y
+        }""")
+
+
 @pytest.mark.parametrize("positions", [[0, 1, 2, 9], [0, 2, 1, 3], [-1, 0, 1, 2]])
 def test_indices_that_do_not_count_on_in_range_stay(positions: list[int]) -> None:
     graph = parse("""

@@ -76,6 +76,33 @@ def gather_nd_of_positions(r: Rewriter, node: Node) -> Value | None:
     return _take(r, flat, 0, Affine(shape, offset, steps), node.output.shape)
 
 
+def scatter_of_positions(r: Rewriter, node: Node) -> Value | None:
+    """scatter_nd(x, positions that count on along each axis, updates) -> concat of x before, the updates and x behind.
+
+    They may leave out elements along one axis only.
+    """
+    x, indices, updates = node.input(0), node.input(1), node.input(2)
+    parts = components(indices)
+    if attr(node, "reduction") != "none" or parts is None or indices.type.rank - 1 != len(parts):
+        return None
+    for axis, part in enumerate(parts):
+        steps = tuple(int(i == axis and size != 1) for i, size in enumerate(part.shape))
+        if part.steps != steps or not part.lies_within(x.shape[axis]):
+            return None
+    cut = [axis for axis in range(len(parts)) if not r.graph.known_equal(updates.shape[axis], x.shape[axis])]
+    if len(cut) != 1:
+        return None if cut else updates
+    axis, first = cut[0], parts[cut[0]].offset
+
+    def rest(start: Dim, end: Dim) -> Value:
+        starts = tuple(start if i == axis else 0 for i in range(x.type.rank))
+        sizes = tuple(end - start if i == axis else d for i, d in enumerate(x.shape))
+        return r.add("slice", x, starts=starts, sizes=sizes, steps=(1,) * x.type.rank)
+
+    behind = rest(first + updates.shape[axis], x.shape[axis])
+    return r.add("concat", rest(0, first), updates, behind, axis=axis)
+
+
 def components(indices: Value) -> list[Affine] | None:
     """What each entry of the index tuples along the last axis is, if all are affine."""
     joined = producer(indices, "concat")
@@ -106,4 +133,5 @@ RULES: Rules = {
     **dict.fromkeys(("max", "min"), (known_extreme,)),
     "gather": (gather_of_positions,),
     "gather_nd": (gather_nd_of_positions,),
+    "scatter_nd": (scatter_of_positions,),
 }

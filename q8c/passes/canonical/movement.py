@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from itertools import accumulate
 
 from q8c.ir import Node, Value
-from q8c.ir.dims import Dim
+from q8c.ir.dims import Dim, nonnegative
 from q8c.passes.rules import Rewriter, Rules, attr, producer
 
 _COPIED = 16  # operands of a concatenation that each that reads it may hold a copy of
@@ -103,6 +103,16 @@ def merge_transposes(r: Rewriter, node: Node) -> Value | None:
     return r.add("transpose", inner.input(0), perm=tuple(first[p] for p in attr(node, "perm")))
 
 
+def transpose_of_concat(r: Rewriter, node: Node) -> Value | None:
+    """transpose(concat(transpose(a), transpose(b))) -> concat(transpose(a), transpose(b)), moved once."""
+    inner = producer(node.input(0), "concat")
+    if inner is None or any(producer(v, "transpose") is None for v in inner.operands):
+        return None
+    perm = attr(node, "perm")
+    moved = [r.add("transpose", v, perm=perm) for v in inner.operands]
+    return r.add("concat", *moved, axis=perm.index(attr(inner, "axis") % len(perm)))
+
+
 def merge_broadcasts(r: Rewriter, node: Node) -> Value | None:
     """broadcast_to(broadcast_to(x)) -> broadcast_to(x)."""
     inner = producer(node.input(0), "broadcast_to")
@@ -126,6 +136,33 @@ def merge_slices(r: Rewriter, node: Node) -> Value | None:
         attr(inner, "starts"), attr(node, "starts"), attr(inner, "steps"), strict=True))
     steps = tuple(a * b for a, b in zip(attr(inner, "steps"), attr(node, "steps"), strict=True))
     return r.add("slice", inner.input(0), starts=starts, sizes=attr(node, "sizes"), steps=steps)
+
+
+def slice_of_concat(r: Rewriter, node: Node) -> Value | None:
+    """slice(concat(a, b)) of elements of a alone -> slice(a); of all of some operands -> concat of those."""
+    inner = producer(node.input(0), "concat")
+    if inner is None:
+        return None
+    axis = attr(inner, "axis") % node.output.type.rank
+    starts, sizes, steps = (list(attr(node, name)) for name in ("starts", "sizes", "steps"))
+    if steps[axis] != 1:
+        return None
+    first, last = starts[axis], starts[axis] + sizes[axis]
+    at: Dim = 0
+    whole: list[Value] = []
+    for operand in inner.operands:
+        end = at + operand.shape[axis]
+        if nonnegative(first - at) and nonnegative(end - last):
+            starts[axis] = first - at
+            return r.add("slice", operand, starts=tuple(starts), sizes=tuple(sizes), steps=tuple(steps))
+        if nonnegative(at - first) and nonnegative(last - end):
+            whole.append(operand)
+        at = end
+    if len(whole) == len(inner.inputs) or sum((v.shape[axis] for v in whole), 0) != sizes[axis]:
+        return None
+    starts[axis] = 0
+    joined = r.add("concat", *whole, axis=axis)
+    return r.add("slice", joined, starts=tuple(starts), sizes=tuple(sizes), steps=tuple(steps))
 
 
 def merge_concats(r: Rewriter, node: Node) -> Value | None:
@@ -185,9 +222,9 @@ def matmul_of_depth_zero(rw: Rewriter, node: Node) -> Value | None:
 
 RULES: Rules = {
     "reshape": (drop_same_shape, merge_reshapes, keep_reduced_axes, transpose_through_groups),
-    "transpose": (drop_identity_transpose, reshape_ones, merge_transposes),
+    "transpose": (drop_identity_transpose, reshape_ones, merge_transposes, transpose_of_concat),
     "broadcast_to": (drop_same_shape, merge_broadcasts),
-    "slice": (drop_whole_slice, merge_slices),
+    "slice": (drop_whole_slice, merge_slices, slice_of_concat),
     "concat": (count_axes_from_front, merge_concats),
     **dict.fromkeys(("gather", "gather_elements", "cumsum", "softmax"), (count_axes_from_front,)),
     "pad": (drop_zero_pad,),
