@@ -15,21 +15,23 @@ from q8c.passes.manager import run_passes
 from q8c.passes.pipeline import Options, pipeline
 from q8c.runtime.writer import Writer
 
-TOKENS, HIDDEN, HEADS, KV_HEADS, SIZE, LONGEST = 50, 32, 4, 2, 8, 200
-_KV = KV_HEADS * SIZE
+TOKENS, HIDDEN, HEADS, KV_HEADS, LONGEST = 50, 32, 4, 2, 200
+SIZES = {"k": 8, "v": 16}
+"""Of a head's key and value."""
 _LAYER = """
       %n@: f32[b, s, {h}] = rms_norm(%x@, %unit) {{epsilon = 1e-5}}
       %q@: f32[b, s, {h}] = matmul(%n@, %wq@)
-      %k@: f32[b, s, {kv}] = matmul(%n@, %wk@)
-      %v@: f32[b, s, {kv}] = matmul(%n@, %wv@)
-      %ks@: f32[b, s, {heads}, {size}] = reshape(%k@) {{shape = (b, s, {heads}, {size})}}
-      %kt@: f32[b, {heads}, s, {size}] = transpose(%ks@) {{perm = (0, 2, 1, 3)}}
-      %vs@: f32[b, s, {heads}, {size}] = reshape(%v@) {{shape = (b, s, {heads}, {size})}}
-      %vt@: f32[b, {heads}, s, {size}] = transpose(%vs@) {{perm = (0, 2, 1, 3)}}
-      %k@.present: f32[b, {heads}, past + s, {size}] = concat(%k@.past, %kt@) {{axis = 2}}
-      %v@.present: f32[b, {heads}, past + s, {size}] = concat(%v@.past, %vt@) {{axis = 2}}
-      %a@: f32[b, s, {h}] = attention(%q@, %k@.present, %v@.present, -, %attention_mask) {{
-        heads = {all}, kv_heads = {heads}, head_size = {size}, scale = 0.35, causal = true, window = {window}}}
+      %k@: f32[b, s, {keys}] = matmul(%n@, %wk@)
+      %v@: f32[b, s, {values}] = matmul(%n@, %wv@)
+      %ks@: f32[b, s, {heads}, {k}] = reshape(%k@) {{shape = (b, s, {heads}, {k})}}
+      %kt@: f32[b, {heads}, s, {k}] = transpose(%ks@) {{perm = (0, 2, 1, 3)}}
+      %vs@: f32[b, s, {heads}, {v}] = reshape(%v@) {{shape = (b, s, {heads}, {v})}}
+      %vt@: f32[b, {heads}, s, {v}] = transpose(%vs@) {{perm = (0, 2, 1, 3)}}
+      %k@.present: f32[b, {heads}, past + s, {k}] = concat(%k@.past, %kt@) {{axis = 2}}
+      %v@.present: f32[b, {heads}, past + s, {v}] = concat(%v@.past, %vt@) {{axis = 2}}
+      %a@: f32[b, s, {out}] = attention(%q@, %k@.present, %v@.present, -, %attention_mask) {{
+        heads = {all}, kv_heads = {heads}, head_size = {k}, value_size = {v}, scale = 0.35, causal = true,
+        window = {window}}}
       %o@: f32[b, s, {h}] = matmul(%a@, %wo@)
       %x{next}: f32[b, s, {h}] = add(%x@, %o@)"""
 
@@ -46,11 +48,13 @@ def decoder_graph(layers: int = 2, positions: bool = True, window: int = 0) -> G
     """int64 input_ids [b, s], attention_mask [b, past + s], position_ids [b, s] and the cache to f32 logits; without
     `positions` they are counted from the length of the cache. A `window` is how many keys a token sees."""
     names = [f"{part}{n}" for n in range(layers) for part in "kv"]
-    pasts = "".join(f", %{n}.past: f32[b, {KV_HEADS}, past, {SIZE}]" for n in names)
-    shapes = {"wq": (HIDDEN, HIDDEN), "wk": (HIDDEN, _KV), "wv": (HIDDEN, _KV), "wo": (HIDDEN, HIDDEN)}
+    pasts = "".join(f", %{n}.past: f32[b, {KV_HEADS}, past, {SIZES[n[0]]}]" for n in names)
+    keys, values, out = KV_HEADS * SIZES["k"], KV_HEADS * SIZES["v"], HEADS * SIZES["v"]
+    shapes = {"wq": (HIDDEN, HIDDEN), "wk": (HIDDEN, keys), "wv": (HIDDEN, values), "wo": (out, HIDDEN)}
     weights = {f"{n}{layer}": shape for layer in range(layers) for n, shape in shapes.items()}
     weights |= {"table": (TOKENS, HIDDEN), "places": (LONGEST, HIDDEN), "head": (HIDDEN, TOKENS)}
-    sizes = {"h": HIDDEN, "kv": _KV, "heads": KV_HEADS, "size": SIZE, "all": HEADS, "window": window}
+    sizes = {"h": HIDDEN, "keys": keys, "values": values, "out": out, "heads": KV_HEADS, "all": HEADS,
+             "window": window, **SIZES}
     body = "".join(_LAYER.replace("@", str(n)).format(next=n + 1, **sizes) for n in range(layers))
     given = ", %position_ids: i64[b, s]" if positions else ""
     rng = np.random.default_rng(7)
@@ -72,7 +76,8 @@ def plain_feed(ids: Array, mask: Array | None = None, past: Mapping[str, Array] 
                layers: int = 2) -> dict[str, Array]:
     """Inputs for tokens [b, s] behind those of `past`, the present outputs of a run before; none if it is empty."""
     batch, seq = ids.shape
-    kept = {f"{part}{n}.past": np.zeros((batch, KV_HEADS, 0, SIZE), np.float32) for n in range(layers) for part in "kv"}
+    kept = {f"{part}{n}.past": np.zeros((batch, KV_HEADS, 0, size), np.float32)
+            for n in range(layers) for part, size in SIZES.items()}
     kept |= {name.replace("present", "past"): a for name, a in (past or {}).items() if name != "logits"}
     length = kept["k0.past"].shape[2]
     return {"input_ids": ids, "attention_mask": np.ones((batch, length + seq), np.int64) if mask is None else mask,

@@ -88,7 +88,7 @@ class _AmxDriver(Driver):
         rows = [b.select(b.icmp("<=", n, last), self.row(1, batch, b.imin(n, last), group), zeros) for n in numbers]
         columns = []
         for step in range(0, size, STEP):
-            packed = [bf16.pack(b, self._load(row, step), self._load(row, step + LANES)) for row in rows]
+            packed = [bf16.pack(b, *(load_channels(b, size, row, step + n) for n in (0, LANES))) for row in rows]
             columns += transpose(b, [b.from_bits(x) for x in packed])
         return columns
 
@@ -108,14 +108,12 @@ class _AmxDriver(Driver):
     def _values_of(self, batch: Value, keys: list[Value], group: Value) -> list[Value]:
         """Two values, as pairs of 16 channels to a vector."""
         b, spec = self.b, self.spec
-        channels = range(0, spec.head_size, LANES)
+        size = spec.value_size
+        channels = range(0, size, LANES)
         if not spec.int8:
             rows = [self.row(2, batch, key, group) for key in keys]
-            return [bf16.pair(b, *(self._load(row, channel) for row in rows)) for channel in channels]
+            return [bf16.pair(b, *(load_channels(b, size, row, channel) for row in rows)) for channel in channels]
         kept, head = self.operands.kept(2), b.add(b.mul(batch, spec.kv_heads), group)
         scales = [b.splat(self.shown(b.load(F32, kept.scales(head, key)), key)) for key in keys]
-        return [bf16.pair(b, *(b.mul(value_lanes(b, kept.row(head, key), channel, min(LANES, spec.head_size - channel)),
-                                     scale) for key, scale in zip(keys, scales, strict=True))) for channel in channels]
-
-    def _load(self, row: Value, channel: int) -> Value:
-        return load_channels(self.b, self.spec, row, channel)
+        return [bf16.pair(b, *(b.mul(value_lanes(b, kept.row(head, key), channel, min(LANES, size - channel)), scale)
+                               for key, scale in zip(keys, scales, strict=True))) for channel in channels]

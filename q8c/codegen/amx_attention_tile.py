@@ -39,7 +39,7 @@ def key_step_bytes(spec: AttentionSpec) -> int:
 
 def value_step_bytes(spec: AttentionSpec) -> int:
     """Bytes of 32 keys' values in scratch: tiles of 16 channels by 16 pairs of keys."""
-    return -(-spec.head_size // LANES) * _TILE
+    return -(-spec.value_size // LANES) * _TILE
 
 
 def tile_bytes(spec: AttentionSpec, key_steps: Dim) -> Dim:
@@ -47,9 +47,9 @@ def tile_bytes(spec: AttentionSpec, key_steps: Dim) -> Dim:
     return key_steps * (4 * STEP * (STEP + 1)) + (STEP * _ROW_PADDING + STEP * 2 * STEP * channel_steps(spec))
 
 
-def load_channels(b: Builder, spec: AttentionSpec, row: Value, channel: int) -> Value:
+def load_channels(b: Builder, size: int, row: Value, channel: int) -> Value:
     """16 channels of a head's row, 0 past its size."""
-    left = spec.head_size - channel
+    left = size - channel
     if left <= 0:
         return b.splat(0.0)
     address = b.at(row, channel, F32)
@@ -85,8 +85,8 @@ class AmxTileEmitter:
         self.seen = self._seen_steps() if self.spec.by_place else self.steps
         with b.range(0, self.queries, SOFTMAX_ROWS) as row:
             self._greatest([b.add(row, n) for n in range(SOFTMAX_ROWS)])
-        for channel in range(0, self.spec.head_size, 2 * LANES):
-            self._weigh(channel, min(2 * LANES, self.spec.head_size - channel))
+        for channel in range(0, self.spec.value_size, 2 * LANES):
+            self._weigh(channel, min(2 * LANES, self.spec.value_size - channel))
         b.ret()
         return b.function
 
@@ -99,7 +99,7 @@ class AmxTileEmitter:
             query = b.imin(row, b.sub(self.queries, 1))
             source = b.at(b.arg("q"), b.mul(query, spec.strides[0]), F32)
             for step in range(channel_steps(spec)):
-                low, high = (b.mul(load_channels(b, spec, source, STEP * step + n), spec.scale * LOG2_E)
+                low, high = (b.mul(load_channels(b, spec.head_size, source, STEP * step + n), spec.scale * LOG2_E)
                              for n in (0, LANES))
                 target = b.at(self.q, b.add(b.mul(row, self.q_pitch), amx.TILE_BYTES * step))
                 b.store(bf16.pack(b, low, high), target)
@@ -216,13 +216,12 @@ class AmxTileEmitter:
         Where two threads share a run, half of them are in the other's cache, some 4 ns each: waiting for them was half
         of what attention lost of the second thread."""
         b, spec = self.b, self.spec
-        lines = range(0, 4 * spec.head_size, CACHE_LINE)
-        for name, stride in [*zip("qkv", spec.strides, strict=True)][:1 if spec.cached else 3]:
-            token = b.at(b.arg(f"{name}_ahead"), b.mul(row, stride), F32)
-            for line in lines:
+        for n in range(1 if spec.cached else 3):
+            token = b.at(b.arg(f"{'qkv'[n]}_ahead"), b.mul(row, spec.strides[n]), F32)
+            for line in range(0, 4 * spec.size(n), CACHE_LINE):
                 b.prefetch(b.at(token, line), 2)
         result = b.at(b.arg("out"), b.mul(row, spec.channels), F32)
-        for line in lines:
+        for line in range(0, 4 * spec.value_size, CACHE_LINE):
             b.prefetch_to_write(b.at(result, line))
 
     def _finish_rows(self) -> None:

@@ -87,7 +87,7 @@ def _f32_attention(module: ir.Module, tier: Tier, spec: AttentionSpec, keys: Dim
     shared, 8 bytes per element; the scores of one tile of queries, 128 bytes per key (64 without AVX-512)."""
     rows = round_up(keys, LANES) + (spec.head_size + STATISTICS)
     mask = key_mask_bytes(keys) if spec.key_mask is not None else 0
-    own = 0 if spec.cached else round_up(keys, LANES) * (8 * spec.row_pitch)
+    own = 0 if spec.cached else round_up(keys, LANES) * (4 * (spec.row_pitch(1) + spec.row_pitch(2)))
     scratch = own + rows * (4 * tiles(tier)[0].queries) + mask
     return emit_driver(module, tier, spec, spec.symbol(tier), _F32Driver, lambda unit: {
         tile.queries: TileEmitter(unit, tier, spec, tile).emit() for tile in tiles(tier)}), scratch
@@ -99,8 +99,8 @@ class _F32Driver(Driver):
 
     def bytes_of(self, keys: Value) -> tuple[Value, Value]:
         b = self.b
-        size = b.mul(b.mul(b.ceildiv(keys, LANES), LANES), 4 * self.spec.row_pitch)
-        return size, size
+        rows = b.mul(b.ceildiv(keys, LANES), LANES)
+        return b.mul(rows, 4 * self.spec.row_pitch(1)), b.mul(rows, 4 * self.spec.row_pitch(2))
 
     def more(self, batch: Value, head: Value, query: Value, start: Value) -> list[Value]:
         return [self.b.rem(start, SPAN)] if self.spec.window else []
@@ -113,15 +113,16 @@ class _F32Driver(Driver):
             self._gather_bytes(b.add(b.mul(batch, spec.kv_heads), group), start, end)
             return
         with b.range(start, end) as key:
-            for n, copy in ((1, self.k), (2, self.v)):
+            for n in (1, 2):
                 row = self.row(n, batch, key, group)
-                for c in range(0, spec.head_size, LANES):
-                    x = b.load_tail(V16F, b.at(row, c, F32), min(LANES, spec.head_size - c))
-                    b.store(x, self._place(copy, key, c))
+                for c in range(0, spec.size(n), LANES):
+                    x = b.load_tail(V16F, b.at(row, c, F32), min(LANES, spec.size(n) - c))
+                    b.store(x, self._place(n, key, c))
 
-    def _place(self, copy: Value, key: Value, channel: int | Value) -> Value:
-        b = self.b
-        return b.at(b.at(copy, b.mul(key, self.spec.row_pitch), F32), channel, F32)
+    def _place(self, operand: int, key: Value, channel: int | Value) -> Value:
+        """Where a channel of a key (operand 1) or value (2) goes."""
+        b, copy = self.b, (self.k, self.v)[operand - 1]
+        return b.at(b.at(copy, b.mul(key, self.spec.row_pitch(operand)), F32), channel, F32)
 
     def _gather_bytes(self, head: Value, start: Value, end: Value) -> None:
         """As floats in steps of their scales, which stand behind them: 0 of what is hidden."""
@@ -129,14 +130,14 @@ class _F32Driver(Driver):
         keys, values = self.operands.kept(1), self.operands.kept(2)
         with b.range(start, end, LANES) as first:
             source = keys.row(head, first)
-            with b.range(0, spec.pitch, b.tier.lanes) as channel:
+            with b.range(0, spec.pitch(1), b.tier.lanes) as channel:
                 turned = [key_lanes(b, source, b.imin(b.add(channel, n), spec.head_size - 1))
                           for n in range(b.tier.lanes)]
                 for n, row in enumerate(transpose(b, turned)):
-                    b.store(row, self._place(self.k, b.add(first, n), channel))
+                    b.store(row, self._place(1, b.add(first, n), channel))
         with b.range(start, end) as key:
-            for channel in range(0, spec.head_size, LANES):
-                x = value_lanes(b, values.row(head, key), channel, min(LANES, spec.head_size - channel))
-                b.store(x, self._place(self.v, key, channel))
-            for kept, copy in ((keys, self.k), (values, self.v)):
-                b.store(self.shown(b.load(F32, kept.scales(head, key)), key), self._place(copy, key, spec.pitch))
+            for channel in range(0, spec.value_size, LANES):
+                x = value_lanes(b, values.row(head, key), channel, min(LANES, spec.value_size - channel))
+                b.store(x, self._place(2, key, channel))
+            for n, kept in ((1, keys), (2, values)):
+                b.store(self.shown(b.load(F32, kept.scales(head, key)), key), self._place(n, key, spec.pitch(n)))

@@ -186,7 +186,8 @@ class Driver(ABC):
         if self.spec.key_mask is None:
             return address
         b = self.b
-        zeros = b.constant_table(f"zeros{self.spec.head_size}", F32, [0.0] * self.spec.head_size)
+        size = self.spec.size(operand)
+        zeros = b.constant_table(f"zeros{size}", F32, [0.0] * size)
         return b.select(b.fcmp("==", b.load(F32, b.at(self.key_mask, token, F32)), 0.0), address, zeros)
 
     def _item(self, batch: Value, head: Value, query: Value) -> None:
@@ -210,8 +211,8 @@ class Driver(ABC):
             group = b.div(head, spec.group)
             blind = BlindQueries(self.operands, batch, query, queries, self.keys,
                                  self.key_mask if spec.key_mask is not None else None)
-            for channel in range(0, spec.head_size, LANES):
-                blind.fill(group, [head], constant(I64, channel), min(LANES, spec.head_size - channel))
+            for channel in range(0, spec.value_size, LANES):
+                blind.fill(group, [head], constant(I64, channel), min(LANES, spec.value_size - channel))
 
     def _call(self, index: int, queries: Value, args: list[Value]) -> None:
         """The narrowest tile that takes all the queries."""

@@ -45,17 +45,17 @@ def gathered_bytes(spec: AttentionSpec, batch: Dim, queries: Dim, keys: Dim) -> 
     """Bytes for keys and values of all heads in the form in which tiles of queries read them, on any tier; 0 where it
     is certain that there are no tiles."""
     many = dim_min(floordiv(queries, FEW_BEFORE_AMX + 1), 1) if spec.counts else 1
-    return many * batch * (8 * spec.kv_heads * spec.row_pitch) * round_up(keys, WIDEST)
+    return many * batch * (4 * spec.kv_heads * (spec.row_pitch(1) + spec.row_pitch(2))) * round_up(keys, WIDEST)
 
 
 def sum_vectors(spec: AttentionSpec) -> int:
     """Vectors that a row's sums of one span take: for each vector of channels, one beside it for a sum of weights."""
-    return 2 * -(-spec.head_size // LANES)
+    return 2 * -(-spec.value_size // LANES)
 
 
 def row_bytes(spec: AttentionSpec) -> int:
-    """Bytes of a float32 for every channel of all rows of a key and value head."""
-    return 4 * FEW * spec.group * spec.pitch
+    """Bytes of all queries that share a head of keys."""
+    return 4 * FEW * spec.group * spec.pitch(0)
 
 
 def in_bfloat16(tier: Tier, spec: AttentionSpec) -> bool:

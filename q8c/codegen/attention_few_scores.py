@@ -21,7 +21,7 @@ def score_scratch(spec: AttentionSpec, keys: Dim) -> Dim:
     """Bytes of scratch: scaled rows, some keys transposed and, where they are the last ones, a copy of them; the key
     mask."""
     mask = key_mask_bytes(keys) if spec.key_mask is not None else 0
-    return row_bytes(spec) + 2 * 4 * STEP * spec.pitch + mask
+    return row_bytes(spec) + 2 * 4 * STEP * spec.pitch(1) + mask
 
 
 class FewScores(FewStep):
@@ -34,8 +34,8 @@ class FewScores(FewStep):
         b = self.b
         self.q = b.arg("scratch")
         self.turned = b.at(self.q, row_bytes(spec))
-        self.copy = b.at(self.turned, 4 * STEP * spec.pitch)
-        self.key_mask = b.at(self.copy, 4 * STEP * spec.pitch)
+        self.copy = b.at(self.turned, 4 * STEP * spec.pitch(1))
+        self.key_mask = b.at(self.copy, 4 * STEP * spec.pitch(1))
         self.dots = {rows: _emit_dot(module, tier, spec, rows) for rows in range(1, self.tile_rows + 1)}
 
     def head(self, low: Value, high: Value) -> None:
@@ -61,7 +61,7 @@ class FewScores(FewStep):
         b, spec = self.b, self.spec
         with b.range(0, self.rows) as row:
             source = self.operands.row(0, self.batch, self.query(row), self.head_of(row))
-            target = b.at(self.q, b.mul(row, spec.pitch), F32)
+            target = b.at(self.q, b.mul(row, spec.pitch(1)), F32)
             for channel, count in _vectors(spec.head_size):
                 b.store(b.mul(_load(b, source, channel, count), spec.query_scale), b.at(target, channel, F32))
 
@@ -75,10 +75,10 @@ class FewScores(FewStep):
         else:
             self._turn(key)
             keys, more = self.turned, []
-            ahead = b.at(self.operands.row(1, self.batch, key, self.kv_head), AHEAD * spec.key_step, F32)
+            ahead = b.at(self.operands.row(1, self.batch, key, self.kv_head), AHEAD * spec.step(1), F32)
 
         def dot(row: Value, rows: int) -> None:
-            q = b.at(self.q, b.mul(row, spec.pitch), F32)
+            q = b.at(self.q, b.mul(row, spec.pitch(1)), F32)
             b.ir.call(self.dots[rows], [q, keys, self.scores(row, key), self.pitch, ahead, *more])
 
         self.in_tiles(dot)
@@ -106,18 +106,18 @@ class FewScores(FewStep):
     def _turn(self, key: Value) -> None:
         """32 keys as [channels][keys]; the last one stands for those that are not there."""
         b, spec = self.b, self.spec
-        step = constant(I64, spec.key_step)
+        step = constant(I64, spec.step(1))
         partial = b.icmp(">", b.add(key, STEP), self.there)
         last = b.sub(self.there, 1)
         with b.if_(partial):
             with b.range(0, STEP) as n:
                 token = b.imin(b.add(key, n), last)
                 source = self.operands.row(1, self.batch, token, self.kv_head)
-                target = b.at(self.copy, b.mul(n, spec.pitch), F32)
+                target = b.at(self.copy, b.mul(n, spec.pitch(1)), F32)
                 for channel, count in _vectors(spec.head_size):
                     b.store(_load(b, source, channel, count), b.at(target, channel, F32))
         source = b.select(partial, self.copy, self.operands.row(1, self.batch, key, self.kv_head))
-        step = b.select(partial, spec.pitch, step)
+        step = b.select(partial, spec.pitch(1), step)
         with b.range(0, STEP, b.tier.lanes) as first:
             for channel, count in _vectors(spec.head_size):
                 rows = [_load(b, b.at(source, b.mul(b.add(first, n), step), F32), channel, count)
@@ -166,7 +166,7 @@ def _emit_dot(module: ir.Module, tier: Tier, spec: AttentionSpec, rows: int) -> 
     `pitch` elements apart. Meanwhile it asks for the 32 keys at `ahead`, as many lines in each step: while keys are
     turned, memory is waited for anyway. Keys in 8 bits lie where they are kept; the address of their scales is one more
     parameter."""
-    name = (f"q8c_few_dot_{rows}x{spec.head_size}by{'int8' if spec.int8 else spec.key_step}"
+    name = (f"q8c_few_dot_{rows}x{spec.head_size}by{'int8' if spec.int8 else spec.step(1)}"
             f"{f'cap{spec.softcap}' if spec.softcap else ''}")
     found = module.globals.get(name)
     if found is not None:
@@ -175,7 +175,7 @@ def _emit_dot(module: ir.Module, tier: Tier, spec: AttentionSpec, rows: int) -> 
     b = Builder(module, tier, name, [*params, *([("scales", PTR)] if spec.int8 else [])], internal=True)
     vectors, unroll, size = STEP // LANES, 4, spec.head_size
     key_bytes = STEP * (1 if spec.int8 else 4)  # of a channel
-    in_one = spec.int8 or spec.key_step == size  # the 32 keys ahead are one stretch of memory
+    in_one = spec.int8 or spec.step(1) == size  # the 32 keys ahead are one stretch of memory
 
     def keys(channel: Value, n: int) -> Value:
         if spec.int8:
@@ -190,7 +190,7 @@ def _emit_dot(module: ir.Module, tier: Tier, spec: AttentionSpec, rows: int) -> 
                 b.prefetch(b.at(b.arg("ahead"), b.add(b.mul(at, key_bytes), line)), PREFETCH_LEVEL)
             turned = [keys(at, n) for n in range(vectors)]
             for row in range(rows):
-                q = b.splat(b.load(F32, b.at(b.at(b.arg("q"), row * spec.pitch, F32), at, F32)))
+                q = b.splat(b.load(F32, b.at(b.at(b.arg("q"), row * spec.pitch(1), F32), at, F32)))
                 for n in range(vectors):
                     sums[row * vectors + n] = b.fma(q, turned[n], sums[row * vectors + n])
         return sums

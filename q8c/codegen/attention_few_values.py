@@ -36,7 +36,7 @@ def finish_scratch(spec: AttentionSpec, keys: Dim) -> Dim:
 def column_tiles(spec: AttentionSpec, tier: Tier) -> list[tuple[int, int, int]]:
     """The tiles that a head's channels are cut into, whose sums are in registers: the first vector of each, how many
     there are, and how wide the last one is. The sums of a tile begin with that of weights."""
-    whole, tail = divmod(spec.head_size, LANES)
+    whole, tail = divmod(spec.value_size, LANES)
     most = 4 if tier.registers >= 32 else 1
     tiles = [(first, min(most, whole - first), LANES) for first in range(0, whole, most)]
     return [*tiles, *([(whole, 1, tail)] if tail else [])]
@@ -167,7 +167,7 @@ def _emit_weigh(module: ir.Module, tier: Tier, spec: AttentionSpec, rows: int, c
     wide, to the sums of some rows, `step` elements apart, and their weights to the first sums; without those that
     `shown` hides, if there is such. Values in 8 bits are multiplied by what one more parameter, `scaled`, points to."""
     hides = spec.key_mask is not None and not spec.int8  # values in 8 bits are finite
-    typ, value_step = (I8, spec.head_size) if spec.int8 else (F32, spec.value_step)
+    typ, value_step = (I8, spec.value_size) if spec.int8 else (F32, spec.step(2))
     flags = "_int8" * spec.int8 + "_shown" * hides
     name = f"q8c_few_weigh_{rows}x{LANES * (columns - 1) + width}by{value_step}{flags}"
     found = module.globals.get(name)

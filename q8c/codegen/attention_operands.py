@@ -47,10 +47,10 @@ class Operands:
             else:
                 rows = b.arg(f"{'kv'[operand - 1]}_rows") if operand else tokens
                 first = b.mul(b.add(b.mul(batch, heads), head), rows)
-            place = b.mul(b.add(first, token), spec.head_size)
+            place = b.mul(b.add(first, token), spec.size(operand))
         else:
             row = b.add(self.start if spec.packed else b.mul(batch, tokens), token)
-            channel = b.add(b.mul(head, spec.head_size), spec.offsets[operand])
+            channel = b.add(b.mul(head, spec.size(operand)), spec.offsets[operand])
             place = b.add(b.mul(row, spec.strides[operand]), channel)
         return b.at(b.arg("qkv"[operand]), place, F32)
 
@@ -67,12 +67,13 @@ class Operands:
     def kept(self, operand: int) -> KeptRows:
         """The keys (operand 1) or values (2) that are kept in 8 bits; heads count over the whole batch."""
         b = self.b
-        return KeptRows(b, b.arg("qkv"[operand]), self.spec.head_size, b.arg(f"{'kv'[operand - 1]}_rows"), operand == 1)
+        rows = b.arg(f"{'kv'[operand - 1]}_rows")
+        return KeptRows(b, b.arg("qkv"[operand]), self.spec.size(operand), rows, operand == 1)
 
     def out(self, row: Value, head: Value) -> Value:
         """Where a head of a row of the result starts."""
         b = self.b
-        return b.at(b.arg("out"), b.add(b.mul(row, self.spec.channels), b.mul(head, self.spec.head_size)), F32)
+        return b.at(b.arg("out"), b.add(b.mul(row, self.spec.channels), b.mul(head, self.spec.value_size)), F32)
 
     def mask(self, batch: Value, head: Value, query: Value) -> Value:
         """Where the mask of a query begins."""

@@ -12,6 +12,7 @@ from q8c.ir.dims import Dim
 from q8c.ir.graph import Node, Value
 from q8c.ir.memory import kept_in_bytes, rows_held
 from q8c.ir.ops import attributes
+from q8c.ir.ops.fused import value_size
 
 SPAN = 256
 """Keys whose weights, and weighted values, are added up in one go; sums of spans are then added in order."""
@@ -27,7 +28,8 @@ class AttentionSpec:
     """softmax(scale * q k^T + mask) v per head, float32; batch and sequence lengths are run-time values.
 
     Attributes:
-        heads, kv_heads, head_size: query heads, key and value heads (a divisor), channels of one.
+        heads, kv_heads: query heads, key and value heads (a divisor).
+        head_size, value_size: channels of a head's query or key, and of its value.
         strides, offsets: of q, k, v in elements: from one token to the next, and to the first head's channels.
         split: whether q, k, v are [batch, heads, seq, size], a head's tokens together, and not [batch, seq, channels].
         mask: None, or which of its axes are there beside batch and heads: "", "q", "k" or "qk" (others have size 1).
@@ -47,6 +49,7 @@ class AttentionSpec:
     heads: int
     kv_heads: int
     head_size: int
+    value_size: int
     scale: float
     strides: tuple[int, int, int]
     offsets: tuple[int, int, int]
@@ -88,28 +91,23 @@ class AttentionSpec:
     @property
     def channels(self) -> int:
         """Elements of one token of the result."""
-        return self.heads * self.head_size
+        return self.heads * self.value_size
 
-    @property
-    def pitch(self) -> int:
-        """Elements from one key to the next in scratch."""
-        return -(-self.head_size // LANES) * LANES
+    def size(self, operand: int) -> int:
+        """Channels of a head of q, k or v."""
+        return self.value_size if operand == 2 else self.head_size
 
-    @property
-    def row_pitch(self) -> int:
-        """Elements from one key to the next where keys and values are floats in scratch: behind one in 8 bits stands
-        its scale."""
-        return self.pitch + (LANES if self.int8 else 0)
+    def pitch(self, operand: int) -> int:
+        """Elements from a head's row of q, k or v to the next in scratch."""
+        return -(-self.size(operand) // LANES) * LANES
 
-    @property
-    def key_step(self) -> int:
-        """Elements from a head's key to that of the next token."""
-        return self.head_size if self.split[1] else self.strides[1]
+    def row_pitch(self, operand: int) -> int:
+        """The same where keys and values are floats in scratch: behind one in 8 bits stands its scale."""
+        return self.pitch(operand) + (LANES if self.int8 else 0)
 
-    @property
-    def value_step(self) -> int:
-        """Elements from a head's value to that of the next token."""
-        return self.head_size if self.split[2] else self.strides[2]
+    def step(self, operand: int) -> int:
+        """Elements from a head's row of k or v to that of the next token."""
+        return self.size(operand) if self.split[operand] else self.strides[operand]
 
     @property
     def mask_has_queries(self) -> bool:
@@ -127,6 +125,8 @@ class AttentionSpec:
         places = [f"{n}split" if split else f"{n}{stride}at{offset}"
                   for n, split, stride, offset in zip("qkv", self.split, self.strides, self.offsets, strict=True)]
         heads = f"{self.heads}x{self.head_size}"
+        if self.value_size != self.head_size:
+            heads += f"to{self.value_size}"
         if self.kv_heads != self.heads:
             heads += f"by{self.kv_heads}"
         parts = [f"q8c_attention_{products}", heads, *places, f"scale{struct.pack('>f', self.scale).hex()}"]
@@ -151,9 +151,9 @@ def attention_spec(node: Node) -> AttentionSpec:
     axes = None if mask is None else "".join(n for n, size in zip("qk", mask.shape[2:], strict=True) if size != 1)
     packed = node.op == "packed_attention"
     return AttentionSpec(
-        a["heads"], a["kv_heads"], a["head_size"], a["scale"], (q, k, v), a["offsets"], axes, a["causal"],
-        a["nan_to_zero"], split, packed, None if key_mask is None else key_mask.dtype.value, lengths is not None,
-        counts is not None, sinks is not None, a["spread"],
+        a["heads"], a["kv_heads"], a["head_size"], value_size(a), a["scale"], (q, k, v), a["offsets"], axes,
+        a["causal"], a["nan_to_zero"], split, packed, None if key_mask is None else key_mask.dtype.value,
+        lengths is not None, counts is not None, sinks is not None, a["spread"],
         not packed and node.input(0).shape[-2] != node.input(1).shape[-2], _in_bytes(node), a["softcap"],
         a["window"] if a["window"] < MOST_KEYS else 0)
 

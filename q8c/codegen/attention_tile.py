@@ -57,7 +57,7 @@ class TileEmitter:
     """Writes the function of one tile shape; its parameters are `tile_params` and, with a window, `phase`: how far into
     a span its first key is.
 
-    Rows of keys and values are `row_pitch` apart, 0 past the head's size.
+    Rows of keys and of values are `row_pitch` apart, 0 past the size of a head.
     """
 
     def __init__(self, module: ir.Module, tier: Tier, spec: AttentionSpec, tile: Tile) -> None:
@@ -139,14 +139,14 @@ class TileEmitter:
         with b.range(0, whole, tile.keys) as key:
             first = self._key(key)
             self._score([b.add(key, n) for n in range(tile.keys)],
-                        [b.at(first, n * self.spec.row_pitch, F32) for n in range(tile.keys)])
+                        [b.at(first, n * self.spec.row_pitch(1), F32) for n in range(tile.keys)])
         with b.range(whole, self.keys, TAIL_KEYS) as key:
             # The last key fills up the group: scored twice, it changes nothing.
             keys = [b.imin(b.add(key, n), self.last_key) for n in range(TAIL_KEYS)]
             self._score(keys, [self._key(n) for n in keys])
 
     def _key(self, key: Value) -> Value:
-        return self.b.at(self.b.arg("k"), self.b.mul(key, self.spec.row_pitch), F32)
+        return self.b.at(self.b.arg("k"), self.b.mul(key, self.spec.row_pitch(1)), F32)
 
     def _score(self, keys: Sequence[Value], pointers: Sequence[Value]) -> None:
         """Scores of some keys, which lie at `pointers`."""
@@ -184,7 +184,7 @@ class TileEmitter:
             sums = b.loop(0, whole, tile.unroll, sums, lambda i, sums: steps(sums, i, tile.unroll))
         sums = steps(sums, whole, size % tile.unroll)
         if self.spec.int8:
-            scales = [b.splat(b.load(F32, b.at(pointer, self.spec.pitch, F32))) for pointer in pointers]
+            scales = [b.splat(b.load(F32, b.at(pointer, self.spec.pitch(1), F32))) for pointer in pointers]
             sums = [b.mul(x, scales[n // vectors]) for n, x in enumerate(sums)]
         sums = [capped(b, x, self.spec.softcap) for x in sums]
         return [sums[i:i + vectors] for i in range(0, len(sums), vectors)]
@@ -248,13 +248,14 @@ class TileEmitter:
 
     def _value_scale(self, key: Value) -> Value:
         b, spec = self.b, self.spec
-        return b.splat(b.load(F32, b.at(b.at(b.arg("v"), b.mul(key, spec.row_pitch), F32), spec.pitch, F32)))
+        row = b.at(b.arg("v"), b.mul(key, spec.row_pitch(2)), F32)
+        return b.splat(b.load(F32, b.at(row, spec.pitch(2), F32)))
 
     # -- weighted values
 
     def _weigh_values(self) -> None:
         b, tile = self.b, self.tile
-        size = self.spec.head_size
+        size = self.spec.value_size
         block = tile.columns * LANES
         whole = size - size % block
         parts = _split(tile.queries, tile.rows)
@@ -280,7 +281,7 @@ class TileEmitter:
                 for c, v in enumerate(vectors):
                     at = r * len(widths) + c
                     sums[at] = b.fma(w, v, sums[at])
-            return [*sums, b.at(value, spec.row_pitch, F32), b.at(weight, self.tile.queries, F32)]
+            return [*sums, b.at(value, spec.row_pitch(2), F32), b.at(weight, self.tile.queries, F32)]
 
         zeros = [b.splat(0.0)] * (rows * len(widths))
         totals = [b.at(self.totals, 4 * LANES * n) for n in range(len(zeros))]

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from q8c.ir.dims import Dim, dim_max, dim_min, floordiv, product
 from q8c.ir.graph import Graph, Node, Value
 from q8c.ir.memory import kept_in_bytes, row_bytes
+from q8c.ir.ops.fused import value_size
 from q8c.ir.ops.registry import attributes
 
 _GATHERED = {"gather": 1, "gather_nd": 1, "gather_elements": 1, "slice": 1, "lookup": 2, "last_token": 1}
@@ -62,7 +63,8 @@ def label(node: Node) -> str:
         parts += ["residual"] if _present(node, 6 if node.op == "q8_linear" else 3) else []
         return " ".join([node.op, "x".join(map(str, weight.shape)), *map(str, parts)])
     if node.op in ("attention", "packed_attention"):
-        return f"{node.op} {node.attrs['heads']}x{node.attrs['head_size']}"
+        own = node.attrs.get("value_size")
+        return f"{node.op} {node.attrs['heads']}x{node.attrs['head_size']}{f' to {own}' if own else ''}"
     if node.body is not None:
         ops = list(dict.fromkeys(n.op for n in node.body.nodes))
         shape = node.output.shape
@@ -115,7 +117,7 @@ def _attention(node: Node) -> tuple[str, Dim]:
         seen = queries * dim_min(keys, attrs["window"] if attrs["causal"] else 2 * attrs["window"] - 1)
     elif attrs["causal"]:  # query i sees keys up to i + (keys - queries)
         seen = seen - floordiv(queries * (queries + (-1)), 2)
-    return "attention", product([2, batch, attrs["heads"], attrs["head_size"], seen])
+    return "attention", product([batch, attrs["heads"], attrs["head_size"] + value_size(attrs), seen])
 
 
 def _packed_attention(node: Node) -> tuple[str, Dim]:
@@ -123,7 +125,8 @@ def _packed_attention(node: Node) -> tuple[str, Dim]:
     tokens, batch = node.output.shape[1], node.input(3).shape[0] - 1
     seen = floordiv(tokens * tokens, dim_max(batch, 1))
     attrs = attributes(node)
-    return "attention", product([2, attrs["heads"], attrs["head_size"], floordiv(seen, 2) if attrs["causal"] else seen])
+    seen = floordiv(seen, 2) if attrs["causal"] else seen
+    return "attention", product([attrs["heads"], attrs["head_size"] + value_size(attrs), seen])
 
 
 def _weight(node: Node) -> Value:

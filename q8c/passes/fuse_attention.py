@@ -106,7 +106,7 @@ def find_attention(graph: Graph, product: Node) -> Found | str | None:
            for x in (k, v)):
         return (f"{q.batch} x {q.heads} heads of queries meet {k.batch} x {k.heads} of keys, "
                 f"{v.batch} x {v.heads} of values")
-    if (k.heads, k.size) != (v.heads, v.size) or k.size != q.size:
+    if k.heads != v.heads or k.size != q.size:
         return f"{q.heads} x {q.size} queries meet {k.heads} x {k.size} keys and {v.heads} x {v.size} values"
     if q.heads != k.heads * k.repeat and k.heads != 1 or k.repeat != v.repeat:
         return f"{k.heads} heads of keys, each repeated {k.repeat} times, do not make {q.heads}"
@@ -221,6 +221,8 @@ def fuse(graph: Graph, found: Found, masks: SharedMasks) -> Node:
         leaves += [x for x in vars(step).values() if isinstance(x, Value)]
     attrs: dict[str, Attr] = {"heads": q.heads, "kv_heads": k.heads, "head_size": q.size,
                               "scale": found.scores.scale * q.scale * k.scale}
+    if v.size != k.size:
+        attrs["value_size"] = v.size
     if found.nan_to_zero:
         attrs["nan_to_zero"] = True
     if found.scores.softcap:
@@ -266,17 +268,17 @@ def join_operands(graph: Graph, node: Node) -> bool:
 def give_result(graph: Graph, product: Node, result: Value, found: Found) -> None:
     """Make readers of the heads' results read `result` [batch, seq, channels], joined heads without a move."""
     batch, seq, _ = result.shape
-    q = found.q
-    axes = [run(0, 1, batch), run(2, q.size, q.heads), run(1, 1, seq), run(2, 1, q.size)]
+    heads, size = found.q.heads, found.v.size
+    axes = [run(0, 1, batch), run(2, size, heads), run(1, 1, seq), run(2, 1, size)]
     if product.output.type.rank == 3:
         axes[:2] = [axes[0] + axes[1]]
     join_heads(graph, product.output, Moved(tuple(axes), (0, 0, 0)), result)
     if product.output.users or graph.is_output(product.output):
-        split = graph.add("reshape", [result], {"shape": (batch, seq, q.heads, q.size)}, before=product)
-        heads = graph.add("transpose", [split.output], {"perm": (0, 2, 1, 3)}, before=product)
+        split = graph.add("reshape", [result], {"shape": (batch, seq, heads, size)}, before=product)
+        moved = graph.add("transpose", [split.output], {"perm": (0, 2, 1, 3)}, before=product)
         if product.output.type.rank == 3:
-            heads = graph.add("reshape", [heads.output], {"shape": product.output.shape}, before=product)
-        substitute(graph, product.output, heads.output)
+            moved = graph.add("reshape", [moved.output], {"shape": product.output.shape}, before=product)
+        substitute(graph, product.output, moved.output)
 
 
 def join_heads(graph: Graph, value: Value, moved: Moved, result: Value) -> None:

@@ -12,7 +12,7 @@ from benchmarks.decoder import OWN, OWN_LAST, REFERENCE, Case
 from benchmarks.race import Figures
 from q8c.ceilings import Reader
 from q8c.passes.pipeline import Options
-from tests.decoder import HIDDEN, KV_HEADS, SIZE, TOKENS, compile_graph, decoder_graph
+from tests.decoder import HEADS, HIDDEN, KV_HEADS, SIZES, TOKENS, compile_graph, decoder_graph
 
 NAMES = [OWN, OWN_LAST, *decoders.ENGINES, decoders.READS]
 
@@ -58,10 +58,11 @@ def test_a_text_agrees_until_the_first_other_token() -> None:
 
 def test_what_a_token_reads_is_as_large_as_the_file_says(tmp_path: Path) -> None:
     path = compile_graph(decoder_graph(layers=1), tmp_path / "x.q8c", Options(weights="q8-block32"))
-    kv = KV_HEADS * SIZE
-    columns = [HIDDEN + 2 * kv, HIDDEN, -(-TOKENS // 16) * 16]  # q, k and v in one; what attention goes into; the head
-    assert decoders.weight_bytes(path) == sum(HIDDEN * n + HIDDEN // 32 * 2 * n for n in columns)
-    assert decoders.token_bytes(path) == 2 * 4 * kv
+    kv = KV_HEADS * sum(SIZES.values())
+    # q, k and v in one; what attention goes into; the head
+    products = [(HIDDEN, HIDDEN + kv), (HEADS * SIZES["v"], HIDDEN), (HIDDEN, -(-TOKENS // 16) * 16)]
+    assert decoders.weight_bytes(path) == sum(depth * n + depth // 32 * 2 * n for depth, n in products)
+    assert decoders.token_bytes(path) == 4 * kv
 
 
 @pytest.mark.parametrize("threads", [1, 3])

@@ -27,7 +27,7 @@ def decoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_inspect_tells_of_the_state(cli: Cli, decoder: Path, compiled: Path) -> None:
-    line = "  state  4 caches, 0.3 kB a token of each sequence; attention_mask and position_ids may be left out\n"
+    line = "  state  4 caches, 0.4 kB a token of each sequence; attention_mask and position_ids may be left out\n"
     assert line in cli.good("inspect", decoder) and "  state  " not in cli.good("inspect", compiled)
     text = cli.good("inspect", decoder.with_name("uniform.q8c"))
     assert "  state  4 caches in 8 bits, 0.1 kB a token of each sequence; " in text

@@ -28,8 +28,9 @@ LOWEST = float(np.finfo(np.float32).min)
 
 @dataclass(frozen=True)
 class Case:
-    """The static half of an attention node. `merged`: q, k and v are one value; else keys have a length of their own,
-    and those of `split` have their heads split off. `mask` is its shape in the graph's symbols, `key_mask` the key
+    """The static half of an attention node. `size` is that of all heads but for values whose own is `value_size`.
+    `merged`: q, k and v are one value; else keys have a length of their own, and those of `split` have their heads
+    split off. `mask` is its shape in the graph's symbols, `key_mask` the key
     mask's type. With `square` the graph says that keys are as many as queries, with `int8` they are kept in 8 bits;
     `window` is how near they must be. With `counts` it is said how many queries are no padding, with `sinks` softmax
     has one more score for each head."""
@@ -52,20 +53,26 @@ class Case:
     window: int = 0
     counts: bool = False
     sinks: bool = False
+    value_size: int = 0
+
+    @property
+    def values(self) -> int:
+        """Channels of a head's value."""
+        return self.value_size or self.size
 
     def graph(self) -> Graph:
         """The graph of the one node, its last."""
-        q, kv = self.heads * self.size, self.kv_heads * self.size
+        q, k, v = self.heads * self.size, self.kv_heads * self.size, self.kv_heads * self.values
         if self.merged:
-            values, operands, offsets = [f"%x: f32[batch, seq, {q + 2 * kv}]"], "%x, %x, %x", (0, q, q + kv)
+            values, operands, offsets = [f"%x: f32[batch, seq, {q + k + v}]"], "%x, %x, %x", (0, q, q + k)
         else:
-            values = [f"%q: f32[batch, seq, {q + 3}]", f"%k: f32[batch, keys, {kv + 5}]",
-                      f"%v: f32[batch, keys, {kv}]"]
+            values = [f"%q: f32[batch, seq, {q + 3}]", f"%k: f32[batch, keys, {k + 5}]",
+                      f"%v: f32[batch, keys, {v}]"]
             operands = "%q, %k, %v"
             offsets = (0 if "q" in self.split else 3, 0 if "k" in self.split else 1, 0)
             split = [f"%q: f32[batch, {self.heads}, seq, {self.size}]",
                      f"%k: f32[batch, {self.kv_heads}, keys, {self.size}]",
-                     f"%v: f32[batch, {self.kv_heads}, keys, {self.size}]"]
+                     f"%v: f32[batch, {self.kv_heads}, keys, {self.values}]"]
             values = [own if n in self.split else v for n, own, v in zip("qkv", split, values, strict=True)]
             values = [v.replace("keys", "seq") for v in values] if self.square else values
         optional = {"m": f"f32[{self.mask}]" if self.mask else "", "seen": self.key_mask,
@@ -75,20 +82,24 @@ class Case:
         operands += "".join(f", %{n}" if t else ", -" for n, t in optional.items())
         kept = ""
         if self.int8:
-            rows = f"f32[batch, {self.kv_heads}, {{}}, {self.size}]"
-            kept = f"%no: {rows.format(0)} = slice(%k) {{starts = (0, 0, 0, 0), " \
-                   f"sizes = (batch, {self.kv_heads}, 0, {self.size}), steps = (1, 1, 1, 1)}}\n" + "\n".join(
-                f"%{n}: {rows.format('keys')} = append(%{n[0]}, %no) {{kv_heads = {self.kv_heads}, in_place = true, "
-                f'head_size = {self.size}, format = "int8-{n}"}}' for n in ("keys", "values"))
+            kept = "\n".join(self._kept(n, size) for n, size in (("keys", self.size), ("values", self.values)))
             operands = operands.replace("%k, %v", "%keys, %values")
         return parse_graph(f"""graph @attention({", ".join(values)}) {{
             {kept}
-            %y: f32[batch, seq, {q}] = attention({operands}) {{heads = {self.heads}, kv_heads = {self.kv_heads},
-              head_size = {self.size}, scale = {self.scale!r}, causal = {str(self.causal).lower()},
+            %y: f32[batch, seq, {self.heads * self.values}] = attention({operands}) {{heads = {self.heads},
+              kv_heads = {self.kv_heads}, head_size = {self.size}, value_size = {self.value_size},
+              scale = {self.scale!r}, causal = {str(self.causal).lower()},
               nan_to_zero = {str(self.nan_to_zero).lower()}, offsets = {offsets},
               spread = {str(self.spread).lower()}, softcap = {self.softcap!r}, window = {self.window}}}
             return %y as "y"
         }}""")
+
+    def _kept(self, name: str, size: int) -> str:
+        rows = f"f32[batch, {self.kv_heads}, {{}}, {size}]"
+        return f"""%no_{name}: {rows.format(0)} = slice(%{name[0]}) {{starts = (0, 0, 0, 0),
+              sizes = (batch, {self.kv_heads}, 0, {size}), steps = (1, 1, 1, 1)}}
+            %{name}: {rows.format("keys")} = append(%{name[0]}, %no_{name}) {{kv_heads = {self.kv_heads},
+              in_place = true, head_size = {size}, format = "int8-{name}"}}"""
 
     def feeds(self, rng: np.random.Generator, batch: int, seq: int, keys: int | None = None) -> dict[str, Array]:
         """Gaussian inputs, a mask of small numbers; a third of the keys is hidden, not the first; any lengths."""
@@ -184,13 +195,14 @@ def exact(case: Case, feeds: Mapping[str, Array]) -> Exact:
     """The parts of a case's result, for inputs and masks that are finite."""
     node = case.graph().nodes[0]
     parts = []
-    for operand, offset, count in zip(node.inputs[:3], attributes(node)["offsets"],
-                                      (case.heads, case.kv_heads, case.kv_heads), strict=True):
+    for operand, offset, count, size in zip(
+            node.inputs[:3], attributes(node)["offsets"], (case.heads, case.kv_heads, case.kv_heads),
+            (case.size, case.size, case.values), strict=True):
         assert operand is not None
         heads = feeds[operand.name].astype(np.float64)
         if heads.ndim == 3:
-            x = heads[:, :, offset:offset + count * case.size]
-            heads = x.reshape(*x.shape[:2], count, case.size).transpose(0, 2, 1, 3)
+            x = heads[:, :, offset:offset + count * size]
+            heads = x.reshape(*x.shape[:2], count, size).transpose(0, 2, 1, 3)
         parts.append(np.repeat(heads, case.heads // count, axis=1))
     q, k, v = parts
     scores = q @ k.swapaxes(2, 3) * case.scale + (feeds["m"] if case.mask else 0)
@@ -229,4 +241,5 @@ CASES = [
     Case(size=33, causal=True, merged=False), Case(heads=6, kv_heads=2, size=20, causal=True, mask="1, 1, seq, seq"),
     Case(heads=4, size=24, merged=False, split="qkv", causal=True), Case(heads=2, kv_heads=1, merged=False, split="kv"),
     Case(size=16, merged=False, mask="batch, 1, seq, 1", split="q"), Case(size=80, mask="1, 2, 1, 1", nan_to_zero=True),
+    Case(size=48, value_size=32), Case(heads=4, size=7, value_size=40, merged=False, split="kv", causal=True),
 ]

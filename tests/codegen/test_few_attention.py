@@ -29,6 +29,8 @@ CASES = [
     replace(DECODE, mask="1, 6, seq, keys", key_mask=MASKS["bool"], softcap=0.6),
     replace(SHOWN, int8=True, softcap=0.6),
     replace(DECODE, heads=3, kv_heads=1, size=64, lengths=True, sinks=True),
+    replace(DECODE, size=48, value_size=20, lengths=True, key_mask=MASKS["i64"], int8=True),
+    replace(DECODE, size=24, value_size=40, split="k", spread=True),
 ]
 
 COUNTED = [replace(case, counts=True) for case in (
@@ -49,7 +51,7 @@ def test_matches_the_reference(case: Case) -> None:
         close(case, case.feeds(np.random.default_rng(keys), 2, queries, keys))
 
 
-@pytest.mark.parametrize("case", [CASES[1], CASES[2], CASES[6], CASES[9], CASES[10]], ids=range(5))
+@pytest.mark.parametrize("case", [CASES[1], CASES[2], CASES[6], CASES[9], CASES[10], CASES[12]], ids=range(6))
 def test_a_token_alone_has_its_bits_among_many(case: Case) -> None:
     """A step at a time, a few at a time, and all at once, which is the kernel of many queries."""
     queries, keys = FEW + 8, SPAN + 90

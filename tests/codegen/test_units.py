@@ -108,11 +108,11 @@ SPECS: list[tuple[Any, dict[str, Any]]] = [
     (F32LinearSpec(64, 32), {
         "depth": 65, "cols": 33, "bias": True, "activation": "relu", "residual": True, "streamed": True}),
     (F32MatmulSpec(2), {"batch_dims": 1, "transpose_b": True}),
-    (AttentionSpec(4, 4, 32, 0.5, (96, 96, 96), (0, 32, 64)),
-     {"heads": 8, "kv_heads": 2, "head_size": 16, "scale": 0.25, "strides": (96, 96, 99), "offsets": (0, 32, 65),
-      "mask": "", "causal": True, "nan_to_zero": True, "split": (False, True, False), "packed": True, "key_mask": "i64",
-      "lengths": True, "counts": True, "sinks": True, "spread": True, "cached": True, "int8": True, "softcap": 50.0,
-      "window": 9}),
+    (AttentionSpec(4, 4, 32, 32, 0.5, (96, 96, 96), (0, 32, 64)),
+     {"heads": 8, "kv_heads": 2, "head_size": 16, "value_size": 16, "scale": 0.25, "strides": (96, 96, 99),
+      "offsets": (0, 32, 65), "mask": "", "causal": True, "nan_to_zero": True, "split": (False, True, False),
+      "packed": True, "key_mask": "i64", "lengths": True, "counts": True, "sinks": True, "spread": True, "cached": True,
+      "int8": True, "softcap": 50.0, "window": 9}),
 ]
 
 

@@ -303,6 +303,26 @@ def test_the_sequence_before_the_batch(size: str) -> None:
     }}""")
 
 
+def test_values_of_another_size_than_keys() -> None:
+    run("""
+    graph @g(%q: f32[b, s, 24], %k: f32[b, t, 24], %v: f32[b, t, 15]) {""" + HEADS.split("%v1")[0] + """
+      %masked: f32[b, 3, s, t] = matmul(%qh, %kt)
+      %p: f32[b, 3, s, t] = softmax(%masked)
+      %v1: f32[b, t, 3, 5] = reshape(%v) {shape = (b, t, 3, 5)}
+      %vh: f32[b, 3, t, 5] = transpose(%v1) {perm = (0, 2, 1, 3)}
+      %zh: f32[b, 3, s, 5] = matmul(%p, %vh)
+      %zt: f32[b, s, 3, 5] = transpose(%zh) {perm = (0, 2, 1, 3)}
+      %z: f32[b, s, 15] = reshape(%zt) {shape = (b, s, 15)}
+      return %z, %zh
+    }""", f"""
+    graph @g(%q: f32[b, s, 24], %k: f32[b, t, 24], %v: f32[b, t, 15]) {{
+      %z: f32[b, s, 15] = attention(%q, %k, %v) {{{ATTRS}, scale = 1.0, value_size = 5}}
+      %zs: f32[b, s, 3, 5] = reshape(%z) {{shape = (b, s, 3, 5)}}
+      %zh: f32[b, 3, s, 5] = transpose(%zs) {{perm = (0, 2, 1, 3)}}
+      return %z, %zh
+    }}""")
+
+
 def test_batch_and_heads_that_are_told_apart_for_queries_only() -> None:
     report = run("""
     graph @g(%q: f32[b, s, 24], %k: f32[3*b, t, 8], %v: f32[3*b, t, 8]) {

@@ -111,14 +111,24 @@ def heads_of(o: Operands, index: int, count: int, size: int, offset: int) -> tup
     return t.shape[0], t.shape[1]
 
 
+def value_size(attrs: Mapping[str, Any]) -> int:
+    """Channels of a head's value in an attention: as many as of a key, if not said."""
+    return int(attrs["value_size"] or attrs["head_size"])
+
+
+def attention_heads(attrs: Mapping[str, Any]) -> tuple[tuple[int, int, int], ...]:
+    """Of q, k and v how many heads, of what size, from which channel on."""
+    counts, size = (attrs["heads"], attrs["kv_heads"], attrs["kv_heads"]), attrs["head_size"]
+    return tuple(zip(counts, (size, size, value_size(attrs)), attrs["offsets"], strict=True))
+
+
 def attention_sizes(o: Operands) -> tuple[Dim, Dim, Dim]:
     """Batch, queries and keys of an attention whose first three operands are q, k and v."""
-    heads, kv_heads, size = o.attrs["heads"], o.attrs["kv_heads"], o.attrs["head_size"]
+    heads, kv_heads = o.attrs["heads"], o.attrs["kv_heads"]
     o.expect(heads > 0 and kv_heads > 0 and heads % kv_heads == 0, "kv_heads must divide heads")
     o.expect(len(o.attrs["offsets"]) == 3, "expected three offsets")
     o.expect(o.attrs["window"] >= 0, "expected a window of at least 1 key, or 0 for none")
-    q, k, v = (heads_of(o, i, count, size, offset) for i, (count, offset) in
-               enumerate(zip((heads, kv_heads, kv_heads), o.attrs["offsets"], strict=True)))
+    q, k, v = (heads_of(o, i, *own) for i, own in enumerate(attention_heads(o.attrs)))
     return o.same(o.same(q[0], k[0]), v[0]), q[1], o.same(k[1], v[1])
 
 
@@ -139,7 +149,7 @@ def _attention(o: Operands) -> Sequence[TensorType]:
     if sinks is not None:
         o.expect(sinks == TensorType(DType.f32, (heads,)), "expected the sinks as f32[heads]")
         o.expect(not o.attrs["spread"], "with sinks no query is without a score")
-    return [TensorType(DType.f32, (batch, queries, heads * o.attrs["head_size"]))]
+    return [TensorType(DType.f32, (batch, queries, heads * value_size(o.attrs)))]
 
 
 def expect_lengths(o: Operands, index: int, batch: Dim) -> None:
@@ -171,9 +181,9 @@ def attention(args: Sequence[Any], attrs: Mapping[str, Any],
     may round in one way or another; it changes nothing here. With `sinks`, one number for each head, softmax is over
     that score too, whose weight goes nowhere (GPT-OSS; arXiv 2309.17453): a query that sees no key gets 0.
     """
-    heads, kv_heads, size = attrs["heads"], attrs["kv_heads"], attrs["head_size"]
-    q, k, v = (np.repeat(split_heads(x, count, size, offset).astype(precision), heads // count, axis=1)
-               for x, offset, count in zip(args[:3], attrs["offsets"], (heads, kv_heads, kv_heads), strict=True))
+    heads = attrs["heads"]
+    q, k, v = (np.repeat(split_heads(x, *own).astype(precision), heads // own[0], axis=1)
+               for x, own in zip(args[:3], attention_heads(attrs), strict=True))
     scores = np.matmul(q, k.transpose(0, 1, 3, 2)) * precision(attrs["scale"])
     if attrs["softcap"]:
         scores = np.tanh(scores / precision(attrs["softcap"])) * precision(attrs["softcap"])
@@ -198,7 +208,7 @@ def attention(args: Sequence[Any], attrs: Mapping[str, Any],
         weights = np.where(np.isnan(weights), precision(0), weights)
     v = np.where(seen.any(-2, keepdims=True).swapaxes(-1, -2), v, precision(0))
     y = np.matmul(weights, v).transpose(0, 2, 1, 3)
-    return [y.reshape(*y.shape[:2], heads * size).astype(np.float32)]
+    return [y.reshape(*y.shape[:2], heads * value_size(attrs)).astype(np.float32)]
 
 
 def distances(shape: tuple[int, ...], lengths: Array | None) -> Array:
@@ -229,7 +239,8 @@ register(OpDef("q8_linear", "q row_scale row_sum w col_scale bias? residual? row
                    "registers."))
 register(OpDef("linear", "x w bias? residual?", _linear, linear, _ACTIVATION, Level.fused))
 ATTENTION = {
-    "heads": AttrSpec("int"), "kv_heads": AttrSpec("int"), "head_size": AttrSpec("int"), "scale": AttrSpec("float"),
+    "heads": AttrSpec("int"), "kv_heads": AttrSpec("int"), "head_size": AttrSpec("int"),
+    "value_size": AttrSpec("int", 0), "scale": AttrSpec("float"),
     "causal": AttrSpec("bool", False), "nan_to_zero": AttrSpec("bool", False), "spread": AttrSpec("bool", False),
     "softcap": AttrSpec("float", 0.0), "window": AttrSpec("int", 0),
     "offsets": AttrSpec("ints", (0, 0, 0))}

@@ -12,7 +12,7 @@ import numpy as np
 
 from q8c.errors import InputError
 from q8c.ir.graph import Array
-from q8c.ir.ops.fused import ATTENTION, attention, attention_sizes
+from q8c.ir.ops.fused import ATTENTION, attention, attention_sizes, value_size
 from q8c.ir.ops.registry import AttrSpec, Level, OpDef, Operands, register
 from q8c.ir.types import DType, TensorType
 
@@ -58,7 +58,7 @@ def _packed_attention(o: Operands) -> Sequence[TensorType]:
     o.expect(batch == 1, "expected packed rows [1, tokens, channels]")
     tokens = o.same(queries, keys)
     o.expect(o.type(3).dtype is DType.i64 and o.type(3).rank == 1, "expected starts i64[batch + 1]")
-    return [TensorType(DType.f32, (1, tokens, o.attrs["heads"] * o.attrs["head_size"]))]
+    return [TensorType(DType.f32, (1, tokens, o.attrs["heads"] * value_size(o.attrs)))]
 
 
 def packed_attention(args: Sequence[Any], attrs: Mapping[str, Any],
@@ -68,7 +68,7 @@ def packed_attention(args: Sequence[Any], attrs: Mapping[str, Any],
     plain = {name: value for name, value in attrs.items() if name != "longest"}
     parts = [attention([x[..., first:last, :] for x in (q, k, v)], plain, precision)[0]
              for first, last in zip(starts[:-1], starts[1:], strict=True) if first < last]
-    empty = np.zeros((1, 0, attrs["heads"] * attrs["head_size"]), np.float32)
+    empty = np.zeros((1, 0, attrs["heads"] * value_size(attrs)), np.float32)
     return [np.concatenate([empty, *parts], axis=1)]
 
 
