@@ -20,10 +20,11 @@ DYNAMO: tuple[Form, ...] = ("dynamo-sdpa",)
 ROTARY = {"rotary": 4, "append": 4}
 
 
-def pasts(heads: int, size: int = SIZE, part: str = "", length: str = "past") -> dict[str, Input]:
-    """The inputs of two layers' keys and values."""
-    return {f"past_key_values.{n}.{part}{what}": Input("normal", ("batch", heads, length, size))
-            for n in range(2) for what in ("key", "value")}
+def pasts(heads: int, size: int | Mapping[str, int] = SIZE, part: str = "", length: str = "past") -> dict[str, Input]:
+    """The inputs of two layers' keys and values, whose sizes may differ."""
+    sizes = size if isinstance(size, Mapping) else {"key": size, "value": size}
+    return {f"past_key_values.{n}.{part}{what}": Input("normal", ("batch", heads, length, own))
+            for n in range(2) for what, own in sizes.items()}
 
 
 def outputs(*parts: str) -> tuple[str, ...]:
@@ -31,8 +32,8 @@ def outputs(*parts: str) -> tuple[str, ...]:
     return ("logits", *(f"present.{n}.{part}{what}" for part in parts for n in range(2) for what in ("key", "value")))
 
 
-def decoder(model: str, config: Mapping[str, Any], forms: tuple[Form, ...], heads: int = 1, size: int = SIZE,
-            positions: bool = True, **more: Any) -> Family:
+def decoder(model: str, config: Mapping[str, Any], forms: tuple[Form, ...], heads: int = 1,
+            size: int | Mapping[str, int] = SIZE, positions: bool = True, **more: Any) -> Family:
     """A language model that is given keys and values of earlier tokens, by heads of a size."""
     given = PLACED if positions else NEXT
     more.setdefault("causal", 2)
@@ -104,6 +105,12 @@ DECODERS: dict[str, Family] = {
         positions=False, causal=0, kernels={"append": 4}),
     "mixtral": decoder("MixtralForCausalLM", {**EXPERTS, "num_local_experts": 4}, (*SCRIPT, *DYNAMO)),
     "qwen3-moe": decoder("Qwen3MoeForCausalLM", {**EXPERTS, "num_experts": 4, "moe_intermediate_size": 48}, SCRIPT),
+    # what is kept are rows from which keys and values of all heads are computed, and the part of keys that is rotated
+    "deepseek-v3": decoder("DeepseekV3ForCausalLM", {
+        **{n: v for n, v in EXPERTS.items() if n != "head_dim"}, "num_key_value_heads": HEADS, "q_lora_rank": 32,
+        "kv_lora_rank": 32, "qk_nope_head_dim": 32, "qk_rope_head_dim": 16, "v_head_dim": 32, "n_routed_experts": 4,
+        "n_group": 1, "topk_group": 1, "moe_intermediate_size": 48, "first_k_dense_replace": 1}, (*DYNAMO, *SCRIPT),
+        size={"key": 32, "value": 16}, kernels={"scatter_nd": 1}),
     "gpt-oss": decoder("GptOssForCausalLM", {
         **EXPERTS, "num_local_experts": 4, "sliding_window": 6,
         "layer_types": ["sliding_attention", "full_attention"]}, EAGER[:1], causal=2, windows=1,
