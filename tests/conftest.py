@@ -32,6 +32,13 @@ def _threads_for_small_models() -> Iterator[None]:
         yield
 
 
+def pytest_collection_finish() -> None:
+    """Lets Python look for garbage seldom, and never among the tests themselves: it took a tenth of the suite's time."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(50_000)
+
+
 def pytest_sessionfinish() -> None:
     """Lets pytest's own collections at the end, five of them, pass over what is alive: millions of objects.
 

@@ -17,14 +17,15 @@ from q8c.ir import parse_graph, q8
 from tests.codegen.jit import all_tiers, runnable_tiers
 from tests.codegen.q8 import linear_ref, problem, products, run, sum_of_blocks
 
+WIDE = Q8LinearSpec(512, 270, bias=True)
 FUSED = Q8LinearSpec(70, 53, bias=True, activation="relu", residual=True)
-BLOCKS = Q8LinearSpec(163, 53, bias=True, residual=True, block=64, zero_point=True, half=True)
+BLOCKS = Q8LinearSpec(168, 53, bias=True, residual=True, block=64, zero_point=True, half=True)
 ROUNDINGS = 2
 """Half-ulp roundings that `linear_ref` does not make: the fma's (one per block) and the residual's."""
 
 
 @all_tiers
-@pytest.mark.parametrize(("depth", "cols"), [(1, 1), (33, 17), (67, 100), (64, 64)])
+@pytest.mark.parametrize(("depth", "cols"), [(1, 1), (33, 17), (67, 100)])
 def test_integers_are_exact(tier: Tier, depth: int, cols: int) -> None:
     spec = Q8LinearSpec(depth, cols, zero_point=cols == 17)
     for rows in (*range(15), 25, 31, 67):
@@ -33,7 +34,7 @@ def test_integers_are_exact(tier: Tier, depth: int, cols: int) -> None:
 
 
 @all_tiers
-@pytest.mark.parametrize(("depth", "block"), [(33, 32), (130, 32), (200, 64), (260, 64), (128, 128), (260, 128)])
+@pytest.mark.parametrize(("depth", "block"), [(129, 32), (200, 64), (260, 128)])
 def test_blocks_are_exact(tier: Tier, depth: int, block: int) -> None:
     spec = Q8LinearSpec(depth, 49, block=block, zero_point=block != 64, half=block == 32)
     for rows in (1, 3, 7, 13, 26, 70):
@@ -53,10 +54,10 @@ def test_weights_of_4_bits_are_exact(tier: Tier, depth: int, block: int, offsets
 
 @all_tiers
 def test_4_bits_give_the_bits_of_8(tier: Tier) -> None:
-    spec = Q8LinearSpec(160, 53, bias=True, residual=True, block=64, zero_point=True, bits=4, offsets=True)
+    spec = replace(BLOCKS, bits=4, offsets=True)
     for rows in (1, 6, 40):
         p = problem(spec, rows, seed=9)
-        wide = replace(p, spec=replace(spec, bits=8, offsets=False))
+        wide = replace(p, spec=BLOCKS)
         assert run(tier, p).tobytes() == run(tier, wide).tobytes()
 
 
@@ -70,7 +71,7 @@ def test_extremes_do_not_saturate_or_overflow(tier: Tier) -> None:
 
 
 @all_tiers
-@pytest.mark.parametrize("spec", [FUSED, BLOCKS, Q8LinearSpec(516, 270, bias=True)])
+@pytest.mark.parametrize("spec", [FUSED, BLOCKS, WIDE])
 def test_fused_steps_are_within_their_roundings(tier: Tier, spec: Q8LinearSpec) -> None:
     p = problem(spec, 29, seed=1)
     y, expected = run(tier, p), linear_ref(p)
@@ -110,7 +111,7 @@ def test_every_tier_gives_the_same_bits(spec: Q8LinearSpec) -> None:
 @all_tiers
 @pytest.mark.parametrize("rows", [3, 90])
 def test_threads_change_nothing(tier: Tier, rows: int) -> None:
-    p = problem(Q8LinearSpec(516, 270, bias=True), rows, seed=4)
+    p = problem(WIDE, rows, seed=4)
     alone = run(tier, p)
     for threads in (2, 3, 5):
         assert run(tier, p, threads=threads).tobytes() == alone.tobytes()
@@ -125,13 +126,12 @@ def test_output_may_have_gaps_and_be_the_residual(tier: Tier) -> None:
 
 
 @all_tiers
-def test_streamed_results_are_the_same_aligned_or_not(tier: Tier) -> None:
-    spec = Q8LinearSpec(70, 64, bias=True, residual=True, block=32, zero_point=True)
+def test_streamed_results_are_exact_aligned_or_not(tier: Tier) -> None:
+    spec = Q8LinearSpec(70, 64, block=32, zero_point=True, streamed=True)
     for rows in (2, 7, 21):
-        p = problem(spec, rows, seed=7)
-        plain, streamed = run(tier, p), replace(p, spec=replace(spec, streamed=True))
+        p = problem(spec, rows, seed=7, plain=True)
         for stride in (64, 80, 65):
-            assert run(tier, streamed, ldy=stride).tobytes() == plain.tobytes()
+            np.testing.assert_array_equal(run(tier, p, ldy=stride), products(p).sum(axis=1))
 
 
 LOGITS = """graph @logits(%a: f32[n, 4], %w: f32[4, {cols}]) {{
