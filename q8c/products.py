@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from q8c.ir import Graph
 from q8c.passes.manager import Report
 
-_FORMS = {"q8_linear": "int8", "linear": "float", "matmul": "float", "attention": "attention",
+_FORMS = {"q8_linear": "int8", "linear": "float", "expert_matmul": "float", "matmul": "float", "attention": "attention",
           "packed_attention": "attention"}
 _DECIDE = ("fold-weights", "choose-formats")  # the passes that say which products become int8
 _RANK = tuple(_FORMS)  # a node of the model may have left its name on several kernels; the first of these computes it

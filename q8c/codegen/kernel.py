@@ -19,6 +19,7 @@ class Kernel:
     of the work (`draw`) until there are none, and never waits for another. If not, they are the number of a piece and
     how many pieces the work is cut into (i64): the function is called once for each, by any thread.
     `then`, if there is one, is called in the same way when all of this is done; it finds what was left in `shared`.
+    `turns` is how many kernels one that draws is to the queue: it may go on to the next as soon as it finds no piece.
     Sizes, scratch and what is shared are the same on every tier.
     """
 
@@ -28,6 +29,7 @@ class Kernel:
     shared: Dim | None = None
     reports: bool = False
     draws: bool = False
+    turns: int = 1
     then: Kernel | None = None
 
     @property

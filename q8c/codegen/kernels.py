@@ -1,17 +1,19 @@
 """Which kernel computes which op of a final graph."""
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
 
 import llvmlite.ir as ir
 
 from q8c.codegen.append import append_kernel
 from q8c.codegen.attention import attention_kernel
-from q8c.codegen.builder import I64, PTR, Builder, Value
+from q8c.codegen.builder import I64, PTR, Builder
+from q8c.codegen.expert_linear import each_expert, pointers_of
 from q8c.codegen.f32_linear import F32LinearSpec, emit_f32_linear
 from q8c.codegen.kernel import Kernel
 from q8c.codegen.last_token import last_token_kernel
+from q8c.codegen.linear_spec import LinearSpec
 from q8c.codegen.lookup import lookup_kernel
 from q8c.codegen.loop import loop_kernel
 from q8c.codegen.matmul import matmul_kernel
@@ -44,12 +46,12 @@ def kernel_for(node: Node) -> EmitKernel:
 def q8_linear_kernel(module: ir.Module, tier: Tier, node: Node) -> Kernel:
     """The int8 linear layer: R8 rows (row stride a multiple of 4) times a packed Q8 weight."""
     bias, residual = _present(node, 5), _present(node, 6)
-    depth, cols = map(_fixed, node.input(3).shape)
+    depth, cols = _fixed(node.input(3).shape[0]), _fixed(node.output.shape[-1])
     spec = Q8LinearSpec(depth, cols, bias=bias, residual=residual, activation=_activation(node),
                         block=int(str(node.attrs.get("block", 0))), zero_point=_present(node, 7),
                         half=node.input(4).dtype is DType.f16, bits=int(str(node.attrs.get("bits", 8))),
                         offsets=_present(node, 9), streamed=_streamed(node))
-    kernel = _adapt(module, tier, spec.name, node, spec.params, {"ldy": cols, "ldr": cols},
+    kernel = _adapt(module, tier, spec, node, _experts(node, 10), {"ldy": cols, "ldr": cols},
                     lambda unit: emit_q8_linear(unit, tier, spec))
     return replace(kernel, scratch=spec.wide_bytes or None)
 
@@ -57,32 +59,40 @@ def q8_linear_kernel(module: ir.Module, tier: Tier, node: Node) -> Kernel:
 def linear_kernel(module: ir.Module, tier: Tier, node: Node) -> Kernel:
     """The float linear layer: dense rows times a packed float weight."""
     bias, residual = _present(node, 2), _present(node, 3)
-    depth, cols = map(_fixed, node.input(1).shape)
+    depth, cols = _fixed(node.input(1).shape[0]), _fixed(node.output.shape[-1])
     spec = F32LinearSpec(depth, cols, bias=bias, residual=residual, activation=_activation(node),
                          streamed=_streamed(node))
-    return _adapt(module, tier, spec.name, node, spec.params, {"lda": depth, "ldy": cols, "ldr": cols},
+    return _adapt(module, tier, spec, node, _experts(node, 4), {"lda": depth, "ldy": cols, "ldr": cols},
                   lambda unit: emit_f32_linear(unit, tier, spec))
 
 
-def _adapt(module: ir.Module, tier: Tier, name: str, node: Node, params: Sequence[tuple[str, ir.Type]],
-           fixed: dict[str, int], emit: Callable[[ir.Module], ir.Function]) -> Kernel:
-    """A linear kernel behind a function with the parameters of a `Kernel`; strides are `fixed`, rows come last."""
+def _adapt(module: ir.Module, tier: Tier, spec: LinearSpec, node: Node, experts: int, fixed: dict[str, int],
+           emit: Callable[[ir.Module], ir.Function]) -> Kernel:
+    """A linear kernel behind a function with the parameters of a `Kernel`, for each expert if there are any; strides
+    are `fixed`, rows come last."""
     rows: Dim = product(node.output.shape[:-1])
-    symbol = f"{name}_dense__{tier.name.replace('-', '')}"
+    symbol = f"{spec.name}_{f'e{experts}' if experts else 'dense'}__{tier.name.replace('-', '')}"
 
     def emit_adapted(unit: ir.Module) -> None:
         inner = emit(unit)
         inner.linkage = "internal"
-        pointers = [n for n, t in params if t == PTR and n not in ("queue", "wide")]
-        own = [param for param in params if param[0] == "wide"]
-        b = Builder(unit, tier, symbol, [*((n, PTR) for n in pointers), ("rows", I64), *own, ("threads", I64),
+        own = [param for param in spec.params if param[0] == "wide"]
+        b = Builder(unit, tier, symbol, [*pointers_of(spec, experts), ("rows", I64), *own, ("threads", I64),
                                          ("queue", PTR)], internal=True)
-        args: list[Value] = [ir.Constant(I64, fixed[n]) if n in fixed else b.arg(n) for n, _ in params]
-        b.ir.call(inner, args)
+        if experts:
+            each_expert(b, spec, inner, fixed, experts)
+        else:
+            b.ir.call(inner, [ir.Constant(I64, fixed[n]) if n in fixed else b.arg(n) for n, _ in spec.params])
         b.ret()
 
     function, = shared(module, [symbol], emit_adapted)
-    return Kernel(function, (rows,), draws=True)
+    return Kernel(function, (rows,), draws=True, turns=max(experts, 1))
+
+
+def _experts(node: Node, ends: int) -> int:
+    """Of how many experts a linear's weight has the columns; 0 if it is no mixture's."""
+    found = node.inputs[ends] if _present(node, ends) else None
+    return 0 if found is None else _fixed(found.shape[0])
 
 
 def _streamed(node: Node) -> bool:

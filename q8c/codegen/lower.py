@@ -172,7 +172,7 @@ class Entry:
             args += [self.frame, ir.Constant(I64, call.number)]
         b.ir.call(self.helpers.begun, [self.frame, b.add(self.stamps, 16 * call.number)])
         if kernel.draws:
-            self.call_kernel(call, [*args, self.threads, b.queue()])
+            self.call_kernel(call, [*args, self.threads, b.queue(kernel.turns)])
         else:
             self.pieces(call, args)
         b.ir.call(self.helpers.ended, [self.frame, b.add(self.stamps, 16 * call.number + 8)])

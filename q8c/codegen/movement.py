@@ -14,6 +14,7 @@ from q8c.codegen.movement_kernel import Movement
 from q8c.codegen.movement_make import iota, pad, sizes
 from q8c.codegen.movement_pack import packing, unpack
 from q8c.codegen.movement_reduce import REDUCE_OPS, reduce
+from q8c.codegen.movement_route import route
 from q8c.codegen.movement_scan import argument, cumsum
 from q8c.codegen.movement_select import scatter_nd, top_k
 from q8c.codegen.targets import Tier
@@ -93,7 +94,7 @@ _OPS: dict[str, Callable[[ir.Module, Tier, Node], Kernel]] = {
     "broadcast_to": _copies(_broadcast_to), "slice": _copies(_slice), "concat": _copies(_concat),
     "gather": gather, "gather_nd": gather_nd, "gather_elements": gather_elements, "pad": pad, "iota": iota,
     "sizes": sizes, "cumsum": cumsum, "cumprod": cumsum, "packing": packing, "unpack": unpack,
-    "argmax": argument, "argmin": argument, "scatter_nd": scatter_nd, "top_k": top_k,
+    "argmax": argument, "argmin": argument, "scatter_nd": scatter_nd, "top_k": top_k, "route": route,
     **dict.fromkeys(REDUCE_OPS, reduce)}
 
 MOVEMENT_OPS = frozenset(_OPS)

@@ -106,10 +106,10 @@ class Body(Builder):
         caller.ret(caller.call(self.function, args))
         self._begin(self.arg("inside"))
 
-    def queue(self) -> ir.Value:
-        """What the kernel called next draws its pieces with."""
-        self._kernels += 1
-        self.store(ir.Constant(I64, self._kernels), self.at(self._queue, KERNEL, I64))
+    def queue(self, turns: int = 1) -> ir.Value:
+        """What the kernel called next draws its pieces with, which may count up its number `turns` - 1 times."""
+        self.store(ir.Constant(I64, self._kernels + 1), self.at(self._queue, KERNEL, I64))
+        self._kernels += turns
         return self._queue
 
     def finish(self) -> None:

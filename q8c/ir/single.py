@@ -13,7 +13,8 @@ import numpy as np
 
 from q8c.ir import q8
 from q8c.ir.graph import Array, Node
-from q8c.ir.ops.fused import attention, epilogue, q8_weight
+from q8c.ir.ops.experts import by_expert
+from q8c.ir.ops.fused import Q8_ROWS, attention, epilogue, q8_weight
 from q8c.ir.ops.nn import softmax
 from q8c.ir.ops.packed import packed_attention
 from q8c.ir.ops.registry import Reference
@@ -52,10 +53,14 @@ def _matmul(args: Sequence[Any], attrs: Mapping[str, Any]) -> Sequence[Array]:
 
 
 def _linear(args: Sequence[Any], attrs: Mapping[str, Any]) -> Sequence[Array]:
+    if len(args) > 4:
+        return [by_expert(args[:4], args[4], {0}, lambda given: _linear(given, attrs)[0])]
     return [epilogue(product(args[0], args[1]), args, 2, 3, attrs["activation"])]
 
 
 def _q8_linear(args: Sequence[Any], attrs: Mapping[str, Any]) -> Sequence[Array]:
+    if len(args) > 10:
+        return [by_expert(args[:10], args[10], Q8_ROWS, lambda given: _q8_linear(given, attrs)[0])]
     q, row_scale, _, _, col_scale, _, _, zero = (*args, None, None, None)[:8]
     block, w = attrs["block"], q8_weight(args, attrs)
     y = product(q8.dequantize_rows(q, row_scale, zero, block), q8.dequantize_weight(w, col_scale, block))

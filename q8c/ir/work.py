@@ -45,7 +45,17 @@ def work_of(node: Node) -> Work:
     moved = _sum([_lying(node, v) for v in data]) + written + (written if gathered else 0)
     weights = _sum([_lying(node, v) for v in data if v.is_constant])
     kind, macs = _products(node)
+    experts, rows = _experts(node), node.output.shape[0] if node.output.shape else 1
+    if experts:  # as many at most as there are rows
+        moved, weights = moved - weights, floordiv(weights * dim_min(rows, experts), experts)
+        moved = moved + weights
     return Work(kind, macs, moved, weights)
+
+
+def _experts(node: Node) -> int:
+    """Of how many experts a product's weight has the columns; 0 if it is no mixture's."""
+    ends = {"q8_linear": 10, "linear": 4, "expert_matmul": 2}.get(node.op, 0)
+    return int(str(node.input(ends).shape[0])) if ends and _present(node, ends) else 0
 
 
 def _lying(node: Node, value: Value) -> Dim:
@@ -60,6 +70,7 @@ def label(node: Node) -> str:
     if node.op in ("q8_linear", "linear"):
         weight = node.input(3 if node.op == "q8_linear" else 1)
         parts = [a for a in (node.attrs.get("activation"), ) if a and a != "none"]
+        parts += [f"of {_experts(node)} experts"] if _experts(node) else []
         parts += ["residual"] if _present(node, 6 if node.op == "q8_linear" else 3) else []
         return " ".join([node.op, "x".join(map(str, weight.shape)), *map(str, parts)])
     if node.op in ("attention", "packed_attention"):
@@ -96,11 +107,11 @@ def _products(node: Node) -> tuple[str, Dim]:
 
 
 def _q8(node: Node) -> tuple[str, Dim]:
-    return "int8", node.input(0).type.size * _weight(node).shape[-1]
+    return "int8", node.input(0).type.size * floordiv(_weight(node).shape[-1], _experts(node) or 1)
 
 
 def _linear(node: Node) -> tuple[str, Dim]:
-    return "f32", node.input(0).type.size * _weight(node).shape[-1]
+    return "f32", node.input(0).type.size * floordiv(_weight(node).shape[-1], _experts(node) or 1)
 
 
 def _matmul(node: Node) -> tuple[str, Dim]:
@@ -132,7 +143,7 @@ def _packed_attention(node: Node) -> tuple[str, Dim]:
 def _weight(node: Node) -> Value:
     if node.op == "matmul":
         return next(v for v in reversed(list(node.operands)) if v.is_constant)
-    return node.input({"q8_linear": 3, "q8_matmul": 1, "linear": 1}[node.op])
+    return node.input({"q8_linear": 3, "q8_matmul": 1, "linear": 1, "expert_matmul": 1}[node.op])
 
 
 def _present(node: Node, operand: int) -> bool:
@@ -147,5 +158,5 @@ def _sum(sizes: list[Dim]) -> Dim:
 
 
 _COUNTERS: dict[str, Callable[[Node], tuple[str, Dim]]] = {
-    "q8_linear": _q8, "q8_matmul": _q8, "linear": _linear, "matmul": _matmul, "attention": _attention,
-    "packed_attention": _packed_attention}
+    "q8_linear": _q8, "q8_matmul": _q8, "linear": _linear, "expert_matmul": _linear, "matmul": _matmul,
+    "attention": _attention, "packed_attention": _packed_attention}

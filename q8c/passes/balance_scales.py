@@ -17,7 +17,7 @@ from q8c.passes.fold_weights import BLOCK_FORMAT, weight_array
 from q8c.passes.manager import Pass, Report
 from q8c.passes.quantize_embeddings import embeddings, is_tied
 from q8c.passes.quantized_product import rounded_rows, rounded_weight, wants_zero_point
-from q8c.passes.rewrite import is_product, other_operand, sole_reader, sources, vector
+from q8c.passes.rewrite import is_linear, is_product, other_operand, sole_reader, sources, vector
 
 STRENGTHS = (0.0, 0.2, 0.3, 0.4, 0.5, 0.6)
 SAMPLED_ROWS, SAMPLED_COLS = 64, 96  # of activations and weights, on which the strengths are compared
@@ -46,7 +46,7 @@ class BalanceScales(Pass):
         """Whether a factor was put in."""
         groups: dict[Value, list[Node]] = {}
         for node in graph.nodes:
-            if is_product(node) and node.input(0).producer is not None:
+            if is_linear(node) and node.input(0).producer is not None:
                 groups.setdefault(node.input(0), []).append(node)
         rows = self.calibration.rows(graph, groups, report)
         changed = False
@@ -132,7 +132,8 @@ def product_error(rows: Array, w: Array, f: Array, block: int, exact: Array) -> 
 def balance(graph: Graph, x: Value, products: list[Node], f: Array, report: Report) -> Value:
     """Multiply x by f where the products read it, and divide their weights; returns what they read then."""
     for product in products:
-        graph.set_inputs(product, [x, new_weight(graph, product, weight_array(product) / f[:, None], "balanced")])
+        weight = new_weight(graph, product, weight_array(product) / f[:, None], "balanced")
+        graph.set_inputs(product, [x, weight, *product.inputs[2:]])
         product.attrs.pop("transpose_b", None)
     only_products = len(x.users) == len(products) and not graph.is_output(x)
     into = absorb(graph, x, f) if only_products else None
@@ -140,7 +141,7 @@ def balance(graph: Graph, x: Value, products: list[Node], f: Array, report: Repo
         scaled = graph.add("mul", [x, graph.constant(f, f"{x.name}.factor")], name=f"{x.name}.balanced",
                            source=sources(products), before=products[0]).output
         for product in products:
-            graph.set_inputs(product, [scaled, product.input(1)])
+            graph.set_inputs(product, [scaled, *product.inputs[1:]])
     report.rewrote(products[0], f"channels of %{x.name} balanced, factor {f.min():.3g} to {f.max():.3g} "
                                 f"{'before quantizing' if into is None else f'in {into}'}")
     return products[0].input(0)

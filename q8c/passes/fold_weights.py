@@ -17,7 +17,7 @@ from q8c.passes.calibration import Calibration
 from q8c.passes.default_format import DEFAULT, check_format, format_for
 from q8c.passes.manager import Pass, Report
 from q8c.passes.quantized_product import relative_error
-from q8c.passes.rewrite import sources
+from q8c.passes.rewrite import PRODUCTS, sources
 
 # Quantizing an element of a row costs 0.12 ns and a multiply-add in int8 saves 1/58 - 1/230 = 0.013 ns over float, so
 # a row pays back from 10 columns; a depth below one register of 16 floats is bound by the epilogue either way.
@@ -69,7 +69,7 @@ class FoldWeights(Pass):
 
     def formats(self, graph: Graph, report: Report) -> dict[Node, str]:
         """The matmuls whose weights may be quantized, each with its format; why others may not goes to the report."""
-        matmuls = [n for n in graph.nodes if n.op == "matmul"]
+        matmuls = [n for n in graph.nodes if n.op in PRODUCTS]
         missing = set(self.keep) - {name for n in matmuls for name in n.source}
         if missing:
             raise CompileError(f"no matmul comes from node {sorted(missing)[0]!r}, which was to stay float; "
@@ -138,6 +138,13 @@ def blocks(block: int) -> dict[str, Attr]:
     return {"block": block} if block else {}
 
 
+def column_sums(graph: Graph, weight: Value, block: int) -> Value:
+    """The sums of a Q8 weight's columns, by which products take zero points of rows into account."""
+    sums = graph.constant(q8.column_sums(weight.array(), block), f"{weight.name}.sum")
+    release(weight.array())
+    return sums
+
+
 def weight_shape(node: Node) -> tuple[int, int]:
     """Depth and columns of a matmul's constant weight."""
     depth, cols = (int(str(d)) for d in node.input(1).shape[-2:])
@@ -166,6 +173,6 @@ def quantize(graph: Graph, node: Node, block: int, done: dict[tuple[Value, bool,
         done[key] = (graph.constant(spilled(np.ascontiguousarray(u)), f"{w.name}.q8"),
                      graph.constant(scale, f"{w.name}.scale"))
     folded = graph.add("dequantize_weight", done[key], blocks(block), name=w.name, source=sources([node]), before=node)
-    graph.set_inputs(node, [node.input(0), folded.output])
+    graph.set_inputs(node, [node.input(0), folded.output, *node.inputs[2:]])
     node.attrs.pop("transpose_b", None)
     return lost

@@ -6,10 +6,9 @@ from typing import ClassVar
 
 import numpy as np
 
-from q8c.ir import q8
 from q8c.ir.graph import Attr, Graph, Node, Value
-from q8c.ir.spill import release, spilled
-from q8c.passes.fold_weights import blocks, weight_array
+from q8c.ir.spill import spilled
+from q8c.passes.fold_weights import blocks, column_sums, weight_array
 from q8c.passes.loopable import takes_rows
 from q8c.passes.manager import Pass, Report
 from q8c.passes.rewrite import is_product, other_operand, sole_reader, sources, substitute, vector
@@ -48,6 +47,11 @@ class FuseLinear(Pass):
             if is_quantized(node) or is_product(node):
                 fuse(graph, node, report)
                 changed = True
+            elif node.op == "expert_matmul":
+                x, w, ends = node.operands
+                linear = graph.add("linear", [x, w, None, None, ends], source=node.source, before=node)
+                substitute(graph, node.output, linear.output)
+                changed = True
         graph.prune()
         return changed
 
@@ -79,10 +83,7 @@ def fuse(graph: Graph, product: Node, report: Report) -> None:
         block = int(str(matmul.attrs.get("block", 0)))
         q, row_scale, row_sum, *zero = rows.outputs
         if zero:
-            weight = matmul.input(1).array()
-            sums = graph.constant(q8.column_sums(weight, block), f"{matmul.input(1).name}.sum")
-            release(weight)
-            tail = [found.bias, found.residual, *zero, sums]
+            tail = [found.bias, found.residual, *zero, column_sums(graph, matmul.input(1), block)]
         attrs.update(blocks(block))
         inputs = [q, row_scale, row_sum, matmul.input(1), product.input(2), *tail]
         node = graph.add("q8_linear", inputs, attrs, source=origin, before=last)

@@ -8,10 +8,10 @@ from typing import ClassVar
 from q8c.errors import CompileError
 from q8c.ir.graph import Attr, Graph, Node, Value
 from q8c.passes.calibration import Calibration
-from q8c.passes.fold_weights import blocks
+from q8c.passes.fold_weights import blocks, column_sums
 from q8c.passes.manager import Pass, Report
 from q8c.passes.quantized_product import MIN_GAIN, zero_point_gain
-from q8c.passes.rewrite import substitute
+from q8c.passes.rewrite import PRODUCTS, substitute
 from q8c.passes.rules import attr
 
 POLICIES = ("auto", "always", "never")
@@ -58,8 +58,14 @@ class InsertDynamicQuantize(Pass):
 
     def replace(self, graph: Graph, node: Node, weight: Node, rows: Node) -> None:
         """Write the integer product of quantized rows in place of a float one."""
-        q, row_scale, _, *zero = rows.outputs
+        q, row_scale, row_sum, *zero = rows.outputs
         attrs: dict[str, Attr] = blocks(block_of(weight))
+        if node.op == "expert_matmul":
+            tail = [*zero, column_sums(graph, weight.input(0), block_of(weight))] if zero else [None, None]
+            operands = [q, row_scale, row_sum, *weight.inputs, None, None, *tail, None, node.input(2)]
+            linear = graph.add("q8_linear", operands, attrs, source=node.source, before=node)
+            substitute(graph, node.output, linear.output)
+            return
         acc = graph.add("q8_matmul", [q, weight.input(0), *zero], attrs, name=f"{node.output.name}.acc",
                         source=node.source, before=node)
         y = graph.add("dequantize", [acc.output, row_scale, weight.input(1)], attrs, source=node.source, before=node)
@@ -86,7 +92,7 @@ class InsertDynamicQuantize(Pass):
 
 def weight_of(node: Node) -> Node | None:
     """The dequantize_weight a float product reads its weight from, or None if the node is no such product."""
-    weight = node.input(1).producer if node.op == "matmul" and not node.attrs.get("transpose_b", False) else None
+    weight = node.input(1).producer if node.op in PRODUCTS and not node.attrs.get("transpose_b", False) else None
     return weight if weight is not None and weight.op == "dequantize_weight" else None
 
 

@@ -33,7 +33,7 @@ class PackNibbles(Pass):
             if any(reader.op != "q8_linear" for reader in weight.users):
                 report.decline(node, f"%{weight.name} is a table too, which is read in 8 bits")
                 continue
-            operands: list[Value | None] = [*node.inputs, *[None] * 10][:10]
+            operands: list[Value | None] = [*node.inputs, *[None] * 11][:11]
             key = (weight, *(v for v in (operands[4], operands[8]) if v is not None))
             if key not in made:
                 made[key] = packed(graph, node, operands)

@@ -37,10 +37,10 @@ from q8c.passes.plan_memory import PlanMemory
 from q8c.passes.quantize_embeddings import QuantizeEmbeddings
 from q8c.passes.reduce_rows import ReduceRows
 from q8c.passes.round_weights import RoundWeights
+from q8c.passes.route_experts import RouteExperts
 from q8c.passes.settle_sizes import SettleSizes
 from q8c.passes.share_common import ShareCommon
 from q8c.passes.sink_reshapes import SinkReshapes
-from q8c.passes.spread_experts import SpreadExperts
 
 AUTO = "auto"
 EMBEDDINGS = ("q8", "float")
@@ -101,7 +101,7 @@ def pipeline(options: Options, calibration: Calibration | None = None) -> tuple[
         FuseGelu(),               # before anything splits or merges the products it is made of
         FuseLayerNorm(),          # before RMS norm: a layer norm is an RMS norm of the deviation
         FuseRmsNorm(),
-        SpreadExperts(),          # before reshapes sink: rows of tokens and of what they chose are flat
+        RouteExperts(),           # before reshapes sink: rows of tokens and of what they chose are flat
         SinkReshapes(),           # flattened rows as they were, so that products and loops see one shape
         FuseRotary(),             # before attention, which reads what is rotated where it lies
         FuseAttention(),          # while heads still show as reshape, transpose and matmul
@@ -168,5 +168,5 @@ PASSES: dict[str, type[Pass]] = {kind.name: kind for kind in (
     BalanceScales, Canonicalize, ChooseFormats, EliminateDeadCode, FoldConstants, FoldWeights, FuseAttention, FuseGelu,
     FuseLayerNorm, FuseLinear, FuseLoops, FuseRmsNorm, FuseRotary, FuseSoftmax, InsertDynamicQuantize, KeepCache,
     LastLogits, LiftQuantized, LowerIntegerProducts, LowerQuantized, MergeMatmuls, NoteBlocks, OwnOutputs, PackNibbles,
-    PackRows, PlanMemory, QuantizeEmbeddings, ReduceRows, RoundWeights, SettleSizes, ShareCommon, SinkReshapes,
-    SpreadExperts)}
+    PackRows, PlanMemory, QuantizeEmbeddings, ReduceRows, RoundWeights, RouteExperts, SettleSizes, ShareCommon,
+    SinkReshapes)}

@@ -6,6 +6,9 @@ from collections.abc import Iterable
 from q8c.ir.graph import Array, Graph, Node, Value
 from q8c.ir.types import DType
 
+PRODUCTS = ("matmul", "expert_matmul")
+"""Float products whose weights may be quantized: of rows with a matrix, and with that of each row's expert."""
+
 
 def sources(nodes: Iterable[Node]) -> tuple[str, ...]:
     """The names of the model's nodes that any of the nodes stand for, each once, in order."""
@@ -44,6 +47,11 @@ def is_product(node: Node) -> bool:
         return False
     x, w = node.input(0), node.input(1)
     return w.is_constant and w.type.size != 0 and x.type.rank >= w.type.rank and all(d == 1 for d in w.shape[:-2])
+
+
+def is_linear(node: Node) -> bool:
+    """Whether a node is a product with one constant matrix, or with the columns of it that are a row's expert's."""
+    return is_product(node) or node.op == "expert_matmul"
 
 
 def other_operand(add: Node, value: Value) -> Value:

@@ -12,6 +12,7 @@ from q8c.ir.spill import release, spilled
 from q8c.passes.fold_weights import FoldWeights, Names, weight_array, weight_shape
 from q8c.passes.manager import Pass, Report
 from q8c.passes.quantize_embeddings import embeddings, is_tied
+from q8c.passes.rewrite import PRODUCTS
 
 
 @dataclass(frozen=True)
@@ -28,7 +29,7 @@ class RoundWeights(Pass):
         """Whether a weight was rounded."""
         changed = False
         candidates, tables = FoldWeights(keep=self.keep), [n.input(0).array() for n in embeddings(graph)]
-        for node in [n for n in graph.nodes if n.op == "matmul" and candidates.reason_to_keep(n) is None]:
+        for node in [n for n in graph.nodes if n.op in PRODUCTS and candidates.reason_to_keep(n) is None]:
             weight = weight_array(node)
             if weight_shape(node)[0] % q4.DEPTH_STEP or is_tied(weight, tables):
                 report.decline(node, f"its weight keeps 8 bits: its depth is no multiple of {q4.DEPTH_STEP}, or it is "
@@ -36,8 +37,8 @@ class RoundWeights(Pass):
                 continue
             rounded = q4.round_weight(weight, q8.FORMATS[q4.KEPT_AS])
             release(weight)
-            graph.set_inputs(node, [node.input(0), graph.constant(spilled(np.ascontiguousarray(rounded)),
-                                                                  node.input(1).name)])
+            rounded = spilled(np.ascontiguousarray(rounded))
+            graph.set_inputs(node, [node.input(0), graph.constant(rounded, node.input(1).name), *node.inputs[2:]])
             node.attrs.pop("transpose_b", None)
             report.rewrote(node, "weight rounded to 4 bits")
             changed = True

@@ -14,7 +14,7 @@ from q8c.frontend import import_onnx
 from q8c.frontend.weights import unpack
 from q8c.ir import interpret
 from q8c.passes.manager import run_passes
-from q8c.passes.spread_experts import SpreadExperts
+from q8c.passes.route_experts import RouteExperts
 from tests.frontend.support import F32, Array, compare, integers, model, node, normal
 
 DOMAIN = "com.microsoft"
@@ -106,7 +106,7 @@ def test_experts_may_count_by_other_numbers_than_they_are_chosen_by(normalized: 
 def test_experts_are_known_to_the_pass_that_computes_them() -> None:
     proto = mixture("MoE", "w1 b1 w2 b2", weights(2 * INNER), **SWIGLU, swiglu_fusion=1)
     graph = import_onnx(proto)
-    run_passes(graph, [SpreadExperts()])
+    run_passes(graph, [RouteExperts()])
     assert not any(n.op == "matmul" and not n.input(1).is_constant for n in graph.nodes)
     np.testing.assert_allclose(interpret(graph, FEED)[0], result(proto), rtol=1e-5, atol=1e-6)
 

@@ -10,11 +10,16 @@ from q8c.ir import q4, q8
 from q8c.ir.dims import Dim
 from q8c.ir.graph import Array
 from q8c.ir.ops import nn
+from q8c.ir.ops.experts import by_expert, own_cols
 from q8c.ir.ops.quantized import BLOCK, block_dim, expect_weight
 from q8c.ir.ops.registry import OPS, AttrSpec, Level, OpDef, Operands, register
 from q8c.ir.types import DType, TensorType
 
 ACTIVATIONS = ("none", "relu", "gelu", "gelu_tanh", "silu", "tanh", "sigmoid")
+
+
+Q8_ROWS = frozenset({0, 1, 2, 7})
+"""The operands of q8_linear that belong to rows; the others but the residual belong to columns."""
 
 
 def activate(y: Array, activation: str) -> Array:
@@ -27,10 +32,13 @@ def activate(y: Array, activation: str) -> Array:
     return OPS[name].reference([y], attrs)[0]
 
 
-def _finish(o: Operands, rows: TensorType, cols: Any, bias: int, residual: int) -> Sequence[TensorType]:
-    result = TensorType(DType.f32, (*rows.shape[:-1], cols))
+def _finish(o: Operands, rows: TensorType, cols: Dim, bias: int, residual: int, ends: int) -> Sequence[TensorType]:
+    result = TensorType(DType.f32, (*rows.shape[:-1], own_cols(o, cols, ends)))
     o.expect(o.attrs["activation"] in ACTIVATIONS, f"activation is none of {', '.join(ACTIVATIONS)}")
     bias_type, residual_type = o.types[bias], o.types[residual]
+    if o.types[ends] is not None:
+        o.expect(bias_type is None and residual_type is None and o.attrs["activation"] == "none",
+                 "products of experts have neither bias nor activation nor residual")
     if bias_type is not None:
         o.expect(bias_type == TensorType(DType.f32, (cols,)), "expected the bias as f32[cols]")
     if residual_type is not None:
@@ -66,7 +74,7 @@ def _q8_linear(o: Operands) -> Sequence[TensorType]:
     if o.types[9] is not None:
         o.expect(o.attrs["bits"] == 4 and o.types[9] == TensorType(DType.u8, o.type(4).shape),
                  "expected one u8 offset per scale of weights of 4 bits")
-    return _finish(o, q, w.shape[1], 5, 6)
+    return _finish(o, q, w.shape[1], 5, 6, 10)
 
 
 def q8_weight(args: Sequence[Any], attrs: Mapping[str, Any]) -> Array:
@@ -76,7 +84,10 @@ def q8_weight(args: Sequence[Any], attrs: Mapping[str, Any]) -> Array:
 
 
 def q8_linear(args: Sequence[Any], attrs: Mapping[str, Any]) -> Sequence[Array]:
-    """activation(dequantize(q8_matmul(q, w, zero)) + bias) + residual."""
+    """activation(dequantize(q8_matmul(q, w, zero)) + bias) + residual; with `ends`, of the columns of each expert for
+    its rows."""
+    if len(args) > 10:
+        return [by_expert(args[:10], args[10], Q8_ROWS, lambda given: q8_linear(given, attrs)[0])]
     q, row_scale, _, _, col_scale, _, _, zero = (*args, None, None, None)[:8]
     acc = q8.matmul_ref(q, q8_weight(args, attrs), zero, attrs["block"])
     y = q8.dequantize(acc, row_scale, col_scale, attrs["block"])
@@ -88,11 +99,13 @@ def _linear(o: Operands) -> Sequence[TensorType]:
     o.expect(x.dtype is DType.f32 and w.dtype is DType.f32 and w.rank == 2,
              "expected (f32[..., depth], f32[depth, cols])")
     o.same(x.shape[-1], w.shape[0])
-    return _finish(o, x, w.shape[1], 2, 3)
+    return _finish(o, x, w.shape[1], 2, 3, 4)
 
 
 def linear(args: Sequence[Any], attrs: Mapping[str, Any]) -> Sequence[Array]:
-    """activation(x @ w + bias) + residual in float."""
+    """activation(x @ w + bias) + residual in float; with `ends`, of the columns of each expert for its rows."""
+    if len(args) > 4:
+        return [by_expert(args[:4], args[4], {0}, lambda given: linear(given, attrs)[0])]
     y = nn.matmul(args[:2], {"transpose_b": False})[0]
     return [epilogue(y, args, 2, 3, attrs["activation"])]
 
@@ -233,11 +246,11 @@ def _run_body(args: Sequence[Any], attrs: Mapping[str, Any]) -> Sequence[Array]:
 
 _ACTIVATION = {"activation": AttrSpec("str", "none")}
 
-register(OpDef("q8_linear", "q row_scale row_sum w col_scale bias? residual? row_zero? col_sum? offset?", _q8_linear,
-               q8_linear, {**_ACTIVATION, **BLOCK, "bits": AttrSpec("int", 8)}, Level.fused,
+register(OpDef("q8_linear", "q row_scale row_sum w col_scale bias? residual? row_zero? col_sum? offset? ends?",
+               _q8_linear, q8_linear, {**_ACTIVATION, **BLOCK, "bits": AttrSpec("int", 8)}, Level.fused,
                doc="Q8 weight, perhaps kept in 4 bits, times R8 rows, dequantized, biased, activated, added, in "
                    "registers."))
-register(OpDef("linear", "x w bias? residual?", _linear, linear, _ACTIVATION, Level.fused))
+register(OpDef("linear", "x w bias? residual? ends?", _linear, linear, _ACTIVATION, Level.fused))
 ATTENTION = {
     "heads": AttrSpec("int"), "kv_heads": AttrSpec("int"), "head_size": AttrSpec("int"),
     "value_size": AttrSpec("int", 0), "scale": AttrSpec("float"),
