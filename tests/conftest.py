@@ -33,7 +33,7 @@ def _threads_for_small_models() -> Iterator[None]:
 
 
 def pytest_collection_finish() -> None:
-    """Lets Python look for garbage seldom, and never among the tests themselves: it took a tenth of the suite's time."""
+    """Lets Python look for garbage seldom, and never among the tests: that took a tenth of the suite's time."""
     gc.collect()
     gc.freeze()
     gc.set_threshold(50_000)
