@@ -43,6 +43,7 @@ class FuseRotary(Pass):
 
     def run(self, graph: Graph, report: Report) -> bool:
         """Whether a rotation was found."""
+        made = split_reshapes(graph)
         found = find_rotations(graph)
         changed = False
         writer: Writer | None = None
@@ -56,7 +57,40 @@ class FuseRotary(Pass):
                 changed = True
         if found:
             graph.prune()
+        join_reshapes(graph, made)
         return changed
+
+
+def split_reshapes(graph: Graph) -> list[Node]:
+    """Make two of each reshape that deals out or joins heads and their pairs at once; the new ones, which see heads."""
+    made: list[Node] = []
+    for node in list(graph.nodes):
+        shape = shape_of_heads(node) if node.op == "reshape" else None
+        if shape is not None:
+            new = graph.add("reshape", node.inputs, {"shape": shape}, before=node, source=node.source)
+            graph.set_inputs(node, [new.output])
+            made.append(new)
+    return made
+
+
+def shape_of_heads(node: Node) -> tuple[Dim, ...] | None:
+    """The shape [.., .., .., head_size] between what a reshape reads and writes, where one is rows of channels and the
+    other their pairs; None where it is either, or no pairs are there."""
+    x, y = node.input(0), node.output
+    pairs = y if x.type.rank == 3 and y.type.rank == 5 and x.shape[:2] == y.shape[:2] else x
+    joins = pairs is x and x.producer is not None and x.producer.op == "concat" and x.type.rank == 5
+    if 2 not in pairs.shape[3:] or pairs is x and not joins:
+        return None
+    shape = (*pairs.shape[:3], pairs.shape[3] * pairs.shape[4])
+    return None if shape == y.shape else shape
+
+
+def join_reshapes(graph: Graph, made: Sequence[Node]) -> None:
+    """Make one again of reshapes that were made two and are read still."""
+    for new in made:
+        if new.output.users:
+            graph.set_inputs(new.output.users[0], new.inputs)
+            graph.erase(new)
 
 
 def find_rotations(graph: Graph) -> list[tuple[Node, Turned]]:

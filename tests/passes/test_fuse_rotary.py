@@ -140,6 +140,40 @@ def test_spellings(body: str, more: str, back: str) -> None:
     check(FuseRotary(), graph(body), graph(after), sizes=SIZES)
 
 
+AT_ONCE = f"""{ANGLES}
+  %c: f32[batch, seq, 4] = cos(%a)
+  %s: f32[batch, seq, 4] = sin(%a)
+  %cw: f32[batch, seq, 1, 4, 1] = reshape(%c) {{shape = (batch, seq, 1, 4, 1)}}
+  %sw: f32[batch, seq, 1, 4, 1] = reshape(%s) {{shape = (batch, seq, 1, 4, 1)}}
+  %pairs: f32[batch, seq, 2, 4, 2] = reshape(%x) {{shape = (batch, seq, 2, 4, 2)}}
+  %re: f32[batch, seq, 2, 4, 1] = slice(%pairs) {{starts = (0, 0, 0, 0, 0), sizes = (batch, seq, 2, 4, 1),
+    steps = (1, 1, 1, 1, 1)}}
+  %im: f32[batch, seq, 2, 4, 1] = slice(%pairs) {{starts = (0, 0, 0, 0, 1), sizes = (batch, seq, 2, 4, 1),
+    steps = (1, 1, 1, 1, 1)}}
+  %rc: f32[batch, seq, 2, 4, 1] = mul(%re, %cw)
+  %is: f32[batch, seq, 2, 4, 1] = mul(%im, %sw)
+  %first: f32[batch, seq, 2, 4, 1] = sub(%rc, %is)
+  %ic: f32[batch, seq, 2, 4, 1] = mul(%im, %cw)
+  %rs: f32[batch, seq, 2, 4, 1] = mul(%re, %sw)
+  %second: f32[batch, seq, 2, 4, 1] = add(%ic, %rs)
+  %both: f32[batch, seq, 2, 4, 2] = concat(%first, %second) {{axis = 4}}
+  %z: f32[batch, seq, 2, 1, 8] = reshape(%both) {{shape = (batch, seq, 2, 1, 8)}}
+  return %z"""
+
+
+def test_heads_and_pairs_that_one_reshape_deals_out_and_one_joins() -> None:
+    """As in Llama's reference code, whose heads of keys get one more axis, in which they are repeated."""
+    signature = "%x: f32[batch, seq, 16], %at: i64[batch, seq]"
+    after = TURNED.format(ANGLES=ANGLES, more=", interleaved = true",
+                          back="%z: f32[batch, seq, 2, 1, 8] = reshape(%r) {shape = (batch, seq, 2, 1, 8)}")
+    check(FuseRotary(), graph(AT_ONCE, signature), graph(after.replace(", offset = 4", ""), signature), sizes=SIZES)
+
+
+def test_reshapes_stay_one_where_nothing_is_turned() -> None:
+    check(FuseRotary(), graph(AT_ONCE.replace("sub(", "add("), "%x: f32[batch, seq, 16], %at: i64[batch, seq]"), None,
+          sizes=SIZES)
+
+
 ONE = """const %bias: f32[8] = [1.0, 2.0, 3.0, 4.0, 1.0, 2.0, 5.0, 6.0]
   %cut: f32[batch, seq, 8] = slice(%x) {starts = (0, 0, 4), sizes = (batch, seq, 8), steps = (1, 1, 1)}
   %sum: f32[batch, seq, 8] = add(%cut, %bias)"""
