@@ -6,7 +6,7 @@ from typing import ClassVar
 
 from q8c.ir.dims import Dim
 from q8c.ir.graph import Attr, Graph, Node, Value
-from q8c.ir.types import DType
+from q8c.ir.types import DType, TensorType
 from q8c.passes.attention_heads import Heads, find_heads
 from q8c.passes.attention_scores import Masks, Scores, Step, aligned, batch_of, find_scores, scale_queries
 from q8c.passes.axis_parts import Moved, move, run, whole
@@ -238,8 +238,30 @@ def fuse(graph: Graph, found: Found, masks: SharedMasks) -> Node:
         attrs["offsets"] = (q.offset, k.offset, v.offset)
     node = graph.add("attention", [*operands, *seen], attrs, name="attention",
                      source=sources(nodes_between(product, leaves)), before=product)
-    give_result(graph, product, node.output, found)
+    behind = rows_without_keys(graph, product)
+    if behind is None:
+        give_result(graph, product, node.output, found)
+    else:
+        give_result(graph, behind, zero_rows(graph, behind, node.output), found)
     return node
+
+
+def rows_without_keys(graph: Graph, product: Node) -> Node | None:
+    """What puts 0 into some rows of what all heads of an attention compute, as ONNX's Attention does where a query sees
+    no key."""
+    node, *others = product.output.users
+    if others or graph.is_output(product.output) or node.op != "where" or node.input(2) is not product.output:
+        return None
+    test = aligned(node.input(0), node.output.shape)
+    return node if len(test) == 4 and test[1::2] == (1, 1) and uniform(node.input(1)) == 0 else None
+
+
+def zero_rows(graph: Graph, behind: Node, result: Value) -> Value:
+    """`result` [batch, seq, channels] with 0 in the rows that `behind` puts 0 into."""
+    batch, _, seq, one = aligned(behind.input(0), behind.output.shape)
+    test = graph.add("reshape", [behind.input(0)], {"shape": (batch, seq, one)}, before=behind).output
+    zero = graph.constant(0.0, "zero", type=TensorType(DType.f32, ()))
+    return graph.add("where", [test, zero, result], name=result.name, source=behind.source, before=behind).output
 
 
 def channels(graph: Graph, heads: Heads, before: Node) -> Value:

@@ -569,3 +569,29 @@ def test_a_number_in_place_of_scores_weighs_all_keys_alike_where_none_is_seen(lo
         %mask: f32[b, 1, 1, t] = where(%c, %zero, %low)"""
     check(FuseAttention(), INPUTS + HEADS + masked + SOFTMAX + JOIN, fused(mask, "scale = 1.0"), feeds=feeds,
           tolerance=TOLERANCE)
+
+
+def test_rows_without_keys_become_zero_behind_the_joined_heads() -> None:
+    emptied = SOFTMAX + """
+      const %low: f32[] = -inf
+      %top: f32[b, 1, 1, 1] = reduce_max(%m) {axes = (3)}
+      %empty: bool[b, 1, 1, 1] = equal(%top, %low)
+      %product: f32[b, 3, s, 8] = matmul(%p, %vh)
+      %zh: f32[b, 3, s, 8] = where(%empty, %zero, %product)
+      """ + JOIN.partition("\n")[2].partition("\n")[2]
+    rng = np.random.default_rng(5)
+    feeds = {n: rng.standard_normal((2, 5, 24)).astype(np.float32) for n in "qkv"}
+    feeds |= {"m": np.full((2, 1, 1, 5), -np.inf, np.float32), "c": np.zeros((2, 1, 1, 5), bool)}
+    feeds["m"][1, ..., 1:] = 0
+    feeds["k"][1, 2] = np.nan  # what is no number stays none
+    check(FuseAttention(), INPUTS + HEADS + ZERO + RAW + "  %masked: f32[b, 3, s, t] = add(%raw, %m)\n" + emptied,
+          INPUTS + f"""
+      const %zero: f32[] = 0.0
+      const %low: f32[] = -inf
+      %top: f32[b, 1, 1, 1] = reduce_max(%m) {{axes = (3)}}
+      %empty: bool[b, 1, 1, 1] = equal(%top, %low)
+      %y: f32[b, s, 24] = attention(%q, %k, %v, %m) {{{ATTRS}, scale = 1.0}}
+      %test: bool[b, 1, 1] = reshape(%empty) {{shape = (b, 1, 1)}}
+      %z: f32[b, s, 24] = where(%test, %zero, %y)
+      return %z
+    }}""", feeds=feeds, tolerance=TOLERANCE)
