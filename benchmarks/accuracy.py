@@ -36,6 +36,7 @@ from benchmarks.common import (  # noqa: E402
     versions,
     write_json,
 )
+from benchmarks.engine import Engine, Loaded  # noqa: E402
 from benchmarks.models import Array, Feed, Model, find  # noqa: E402
 from q8c.accuracy import error, logit_error  # noqa: E402
 
@@ -51,7 +52,7 @@ class Contender:
 
     title: str
     family: str
-    engine: peers.Engine
+    engine: Engine
 
 
 @dataclass(frozen=True)
@@ -115,7 +116,7 @@ def contenders(with_peers: bool) -> list[Contender]:
                       replace(ort, name="ort-int8-channel", prepare=per_channel)),
             Contender("OpenVINO int8, groups of 128", "OpenVINO", openvino),
             Contender("OpenVINO int8, groups of 32", "OpenVINO", replace(
-                openvino, name="ov-int8-32", load=peers._ov_load(DYNAMIC_QUANTIZATION_GROUP_SIZE=32))),
+                openvino, name="ov-int8-32", load=peers.ov_load(DYNAMIC_QUANTIZATION_GROUP_SIZE=32))),
             Contender("CTranslate2 int8", "CTranslate2", peers.ENGINES["ct2-int8"]),
             Contender("PyTorch dynamic int8", "PyTorch", peers.ENGINES["torch-int8"])]
     return found
@@ -150,7 +151,7 @@ def ort_dynamic(model: Model, path: Path, channels: bool) -> None:
                      op_types_to_quantize=["MatMul"], extra_options={"MatMulConstBOnly": True})
 
 
-def loaded(model: Model, entrants: Iterable[Contender]) -> list[tuple[Contender, peers.Loaded]]:
+def loaded(model: Model, entrants: Iterable[Contender]) -> list[tuple[Contender, Loaded]]:
     """The contenders that can be had here, ready to run; why others cannot goes to stderr."""
     found = []
     for one in entrants:
@@ -192,7 +193,7 @@ def sentence_feeds(model: Model) -> list[Feed]:
             for ids in rows]
 
 
-def outputs(one: peers.Loaded, feeds: Iterable[Feed]) -> Array:
+def outputs(one: Loaded, feeds: Iterable[Feed]) -> Array:
     """The rows of the first output over all feeds."""
     rows = [np.array(one.bind(feed)()[0]) for feed in feeds]
     return np.concatenate([r.reshape(-1, r.shape[-1]) for r in rows])

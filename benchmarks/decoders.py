@@ -17,8 +17,8 @@ import numpy as np
 
 from benchmarks import peers
 from benchmarks.common import BenchmarkError
+from benchmarks.engine import Engine, Loaded, Run
 from benchmarks.models import Array, Feed, Model
-from benchmarks.peers import Engine, Loaded, Run
 
 _CHUNK = 512
 _BYTES = ctypes.POINTER(ctypes.c_uint8)
@@ -277,8 +277,8 @@ def _llama_cpp_decode(lib: Any, context: Any, tokens: Array, at: int, wanted: st
 
 
 ENGINES: dict[str, Engine] = {e.name: e for e in (
-    Engine("decoder-ort-fp32", "ONNX Runtime fp32", ("onnxruntime",), False, peers._same, _ort_load),
-    Engine("decoder-ort-int8", "ONNX Runtime int8", ("onnxruntime", "onnx"), True, peers._ort_int8, _ort_load),
+    Engine("decoder-ort-fp32", "ONNX Runtime fp32", ("onnxruntime",), False, peers.same, _ort_load),
+    Engine("decoder-ort-int8", "ONNX Runtime int8", ("onnxruntime", "onnx"), True, peers.ort_int8, _ort_load),
     Engine("decoder-ct2-int8", "CTranslate2 int8", ("ctranslate2",), True, _ct2_prepare("int8"), _ct2_load("int8"), ""),
     Engine("decoder-llamacpp", "llama.cpp Q8_0", ("llama_cpp",), True, _llama_cpp_prepare, _llama_cpp_load, ".gguf"),
 )}

@@ -1,4 +1,4 @@
-"""The engines that are compared: how each prepares a model, loads it, and runs it.
+"""The engines that are compared.
 
 `ENGINES` has the peers by name; `engine("q8c:weights=q8-block64,tier=avx2")` gives q8c with options. Preparing may
 import anything and take its time; loading imports what running needs and nothing else, so that its time and memory are
@@ -6,81 +6,20 @@ those of a user's process.
 """
 from __future__ import annotations
 
-import importlib.util
-import os
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from benchmarks.common import BenchmarkError, cache_folder, versions
+from benchmarks.common import BenchmarkError
+from benchmarks.engine import Engine, Loaded, Run
 from benchmarks.models import Array, Feed, Model
 
-Run = Callable[[], list[Array]]
-Bind = Callable[[Feed], Run]
 Options = Mapping[str, str]
-
-
-@dataclass(frozen=True)
-class Loaded:
-    """A model ready to run: `bind` takes inputs and gives a function that computes the outputs from them, as numpy
-    arrays. `facts` are worth telling beside the figures. `nodes`, of q8c, runs what it is given and tells what kernels
-    that was, in order: their labels, seconds (busy threads' sum over their number), multiply-adds and bytes.
-    `generate`, of the reference, puts so many likeliest tokens behind rows of tokens."""
-
-    bind: Bind
-    facts: Mapping[str, Any] = field(default_factory=dict)
-    nodes: Callable[[Callable[[], None]], list[dict[str, Any]]] | None = None
-    generate: Callable[[Array, int], Array] | None = None
-
-
-@dataclass(frozen=True)
-class Engine:
-    """One way to run a model.
-
-    `prepare(model, path)` writes what `load(path, threads)` reads; `suffix` is the end of that path (a folder if
-    empty). `packages` are what it needs to be installed, `int8` says whether its weight products are int8. `source`
-    tells what else the result depends on: what was made with another source is made again.
-    """
-
-    name: str
-    title: str
-    packages: tuple[str, ...]
-    int8: bool
-    prepare: Callable[[Model, Path], None]
-    load: Callable[[Path, int], Loaded]
-    suffix: str = ".onnx"
-    source: Callable[[], str] = str
-
-    def missing(self) -> list[str]:
-        """The packages it needs that are not installed."""
-        return [p for p in self.packages if importlib.util.find_spec(p) is None]
-
-    def prepared(self, model: Model) -> Path:
-        """What `load` reads, made now unless an earlier benchmark did. Raises BenchmarkError that says why not."""
-        if self.missing():
-            raise BenchmarkError(f"{' and '.join(self.missing())} not installed")
-        state = model.onnx.stat()
-        made_by = "-".join(f"{n}{v}" for n, v in versions(self.packages).items())
-        stem = f"{model.name}-{state.st_size:x}-{state.st_mtime_ns:x}-{self.name}-{made_by}"
-        path = cache_folder() / "".join(c if c.isalnum() or c in "-_." else "_" for c in stem + self.suffix)
-        note, source = path.with_name(f"{path.name}.source"), self.source()
-        if not path.exists() or (note.read_text() if note.exists() else "") != source:
-            partial = path.with_name(f"{os.getpid()}-{path.name}")
-            self.prepare(model, partial)
-            for made in sorted(partial.parent.glob(f"{os.getpid()}-{path.stem}*")):  # some write two files
-                made.replace(made.with_name(made.name.removeprefix(f"{os.getpid()}-")))
-            if source:
-                note.write_text(source)
-        return path
 
 
 def engine(name: str) -> Engine:
     """The engine of that name. Raises BenchmarkError that lists them."""
     first, _, words = name.partition(":")
-    if "decoder" in first.split("-"):
-        from benchmarks import decoders
-        return decoders.engine(name)
     if first == "q8c":
         return _q8c(name, _options(name, words))
     if name in _PARTS:
@@ -156,11 +95,11 @@ def _ort_load(path: Path, threads: int) -> Loaded:
     return Loaded(lambda feed: lambda: list(session.run(None, feed)))
 
 
-def _same(model: Model, path: Path) -> None:
+def same(model: Model, path: Path) -> None:
     path.symlink_to(model.onnx)
 
 
-def _ort_int8(model: Model, path: Path) -> None:
+def ort_int8(model: Model, path: Path) -> None:
     from benchmarks import ort_fused
     ort_fused.quantize(model.onnx, path)
 
@@ -197,7 +136,7 @@ def _matmulinteger_load(path: Path, threads: int) -> Loaded:
 
 # -- OpenVINO
 
-def _ov_load(**settings: Any) -> Callable[[Path, int], Loaded]:
+def ov_load(**settings: Any) -> Callable[[Path, int], Loaded]:
     def load(path: Path, threads: int) -> Loaded:
         import openvino
         core = openvino.Core()
@@ -269,14 +208,14 @@ def _torch_load(int8: bool) -> Callable[[Path, int], Loaded]:
 
 
 ENGINES: dict[str, Engine] = {e.name: e for e in (
-    Engine("ort-fp32", "ONNX Runtime fp32", ("onnxruntime",), False, _same, _ort_load),
-    Engine("ort-int8", "ONNX Runtime int8", ("onnxruntime", "onnx"), True, _ort_int8, _ort_load),
+    Engine("ort-fp32", "ONNX Runtime fp32", ("onnxruntime",), False, same, _ort_load),
+    Engine("ort-int8", "ONNX Runtime int8", ("onnxruntime", "onnx"), True, ort_int8, _ort_load),
     Engine("ort-qattention", "ONNX Runtime int8 fused", ("onnxruntime", "onnx"), True, _ort_fused, _ort_load),
-    Engine("ov-fp32", "OpenVINO fp32", ("openvino",), False, _same, _ov_load(INFERENCE_PRECISION_HINT="f32")),
-    Engine("ov", "OpenVINO default", ("openvino",), False, _same, _ov_load()),
+    Engine("ov-fp32", "OpenVINO fp32", ("openvino",), False, same, ov_load(INFERENCE_PRECISION_HINT="f32")),
+    Engine("ov", "OpenVINO default", ("openvino",), False, same, ov_load()),
     Engine("ov-int8", "OpenVINO int8", ("openvino",), True, _ov_int8,
-           _ov_load(DYNAMIC_QUANTIZATION_GROUP_SIZE=128, INFERENCE_PRECISION_HINT="f32"), ".xml"),
-    Engine("ov-int8-weights", "OpenVINO int8 weights", ("openvino",), False, _ov_int8, _ov_load(), ".xml"),
+           ov_load(DYNAMIC_QUANTIZATION_GROUP_SIZE=128, INFERENCE_PRECISION_HINT="f32"), ".xml"),
+    Engine("ov-int8-weights", "OpenVINO int8 weights", ("openvino",), False, _ov_int8, ov_load(), ".xml"),
     Engine("ct2-fp32", "CTranslate2 fp32", ("ctranslate2",), False, _ct2_prepare(None), _ct2_load("float32"), ""),
     Engine("ct2-int8", "CTranslate2 int8", ("ctranslate2",), True, _ct2_prepare("int8"), _ct2_load("int8"), ""),
     Engine("torch-fp32", "PyTorch fp32", ("torch",), False, _torch_prepare, _torch_load(False), ""),

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.common import geometric_mean, ms, table
-from benchmarks.peers import Engine
+from benchmarks.engine import Engine
 from benchmarks.race import Figures
 
 SCHEMA = 1

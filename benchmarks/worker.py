@@ -17,7 +17,16 @@ from typing import Any, TextIO
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from benchmarks import common, models, peers
+from benchmarks.engine import Engine
 from benchmarks.models import Array
+
+
+def named(name: str) -> Engine:
+    """The engine of that name, an encoder's or a decoder's."""
+    if "decoder" in name.partition(":")[0].split("-"):
+        from benchmarks import decoders
+        return decoders.engine(name)
+    return peers.engine(name)
 
 
 class Worker:
@@ -25,7 +34,7 @@ class Worker:
 
     def __init__(self, name: str, path: Path, threads: int) -> None:
         common.pin(threads)
-        engine = peers.engine(name)
+        engine = named(name)
         start = time.perf_counter()
         with contextlib.suppress(ImportError):
             for package in engine.packages:
@@ -123,7 +132,7 @@ def prepare(name: str, model: str) -> None:
     os.dup2(2, 1)
     start = time.perf_counter()
     try:
-        path = peers.engine(name).prepared(models.Model.from_json(json.loads(model)))
+        path = named(name).prepared(models.Model.from_json(json.loads(model)))
         _reply(replies, {"path": str(path), "prepare": time.perf_counter() - start})
     except common.BenchmarkError as error:
         _reply(replies, {"error": " ".join(str(error).split())})
