@@ -40,7 +40,8 @@ def amx_attention(module: ir.Module, tier: Tier, spec: AttentionSpec, keys: Dim)
     if spec.key_mask is not None:
         scratch = scratch + key_mask_bytes(keys)
     symbol = spec.symbol(tier, products="bf16")
-    return emit_driver(module, tier, spec, symbol, _AmxDriver,
+    names = [*(["gather", "tiles"] if spec.two_steps else []), *([] if spec.cached else ["alone"])]
+    return emit_driver(module, tier, spec, symbol, _AmxDriver, names,
                        lambda unit: {STEP: AmxTileEmitter(unit, tier, spec).emit()}), scratch
 
 

@@ -211,12 +211,13 @@ class AmxTileEmitter:
         b.store(b.add(b.load(V16F, total), b.add(*weights)), total)
 
     def _ask_ahead(self, row: Value) -> None:
-        """Hints: the lines that query `row` has its result in, and those that have its token for the next head.
+        """Hints: the lines that query `row` has its result in, and those that have its token for the next head; its key
+        and value too where no step before gathers those.
 
         Where two threads share a run, half of them are in the other's cache, some 4 ns each: waiting for them was half
         of what attention lost of the second thread."""
         b, spec = self.b, self.spec
-        for n in range(1 if spec.cached else 3):
+        for n in range(1 if spec.two_steps else 3):
             token = b.at(b.arg(f"{'qkv'[n]}_ahead"), b.mul(row, spec.strides[n]), F32)
             for line in range(0, 4 * spec.size(n), CACHE_LINE):
                 b.prefetch(b.at(token, line), 2)

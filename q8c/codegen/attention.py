@@ -26,20 +26,23 @@ def attention_kernel(module: ir.Module, tier: Tier, node: Node) -> Kernel:
     """The kernel of an `attention` or `packed_attention` node: the operands there are, the result; sizes; scratch.
 
     Pieces are runs of batch items, heads and tiles of queries. Products are in bfloat16 on a tier that has been given
-    AMX for it, else in float32. Where there may be more keys than queries, keys and values are gathered in a step of
-    their own, and few queries go another way: in float32, in three steps; but not where that makes a difference and
-    nothing says how many of the queries are padding.
+    AMX for it, else in float32. Where there may be more keys than queries, or few sequences are shared by threads,
+    keys and values are gathered in a step of their own; for as many keys as queries only as bfloat16, as copies of
+    floats are no less to read. Where there may be more keys, few queries go another way: in float32, in three steps;
+    but not where that makes a difference and nothing says how many of the queries are padding.
     """
     spec = attention_spec(node)
     sizes = attention_sizes(node)
     batch, queries, keys = sizes[:3]
     many, scratch = _tiles(module, tier, spec, keys)
-    if not spec.cached:
+    if not spec.two_steps:
         return Kernel(many[0], sizes, scratch)
     gathered = gathered_bytes(spec, batch, queries, keys)
-    sizes, room = (*sizes, gathered), gathered + shared_bytes(spec, batch, queries, keys)
+    sizes, room = (*sizes, gathered), gathered + (shared_bytes(spec, batch, queries, keys) if spec.cached else 0)
     steps, scratches = many, [scratch] * len(many)
-    if not in_bfloat16(tier, spec) or spec.counts or isinstance(queries, int):
+    if not spec.cached and in_bfloat16(tier, spec):
+        steps, scratches = _by_batch(module, tier, spec, keys), [scratch] * 2
+    elif spec.cached and (not in_bfloat16(tier, spec) or spec.counts or isinstance(queries, int)):
         steps = _two_ways(module, tier, spec, keys)
         scratches = [score_scratch(spec, keys), value_scratch(spec, keys), finish_scratch(spec, keys)]
         scratches[:2] = [dim_max(scratch, s) for s in scratches[:2]]
@@ -54,6 +57,25 @@ def _tiles(module: ir.Module, tier: Tier, spec: AttentionSpec, keys: Dim) -> tup
     """The steps of many queries and their scratch."""
     make = amx_attention if in_bfloat16(tier, spec) else _f32_attention
     return make(module, tier, spec, keys)
+
+
+def _by_batch(module: ir.Module, tier: Tier, spec: AttentionSpec, keys: Dim) -> list[ir.Function]:
+    """The steps of a kernel that gathers keys and values in the first if there is room for them in what is shared; else
+    the second does all."""
+    names = [spec.symbol(tier, step, "bf16") for step in ("first", "second")]
+
+    def emit(unit: ir.Module) -> None:
+        (gather, tiles, alone), _ = _tiles(unit, tier, spec, keys)
+        for name, apart, together in zip(names, (gather, tiles), (None, alone), strict=True):
+            b = Builder(unit, tier, name, step_params(spec), internal=True)
+            are_apart = b.icmp(">", b.arg("gathered"), 0)
+            for way, taken in ((apart, are_apart), (together, b.xor(are_apart, constant(I1, 1)))):
+                if way is not None:
+                    with b.if_(taken):
+                        b.ir.call(way, [*b.function.args])
+            b.ret()
+
+    return shared(module, names, emit)
 
 
 def _two_ways(module: ir.Module, tier: Tier, spec: AttentionSpec, keys: Dim) -> list[ir.Function]:
@@ -89,7 +111,8 @@ def _f32_attention(module: ir.Module, tier: Tier, spec: AttentionSpec, keys: Dim
     mask = key_mask_bytes(keys) if spec.key_mask is not None else 0
     own = 0 if spec.cached else round_up(keys, LANES) * (4 * (spec.row_pitch(1) + spec.row_pitch(2)))
     scratch = own + rows * (4 * tiles(tier)[0].queries) + mask
-    return emit_driver(module, tier, spec, spec.symbol(tier), _F32Driver, lambda unit: {
+    steps = ("gather", "tiles") if spec.cached else ("alone",)
+    return emit_driver(module, tier, spec, spec.symbol(tier), _F32Driver, steps, lambda unit: {
         tile.queries: TileEmitter(unit, tier, spec, tile).emit() for tile in tiles(tier)}), scratch
 
 

@@ -25,6 +25,9 @@ FEW = 16
 """Queries up to which lanes that are queries would be idle: at 16 this takes 1.4 ms of 2.5 over 4096 keys. Products in
 bfloat16 on AMX take 0.7 and take over sooner."""
 FEW_BEFORE_AMX = 8
+MANY_SEQUENCES = 4
+"""From so many on threads have sequences of their own, and find in their caches what they wrote of them; of fewer, each
+reads keys and values that another wrote: half as long, and each line once, if that one has gathered them."""
 BLOCK = 64
 """Keys whose scores, or weights, are computed at a time; divides `SPAN`."""
 AHEAD = 64
@@ -43,8 +46,12 @@ def shared_bytes(spec: AttentionSpec, batch: Dim, queries: Dim, keys: Dim) -> Di
 
 def gathered_bytes(spec: AttentionSpec, batch: Dim, queries: Dim, keys: Dim) -> Dim:
     """Bytes for keys and values of all heads in the form in which tiles of queries read them, on any tier; 0 where it
-    is certain that there are no tiles."""
-    many = dim_min(floordiv(queries, FEW_BEFORE_AMX + 1), 1) if spec.counts else 1
+    is certain that there are no tiles, or that each tile's thread gathers what it reads."""
+    many: Dim = 1
+    if not spec.cached:
+        many = 1 - dim_min(floordiv(batch, MANY_SEQUENCES), 1)
+    elif spec.counts:
+        many = dim_min(floordiv(queries, FEW_BEFORE_AMX + 1), 1)
     return many * batch * (4 * spec.kv_heads * (spec.row_pitch(1) + spec.row_pitch(2))) * round_up(keys, WIDEST)
 
 

@@ -24,8 +24,9 @@ def attention_params(spec: AttentionSpec) -> list[tuple[str, ir.Type]]:
 
 
 def step_params(spec: AttentionSpec) -> list[tuple[str, ir.Type]]:
-    """The parameters of a kernel with scratch and what is shared."""
-    return [*attention_params(spec), *((n, PTR) for n in ("scratch", "shared")), ("piece", I64), ("pieces", I64)]
+    """The parameters of a kernel with scratch, and what is shared if there are steps that share it."""
+    memory = ["scratch", *(["shared"] if spec.two_steps else [])]
+    return [*attention_params(spec), *((n, PTR) for n in memory), ("piece", I64), ("pieces", I64)]
 
 
 class Operands:

@@ -79,6 +79,11 @@ class AttentionSpec:
         return self.heads // self.kv_heads
 
     @property
+    def two_steps(self) -> bool:
+        """Whether there are steps that leave something to each other."""
+        return not self.packed
+
+    @property
     def by_place(self) -> bool:
         """Whether a query sees keys by where it stands."""
         return self.causal or self.window > 0
@@ -172,10 +177,10 @@ def _optional(node: Node) -> Sequence[Value | None]:
 
 
 def size_names(spec: AttentionSpec) -> list[str]:
-    """The names of `attention_sizes`, and of `gathered_bytes` where there may be more keys than queries."""
+    """The names of `attention_sizes`, and of `gathered_bytes` where there are two steps."""
     rows = [f"{n}_rows" for n, split in zip("kv", spec.split[1:], strict=True) if split and not spec.packed]
     return ["batch", "queries", "keys", *rows, *(MASK_SIZES if spec.mask is not None else []),
-            *(["key_mask_batch"] if spec.key_mask is not None else []), *(["gathered"] if spec.cached else [])]
+            *(["key_mask_batch"] if spec.key_mask is not None else []), *(["gathered"] if spec.two_steps else [])]
 
 
 def attention_sizes(node: Node) -> tuple[Dim, ...]:

@@ -43,7 +43,7 @@ def error_bound(case: Case, feeds: Mapping[str, Array]) -> Array:
 
 
 @settings(max_examples=40, deadline=None, derandomize=True)
-@given(case=st.sampled_from(CASES), batch=st.integers(1, 3), seq=st.integers(1, 70), keys=st.integers(1, 70),
+@given(case=st.sampled_from(CASES), batch=st.sampled_from([1, 3, 4]), seq=st.integers(1, 70), keys=st.integers(1, 70),
        spread=st.sampled_from([0.1, 1.0, 3.0]), seed=st.integers(0, 999))
 def test_matches_the_oracle(case: Case, batch: int, seq: int, keys: int, spread: float, seed: int) -> None:
     if case.causal:
@@ -73,7 +73,7 @@ def test_powers_of_two() -> None:
 
 def test_large_heads_and_long_sequences() -> None:
     rng = np.random.default_rng(1)
-    for case, seq in ((Case(heads=1, kv_heads=1, size=256), 40), (Case(heads=1, kv_heads=1, mask=PADDED), 700)):
+    for case, seq in ((Case(heads=1, kv_heads=1, size=256), 40), (Case(kv_heads=1, mask=PADDED), 700)):
         feeds = case.feeds(rng, 1, seq)
         assert (np.abs(run(case, feeds) - reference(case, feeds)) <= error_bound(case, feeds)).all()
 
@@ -195,4 +195,4 @@ def test_zero_sizes(batch: int, seq: int, keys: int) -> None:
 
 def test_the_name_says_bf16() -> None:
     kernel = attention_kernel(new_module("names"), FAST, Case().graph().nodes[0])
-    assert kernel.function.name == "q8c_attention_bf16_2x32_q192at0_k192at64_v192at128_scale3e000000__amxint8"
+    assert kernel.function.name == "q8c_attention_bf16_2x32_q192at0_k192at64_v192at128_scale3e000000_first__amxint8"

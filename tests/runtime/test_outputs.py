@@ -52,7 +52,8 @@ def test_large_arrays_begin_a_cache_line(made: Outputs, shape: tuple[int, ...]) 
 def test_memory_is_used_again_once_no_view_is_left(made: Outputs) -> None:
     first = array(made, 64, 128)
     place = first.ctypes.data
-    views: list[Any] = [first[3:], memoryview(first.data), first.reshape(-1).view(np.int32)[::2], np.asarray(first.base)]
+    views: list[Any] = [first[3:], memoryview(first.data), first.reshape(-1).view(np.int32)[::2],
+                        np.asarray(first.base)]
     views[0][...] = 5
     del first
     while views:
