@@ -1,6 +1,7 @@
 """Turns what people feed a model into dense arrays of the declared type, or says what was expected and what came."""
 from __future__ import annotations
 
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import numpy as np
@@ -10,6 +11,18 @@ from q8c.errors import InputError
 from q8c.runtime.memory import require_memory
 
 Array = npt.NDArray[Any]
+
+
+def misfit(feed: object, known: Collection[str], needed: Collection[str], listed: str = "the inputs are") -> InputError:
+    """The error of a feed that is no dict, lacks a `needed` name or has one that is not `known`; both in order."""
+    listed = f"{listed} {', '.join(known) or 'none'}"
+    if not isinstance(feed, Mapping):
+        return InputError(f"the feed must be a dict from names to arrays, got a {type(feed).__name__}; {listed}")
+    missing = [name for name in needed if name not in feed]
+    unknown = [name for name in feed if name not in known]
+    parts = [f"{what} {', '.join(map(repr, names))}"
+             for what, names in (("lacks", missing), ("has the unknown", unknown)) if names]
+    return InputError(f"the feed {' and '.join(parts)}; {listed}")
 
 
 def coerce(name: str, value: object, dtype: np.dtype[Any]) -> Array:

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from q8c.errors import Error, InputError
+from q8c.runtime.arrays import misfit
 from q8c.runtime.manifest import Manifest, ways_of
 from q8c.runtime.model import Tensor
 from q8c.runtime.runner import Feed, Runner
@@ -42,7 +43,8 @@ class Chooser:
         """
         if len(self._runners) == 1:
             return self._runners[0], feed
-        self._check(feed)
+        if not isinstance(feed, Mapping) or not feed.keys() <= self._names:
+            raise misfit(feed, [argument.name for argument in self.inputs()], ())
         keeping = [runner for runner in self._ways if runner.keeper]
         runner = keeping[0] if on_state and len(keeping) == 1 and not self._decided(feed) else self._chosen(feed)
         return runner, _read(runner, feed)
@@ -62,14 +64,6 @@ class Chooser:
     def outputs(self) -> list[Argument]:
         """The outputs, which are the same in all parts that are no conditions, but for their shapes."""
         return _arguments([runner.model.outputs for runner in self._ways])
-
-    def _check(self, feed: Feed) -> None:
-        if not isinstance(feed, Mapping):
-            raise InputError(f"the feed must be a dict from names to arrays, got a {type(feed).__name__}")
-        unknown = [str(name) for name in feed if name not in self._names]
-        if unknown:
-            listed = ", ".join(argument.name for argument in self.inputs())
-            raise InputError(f"the feed has the unknown {', '.join(map(repr, unknown))}; the inputs are {listed}")
 
     def _chosen(self, feed: Feed) -> Runner:
         choice = self._choice

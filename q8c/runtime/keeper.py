@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from q8c.errors import ArtifactError, InputError
-from q8c.runtime.arrays import Array
+from q8c.runtime.arrays import Array, misfit
 from q8c.runtime.cache import NONE
 from q8c.runtime.kept import Buffer, allocate
 from q8c.runtime.memory import address_of
@@ -157,19 +157,13 @@ class Keeper:
         return self._signature.plan(*(own[i] if s is None else s for i, s in enumerate(shapes))), mask
 
     def _check_names(self, feed: Mapping[str, object]) -> None:
-        if not isinstance(feed, Mapping):
-            raise InputError(f"the feed must be a dict from names to arrays, got a {type(feed).__name__}")
-        given = feed.keys()
-        if self._needed <= given <= self._names.keys():
-            return
-        if given & self._pasts:
-            raise InputError(f"{min(given & self._pasts)!r} is what the state holds; leave it out of the feed")
-        unknown = [str(name) for name in feed if name not in self._names]
-        lacking = [name for name in self._names if name in self._needed - given]
-        parts = [f"{what} {', '.join(map(repr, names))}"
-                 for what, names in (("lacks", lacking), ("has the unknown", unknown)) if names]
-        if parts:
-            raise InputError(f"the feed {' and '.join(parts)}; with a state the inputs are {', '.join(self._names)}")
+        if isinstance(feed, Mapping):
+            given = feed.keys()
+            if self._needed <= given <= self._names.keys():
+                return
+            if given & self._pasts:
+                raise InputError(f"{min(given & self._pasts)!r} is what the state holds; leave it out of the feed")
+        raise misfit(feed, self._names, [n for n in self._names if n in self._needed], "with a state the inputs are")
 
     def _tokens(self, found: Sequence[Array | None], state: State) -> int:
         """How many tokens each sequence of the feed has, padding included."""

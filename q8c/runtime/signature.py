@@ -50,7 +50,8 @@ class Signature:
         except (KeyError, TypeError, IndexError):
             complete = False
         if not complete:
-            raise self._misfit(feed)
+            names = [name for name, _ in inputs]
+            raise arrays.misfit(feed, names, names)
         found: list[Array] = [
             value if type(value) is np.ndarray and value.dtype == dtype else arrays.coerce(name, value, dtype)
             for value, (name, dtype) in zip(values, inputs)]  # noqa: B905
@@ -89,14 +90,3 @@ class Signature:
         if unknown:
             raise InputError(f"no outputs named {', '.join(map(repr, unknown))}; the outputs are {', '.join(known)}")
         return [known[name] for name in names]
-
-    def _misfit(self, feed: object) -> InputError:
-        expected = [name for name, _ in self._inputs]
-        listed = f"the inputs are {', '.join(expected) or 'none'}"
-        if not isinstance(feed, Mapping):
-            return InputError(f"the feed must be a dict from names to arrays, got a {type(feed).__name__}; {listed}")
-        missing = [name for name in expected if name not in feed]
-        surplus = [name for name in feed if name not in expected]
-        parts = [f"{what} {', '.join(map(repr, names))}"
-                 for what, names in (("lacks", missing), ("has the unknown", surplus)) if names]
-        return InputError(f"the feed {' and '.join(parts)}; {listed}")
