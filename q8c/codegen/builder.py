@@ -41,6 +41,18 @@ class Builder(Simd):
             acc = self.dot_s16(acc, u16, s16)
         return acc
 
+    def gather(self, base: Value, index: Value, count: Operand) -> Value:
+        """The floats at `base` plus 16 indices (i32); lanes from `count` on read nothing and hold 0."""
+        mask = self.tail_mask(count)
+        if self.tier.has("avx512f"):
+            return self.intrinsic("llvm.x86.avx512.mask.gather.dps.512",
+                                  [self.splat(0.0), base, index, mask, constant(I32, sizeof(F32))], V16F)
+        half = ir.VectorType(F32, LANES // 2)
+        signs = self.halves(self.from_bits(self.sext(mask, V16I)))
+        return self.concat(*(self.intrinsic("llvm.x86.avx2.gather.d.ps.256", [
+            constant(half, 0.0), base, part, sign, constant(I8, sizeof(F32))], half)
+            for part, sign in zip(self.halves(index), signs, strict=True)))
+
     def pick16(self, table: Value, index: Value) -> Value:
         """table[index & 15] for every lane, both of 16 lanes: a table of floats held in registers."""
         if self.tier.has("avx512f"):

@@ -61,6 +61,20 @@ def test_gather_elements(dtype: str) -> None:
         check_kernel(text, x=numbers(dtype, a, b, c), i=RANDOM.integers(-b, b, (a, m, c)))
 
 
+@pytest.mark.parametrize(("axis", "indices"), [(2, "i64[1, m, k]"), (2, "i32[a, m, k]"), (1, "i64[1, k, m]"),
+                                               (1, "i32[a, k, 1]"), (2, "i64[a, 1, k]")])
+def test_gather_elements_by_broadcast_indices(axis: int, indices: str) -> None:
+    shape = "a, m, k" if axis == 2 else "a, k, m"
+    text = f"""graph @g(%x: f32[{"a, m, b" if axis == 2 else "a, b, m"}], %i: {indices}) {{
+      %y: f32[{shape}] = gather_elements(%x, %i) {{axis = {axis}, shape = ({shape})}} return %y }}"""
+    for a, b, m, k in ((2, 5, 3, 8), (3, 9, 35, 21), (1, 1, 17, 40), (2, 3, 4, 0)):
+        env = {"a": a, "m": m, "k": k}
+        dtype, dims = indices.rstrip("]").split("[")
+        where = tuple(env[d] if d in env else 1 for d in dims.split(", "))
+        x = numbers("f32", *((a, m, b) if axis == 2 else (a, b, m)))
+        check_kernel(text, x=x, i=RANDOM.integers(-b, b, where, DType[dtype].numpy))
+
+
 @pytest.mark.parametrize("dtype", ["u8", "i32", "i64", "f64"])
 def test_products_of_plain_types(dtype: str) -> None:
     text = f"""graph @g(%x: {dtype}[a, 1, r, k], %w: {dtype}[b, k, n]) {{

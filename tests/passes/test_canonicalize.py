@@ -335,6 +335,38 @@ CASES = {
           %n: bool[b] = greater_equal(%i, %k)
           return %p, %j, %n
         }"""),
+    "matrices that are repeated for every batch item": ("""
+        graph @g(%x: f32[3*b, s, 4], %c: f32[3, 1, 5, 4], %z: f32[3*b, 2, 5]) {
+          %w: f32[b, 3, 1, 5, 4] = broadcast_to(%c) {shape = (b, 3, 1, 5, 4)}
+          %f: f32[3*b, 5, 4] = reshape(%w) {shape = (3*b, 5, 4)}
+          %t: f32[3*b, 4, 5] = transpose(%f) {perm = (0, 2, 1)}
+          %y: f32[3*b, s, 5] = matmul(%x, %t)
+          %v: f32[3*b, 2, 4] = matmul(%z, %f)
+          return %y, %v
+        }""", """
+        graph @g(%x: f32[3*b, s, 4], %c: f32[3, 1, 5, 4], %z: f32[3*b, 2, 5]) {
+          %ct: f32[1, 3, 5, 4] = reshape(%c) {shape = (1, 3, 5, 4)}
+          %t: f32[1, 3, 4, 5] = transpose(%ct) {perm = (0, 1, 3, 2)}
+          %x4: f32[b, 3, s, 4] = reshape(%x) {shape = (b, 3, s, 4)}
+          %y4: f32[b, 3, s, 5] = matmul(%x4, %t)
+          %y: f32[3*b, s, 5] = reshape(%y4) {shape = (3*b, s, 5)}
+          %cv: f32[1, 3, 5, 4] = reshape(%c) {shape = (1, 3, 5, 4)}
+          %z4: f32[b, 3, 2, 5] = reshape(%z) {shape = (b, 3, 2, 5)}
+          %v4: f32[b, 3, 2, 4] = matmul(%z4, %cv)
+          %v: f32[3*b, 2, 4] = reshape(%v4) {shape = (3*b, 2, 4)}
+          return %y, %v
+        }"""),
+    "indices that are broadcast": ("""
+        graph @g(%x: f32[b, s, 7], %i: i64[s, 3]) {
+          %w: i64[b, s, 3] = broadcast_to(%i) {shape = (b, s, 3)}
+          %y: f32[b, s, 3] = gather_elements(%x, %w) {axis = 2}
+          return %y
+        }""", """
+        graph @g(%x: f32[b, s, 7], %i: i64[s, 3]) {
+          %r: i64[1, s, 3] = reshape(%i) {shape = (1, s, 3)}
+          %y: f32[b, s, 3] = gather_elements(%x, %r) {axis = 2, shape = (b, s, 3)}
+          return %y
+        }"""),
     "slice of concat": ("""
         graph @g(%x: f32[b, p], %z: f32[b, s], %w: f32[b, 3]) {
           %c: f32[b, 3 + p + s] = concat(%x, %z, %w) {axis = 1}

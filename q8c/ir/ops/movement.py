@@ -104,12 +104,16 @@ def _gather_elements(o: Operands) -> Sequence[TensorType]:
     o.expect(indices.dtype in (DType.i32, DType.i64), "expected i32 or i64 indices")
     o.expect(x.rank == indices.rank, "expected indices of the operand's rank")
     normalize_axis(o, o.attrs["axis"], x.rank)
-    return [x.with_shape(indices.shape)]
+    return [x.with_shape(o.broadcast(indices.shape, o.attrs["shape"] or indices.shape))]
 
 
 def gather_elements(args: Sequence[Any], attrs: Mapping[str, Any]) -> Sequence[Array]:
-    """y[i, j, …] = x[indices[i, j, …], j, …] for axis 0; raises InputError for an index out of range."""
+    """y[i, j, …] = x[indices[i, j, …], j, …] for axis 0, with the indices broadcast to `shape`, if that is given.
+
+    Raises InputError for an index out of range.
+    """
     x, indices = args
+    indices = np.broadcast_to(indices, attrs["shape"] or indices.shape)
     axis = attrs["axis"] % x.ndim
     size = x.shape[axis]
     if ((indices < -size) | (indices >= size)).any():
@@ -168,7 +172,8 @@ register(OpDef("broadcast_to", "x", _broadcast_to,
 register(OpDef("slice", "x", _slice, take_slice, {"starts": _DIMS, "sizes": _DIMS, "steps": _INTS}))
 register(OpDef("concat", "x *xs", _concat, lambda a, k: [np.concatenate(a, axis=k["axis"])], {"axis": _AXIS}))
 register(OpDef("gather", "x indices", _gather, gather, {"axis": AttrSpec("int", 0)}))
-register(OpDef("gather_elements", "x indices", _gather_elements, gather_elements, {"axis": AttrSpec("int", 0)},
+register(OpDef("gather_elements", "x indices", _gather_elements, gather_elements,
+               {"axis": AttrSpec("int", 0), "shape": AttrSpec("dims", ())},
                doc="One element along an axis for each index; other axes of the indices are no longer than x's."))
 register(OpDef("gather_nd", "x indices", _gather_nd, gather_nd, {"batch_dims": AttrSpec("int", 0)}))
 register(OpDef("pad", "x", _pad, lambda a, k: [

@@ -76,6 +76,16 @@ def gather_nd_of_positions(r: Rewriter, node: Node) -> Value | None:
     return _take(r, flat, 0, Affine(shape, offset, steps), node.output.shape)
 
 
+def gather_of_broadcast(r: Rewriter, node: Node) -> Value | None:
+    """gather_elements(x, broadcast_to(indices)) -> gather_elements(x, indices), which broadcasts them itself."""
+    wide = producer(node.input(1), "broadcast_to")
+    if wide is None:
+        return None
+    shape = node.output.shape
+    indices = r.reshape(wide.input(0), (1,) * (len(shape) - wide.input(0).type.rank) + wide.input(0).shape)
+    return r.add("gather_elements", node.input(0), indices, axis=attr(node, "axis"), shape=shape)
+
+
 def scatter_of_positions(r: Rewriter, node: Node) -> Value | None:
     """scatter_nd(x, positions that count on along each axis, updates) -> concat of x before, the updates and x behind.
 
@@ -132,6 +142,7 @@ RULES: Rules = {
     **dict.fromkeys(_PROOFS, (known_comparison,)),
     **dict.fromkeys(("max", "min"), (known_extreme,)),
     "gather": (gather_of_positions,),
+    "gather_elements": (gather_of_broadcast,),
     "gather_nd": (gather_nd_of_positions,),
     "scatter_nd": (scatter_of_positions,),
 }
