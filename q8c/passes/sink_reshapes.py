@@ -111,9 +111,37 @@ def sink_through_rows(r: Rewriter, node: Node) -> Value | None:
     return None
 
 
+def split_batch(r: Rewriter, value: Value) -> Value | None:
+    """x [a, b, ...] if a value [a*b, ...] is x reshaped, else None."""
+    x = before_reshape(r, value)
+    lead = 0 if x is None else x.type.rank - value.type.rank + 1
+    return x if x is not None and r.same_shape(x.shape[lead:], value.shape[1:]) else None
+
+
+def sink_through_transpose(r: Rewriter, node: Node) -> Value | None:
+    """transpose(reshape(x)) -> reshape(transpose(x)), the first axis staying where it is, which the reshape merged."""
+    perm, x = attr(node, "perm"), split_batch(r, node.input(0))
+    if x is None or perm[0] != 0:
+        return None
+    more = x.type.rank - len(perm)
+    return r.reshape(r.add("transpose", x, perm=(*range(more + 1), *(p + more for p in perm[1:]))), node.output.shape)
+
+
+def sink_through_gather(r: Rewriter, node: Node) -> Value | None:
+    """gather_elements(reshape(x), indices) -> reshape(gather_elements(x, indices)), the same for all that is merged."""
+    x, indices, axis = split_batch(r, node.input(0)), node.input(1), attr(node, "axis")
+    if x is None or indices.shape[0] != 1 or axis == 0:
+        return None
+    lead = x.shape[:x.type.rank - indices.type.rank + 1]
+    apart = r.reshape(indices, (*(1,) * len(lead), *indices.shape[1:]))
+    shape = (*lead, *node.output.shape[1:])
+    return r.reshape(r.add("gather_elements", x, apart, axis=axis + len(lead) - 1, shape=shape), node.output.shape)
+
+
 RULES: Rules = {
     "reshape": (drop_same_shape, merge_reshapes),
-    "transpose": (merge_transposes, drop_identity_transpose),
+    "transpose": (merge_transposes, drop_identity_transpose, sink_through_transpose),
+    "gather_elements": (sink_through_gather,),
     "matmul": (sink_through_product,),
     **{op: (sink_through_elementwise,) for op, definition in OPS.items() if definition.elementwise},
     **{op: (sink_through_rows,) for op in ROW_OPS if op != "dynamic_quantize"}}

@@ -18,7 +18,7 @@ SOUND = {"input_values": Input("normal", ("batch", "samples"))}
 SOUNDS = ({"batch": 2, "samples": 400}, {"batch": 3, "samples": 250}, {"batch": 1, "samples": 330})
 
 COMPUTED = {"": "its second operand is not constant"}
-GROUPS = {"": "its weight is a batch of matrices"}  # a convolution in groups, each with a matrix of its own
+GROUPS = {"": "its weight is a batch of matrices"}  # of groups of a convolution, or of heads
 
 ENCODERS: dict[str, Family] = {
     "bert": Family("BertModel", SMALL, PAIRS, forms=get_args(Form), compiled=True),
@@ -36,7 +36,7 @@ ENCODERS: dict[str, Family] = {
     "deberta-v3": Family("DebertaV2Model", {
         **SMALL, "relative_attention": True, "position_buckets": 16, "pos_att_type": ["p2c", "c2p"],
         "share_att_key": True, "norm_rel_ebd": "layer_norm", "position_biased_input": False, "type_vocab_size": 0,
-        }, TEXT, forms=EAGER, float_products=COMPUTED, compiled=True),
+        }, TEXT, forms=EAGER, float_products=GROUPS, compiled=True),
     "fnet": Family("FNetModel", SMALL, {"input_ids": TEXT["input_ids"]}, forms=EAGER[:1], attentions=0,
                    float_products=COMPUTED),
     "layoutlmv3": Family("LayoutLMv3Model", {

@@ -87,3 +87,25 @@ def test_transposes_around_work_on_rows_cancel() -> None:
       %p: f32[b, s, 16] = mul(%n, %h)
       %y2: f32[s, b, 8] = transpose(%y) {perm = (1, 0, 2)}
       %z: f32[s, b, 8] = add(%y2, %t)""", "return %p, %z").replace("%m:", "%t: f32[s, b, 8], %m:"))
+
+
+def test_heads_that_are_rows_of_the_batch_are_told_apart_behind_a_gather() -> None:
+    """As DeBERTa's relative positions have them."""
+    check(SinkReshapes(), """
+    graph @g(%x: f32[b, 2, s, 5], %i: i64[1, s, s]) {
+      const %half: f32[] = 0.5
+      %f: f32[2*b, s, 5] = reshape(%x) {shape = (2*b, s, 5)}
+      %g: f32[2*b, s, s] = gather_elements(%f, %i) {axis = 2, shape = (2*b, s, s)}
+      %t: f32[2*b, s, s] = transpose(%g) {perm = (0, 2, 1)}
+      %m: f32[2*b, s, s] = mul(%t, %half)
+      %y: f32[b, 2, s, s] = reshape(%m) {shape = (b, 2, s, s)}
+      return %y
+    }""", """
+    graph @g(%x: f32[b, 2, s, 5], %i: i64[1, s, s]) {
+      const %half: f32[] = 0.5
+      %r: i64[1, 1, s, s] = reshape(%i) {shape = (1, 1, s, s)}
+      %g: f32[b, 2, s, s] = gather_elements(%x, %r) {axis = 3, shape = (b, 2, s, s)}
+      %t: f32[b, 2, s, s] = transpose(%g) {perm = (0, 1, 3, 2)}
+      %y: f32[b, 2, s, s] = mul(%t, %half)
+      return %y
+    }""")
