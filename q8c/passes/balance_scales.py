@@ -65,8 +65,9 @@ class BalanceScales(Pass):
             elif (f == 1).all():
                 report.decline(products[0], f"no factors for the channels of %{x.name} lower the error")
             else:
-                self.calibration.seen[balance(graph, x, products, f, report)] = rows[x] * f
+                self.calibration.seen[balance(graph, x, products, f, report)] = spilled(rows[x] * f)
                 changed = True
+            release(rows[x])
         graph.prune()
         return changed
 

@@ -13,6 +13,7 @@ from q8c.ir.feeds import typical_feeds
 from q8c.ir.graph import Array, Graph, Value
 from q8c.ir.interpret import bind_sizes, interpret
 from q8c.ir.single import single
+from q8c.ir.spill import spilled
 from q8c.passes.manager import Report
 
 Feeds: TypeAlias = "tuple[Mapping[str, Any], ...]"
@@ -62,21 +63,23 @@ class Calibration:
 
 
 def run(graph: Graph, values: Iterable[Value], feeds: Feeds) -> dict[Value, Array]:
-    """The rows that values take when the graph runs on the feeds."""
+    """The rows that values take when the graph runs on the feeds, in files where they are large: those of all layers
+    together are as large as some of the weights."""
     share = max(MAX_ROWS // len(feeds), 1)
-    found: dict[Value, list[Array]] = {v: [] for v in values}
+    found: dict[Value, Array] = {v: np.empty((0, 0)) for v in values}
 
     def observe(value: Value, array: Array) -> None:
         if value in found:
             rows = array.reshape(math.prod(array.shape[:-1]), array.shape[-1])
             rows = rows[np.isfinite(rows).all(axis=1)]
-            found[value].append(rows[::max(len(rows) // share, 1)].copy())
+            some, earlier = rows[::max(len(rows) // share, 1)], found[value]
+            found[value] = spilled(np.concatenate([earlier, some]) if len(earlier) else some.copy())
 
     for feed in feeds:
         for value in graph.inputs:
             observe(value, np.asarray(feed[value.name]))
         interpret(graph, feed, observe=observe, instead=single)
-    return {v: np.concatenate(parts) for v, parts in found.items()}
+    return found
 
 
 def as_feeds(given: object) -> Feeds:

@@ -92,7 +92,8 @@ class FoldWeights(Pass):
         rows = self.calibration.rows(graph, (n.input(0) for n in made), report)
         for node in made if rows else ():
             error = relative_error(rows[node.input(0)], weight_array(node), q8.block_size(formats[node]))
-            release(node.input(1).array())
+            for read in (node.input(1).array(), rows[node.input(0)]):
+                release(read)
             if not error <= self.max_layer_error:
                 del found[node]
                 report.decline(node, f"as {formats[node]} its results would be {error:.2g} off, "

@@ -76,6 +76,15 @@ def test_rows_are_spread_over_the_feeds_and_bounded() -> None:
     assert long is not None and MAX_ROWS <= len(long) <= 2 * MAX_ROWS
 
 
+def test_large_rows_lie_in_files(monkeypatch: pytest.MonkeyPatch) -> None:
+    many = tuple(feed(ids=np.full((2, 3), i)) for i in range(6))
+    held = rows_of(Calibration(many))
+    monkeypatch.setattr("q8c.ir.spill.LARGE", 1)
+    mapped = rows_of(Calibration(many))
+    assert held is not None and held.flags.writeable and mapped is not None and not mapped.flags.writeable
+    np.testing.assert_array_equal(mapped, held)
+
+
 def test_rows_that_are_not_finite_say_nothing() -> None:
     g = graph()
     table = g.constants["table"].array()
