@@ -59,14 +59,14 @@ def store(b: Builder, tile: int, address: Value, stride: Operand) -> None:
     b.intrinsic("llvm.x86.tilestored64", [constant(I8, tile), address, _i64(stride)], VOID)
 
 
-def dot_s8u8(b: Builder, total: int, signed: int, unsigned: int) -> None:
+def dot_s8u8(b: Builder, total: int, left: int, right: int) -> None:
     """Tile of int32 += tile of s8 rows times a tile of u8, 4 steps of depth by 16 columns in each row of it."""
-    _product(b, "tdpbsud", total, signed, unsigned)
+    _product(b, "tdpbsud", total, left, right)
 
 
-def dot_bf16(b: Builder, total: int, x: int, y: int) -> None:
+def dot_bf16(b: Builder, total: int, left: int, right: int) -> None:
     """Tile of float32 += tile of bf16 rows times a tile of bf16, 2 steps of depth by 16 columns in each row of it."""
-    _product(b, "tdpbf16ps", total, x, y)
+    _product(b, "tdpbf16ps", total, left, right)
 
 
 def _product(b: Builder, name: str, *tiles: int) -> None:

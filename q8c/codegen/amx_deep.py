@@ -1,26 +1,44 @@
-"""int8 products on AMX with one scale for all of depth: 32 x 32 or 16 x 64 results at a time.
+"""Products on AMX that are summed over all of depth: 32 x 32 or 16 x 64 results at a time.
 
-The sums of a group of columns stay in four tile registers over all of depth. They are stored to memory that stays in
-the first-level cache and are scaled from there between the products of the next group, which leave the vector units
-idle.
+The sums of a group of columns stay in four tile registers. They are stored to memory that stays in the first-level
+cache and are made results from there between the products of the next group, which leave the vector units idle.
 """
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from abc import abstractmethod
+from collections.abc import Callable
+from typing import NamedTuple
 
 from q8c.codegen import amx
-from q8c.codegen.amx_finish import FinishSums, Group
+from q8c.codegen.amx_finish import Finish, Group
 from q8c.codegen.amx_shape import Shape
-from q8c.codegen.amx_strip import Strip, strip_rows
+from q8c.codegen.amx_strip import Strip
 from q8c.codegen.builder import I64, Builder, Value, constant
 from q8c.codegen.linear_spec import STEP_BYTES
 from q8c.codegen.q8_spec import Q8LinearSpec
-from q8c.codegen.q8_tile import prepare_rows
 
 LEAD = 2
 """Steps before the first of other sums are read: so long it takes until they have come from the tile registers."""
 TURNS = (1, 2, 4, 8, 16)
 """Into how many turns the steps of a group may be cut, each with its share of the work on other sums."""
+
+
+class Progress(NamedTuple):
+    """What goes on from step to step: where rows and weights are, what is done beside, and the work on other sums."""
+
+    place: list[Value]
+    beside: list[Value]
+    results: list[Value]
+
+    @property
+    def flat(self) -> list[Value]:
+        """All values."""
+        return [*self.place, *self.beside, *self.results]
+
+    def like(self, flat: list[Value]) -> Progress:
+        """Such values, as `flat` has them."""
+        parts = iter(flat)
+        return Progress(*([next(parts) for _ in part] for part in self))
 
 
 class DeepStrip(Strip):
@@ -33,82 +51,91 @@ class DeepStrip(Strip):
 
     def __init__(self, b: Builder, spec: Q8LinearSpec, shape: Shape, whole: bool) -> None:
         super().__init__(b, spec, shape, whole)
-        self.values |= prepare_rows(b, spec, b.mul(self.tiles, self.rows), strip_rows(spec), self.values)
         self.buffer = b.scratch(shape.bytes)
+
+    @abstractmethod
+    def finish(self, group: Group) -> Finish:
+        """What makes the sums of a group, in `buffer`, results."""
+
+    @staticmethod
+    @abstractmethod
+    def dot(b: Builder, total: int, left: int, right: int) -> None:
+        """Emit the product of two tiles, added to a tile of sums."""
 
     def emit(self) -> None:
         """The whole function."""
-        b, none = self.b, constant(I64, 0)
-        first, panel, rows = self.groups([none, self.first, none])
+        last = self.groups()
         for tile in self.shape.sums:
             self._clear(tile)
-        work = FinishSums(b, self.operands, Group(first, panel, rows), self.buffer)
-        work.loop(work.start(none), self.shape.rows)
-        b.ret()
+        work = self.finish(last)
+        work.loop(work.start(constant(I64, 0)), self.shape.rows)
+        self.b.ret()
 
-    def group(self, tile: Value, panel: Value, ahead: Value, carried: list[Value]) -> list[Value]:
+    def group(self, panel: Value, beside: list[Value], before: Group) -> tuple[list[Value], Group]:
         """The sums of a group, and the results of the one before."""
-        b, before = self.b, Group(*carried)
+        b, work = self.b, self.finish(before)
 
-        def begin(after_other: bool) -> list[Value]:
-            return [self._sums(ahead, FinishSums(b, self.operands, before, self.buffer) if after_other else None)]
+        def after_fewer() -> list[Value]:
+            found = self._sums(beside, None)
+            work.loop(work.start(constant(I64, 0)), self.shape.rows)
+            return found
 
         if self.whole:
-            [ahead] = b.if_else(b.icmp(">", before.rows, 0), lambda: begin(True), lambda: begin(False))
+            all_rows = b.icmp("==", before.rows, self.shape.rows)
+            beside = b.if_else(all_rows, lambda: self._sums(beside, work), after_fewer)
         else:
-            [ahead] = begin(True)
-        return [ahead, *Group(self.first_row, panel, self.rows)]
+            beside = self._sums(beside, work)
+        return beside, Group(self.first_row, panel, self.rows_here)
 
-    def _sums(self, ahead: Value, work: FinishSums | None) -> Value:
-        """Sums over all of depth. Those before are stored, and worked on meanwhile. Gives what to ask for next."""
-        depth, rows = self.depth, self.shape.rows
-        state = [self.a, constant(I64, 0), ahead, *(work.start(constant(I64, 0)) if work is not None else [])]
-        whole = self.spec.steps // depth.groups
-        rest = depth.steps(0) - whole
+    def _sums(self, beside: list[Value], work: Finish | None) -> list[Value]:
+        """Sums over all of depth. Those before are stored, and worked on meanwhile."""
+        depth, rows, none = self.depth, self.shape.rows, constant(I64, 0)
+        state = Progress([self.a, none], beside, work.start(none) if work is not None else [])
+        whole, rest = depth.whole, bool(depth.rest)
         turns = max(n for n in TURNS if n <= max(whole - LEAD, 1))
         each = (whole - LEAD) // turns
 
         def turn(_: Value, carried: list[Value]) -> list[Value]:
-            return self._some(each, 0, rows // turns, carried, work)
+            return self._some(each, False, rows // turns, state.like(carried), work).flat
 
         if turns == 1:
-            return self._some(whole, rest, rows, state, work, first=True)[2]
-        state = self._some(whole - each * turns, 0, 0, state, work, first=True)
-        state = self.b.loop(0, turns, 1, state, turn)
-        return self._some(0, rest, 0, state, work)[2]
+            return self._some(whole, rest, rows, state, work, first=True).beside
+        state = self._some(whole - each * turns, False, 0, state, work, first=True)
+        state = state.like(self.b.loop(0, turns, 1, state.flat, turn))
+        return self._some(0, rest, 0, state, work).beside
 
-    def _some(self, steps: int, rest: int, rows: int, carried: Sequence[Value], work: FinishSums | None,
-              first: bool = False) -> list[Value]:
+    def _some(self, steps: int, rest: bool, rows: int, state: Progress, work: Finish | None,
+              first: bool = False) -> Progress:
         """Some steps, perhaps one that is not whole, and some rows of the work spread over their products."""
         b, depth, number = self.b, self.depth, 0
-        a, w, ahead, *state = carried
+        (a, w), beside, results = state
         products = (steps + rest) * len(self.shape.sums)
         wait = len(self.shape.sums) - 1 if first else 0  # products until all sums before are stored
 
         def between() -> None:
-            nonlocal number, state
+            nonlocal number, results
             done, number = max(number - wait, 0), number + 1
             share = rows * max(number - wait, 0) // (products - wait) - rows * done // (products - wait)
             if work is not None and share:
-                state = work.some(state, share)
+                results = work.some(results, share)
 
         for _ in range(steps):
-            self._multiply(a, self.spec.lda, w, first, between)
-            a, w, first = b.at(a, depth.left_bytes), b.add(w, depth.right_bytes), False
-            ahead = self.ask_weights(ahead)
+            self._multiply(a, depth.row_stride, depth.row_bytes, w, first, between)
+            a, w, first = b.at(a, depth.step_bytes), b.add(w, depth.right_bytes), False
+            beside = self.beside(beside)
         if rest:
-            last = constant(I64, self.spec.wide_panel_bytes - depth.right_bytes)
-            self._multiply(self.a_rest, STEP_BYTES, last, first, between)
-            ahead = self.ask_weights(ahead)
-        return [a, w, ahead, *state]
+            last = constant(I64, depth.panel_bytes - depth.right_bytes)
+            self._multiply(self.a_rest, STEP_BYTES, STEP_BYTES, last, first, between)
+            beside = self.beside(beside)
+        return Progress([a, w], beside, results)
 
-    def _multiply(self, a: Value, stride: int, w: Value, first: bool, between: Callable[[], None]) -> None:
-        """One step of depth, from byte `w` of every panel on, `between` after each product. The first step of sums
-        stores each tile of those before as late as can be, since that waits for the tile: 1590 GMAC/s
-        instead of 980 with 64 steps of depth."""
+    def _multiply(self, a: Value, stride: int, each: int, w: Value, first: bool, between: Callable[[], None]) -> None:
+        """One step of depth, from byte `w` of every panel on, `between` after each product. Rows at `a` are `stride`
+        bytes apart, and tiles of them 16 times `each`. The first step of sums stores each tile of those before as late
+        as can be, since that waits for the tile: 1590 GMAC/s instead of 980 with 64 steps of depth."""
         b, shape = self.b, self.shape
         for i, register in enumerate(shape.left):
-            amx.load(b, register, b.at(a, amx.TILE_ROWS * i * stride), stride)
+            amx.load(b, register, b.at(a, amx.TILE_ROWS * i * each), stride)
         for j in range(shape.panels):
             right = shape.right[j % len(shape.right)]
             amx.load(b, right, b.at(self.weights[j], w), STEP_BYTES)
@@ -116,7 +143,7 @@ class DeepStrip(Strip):
                 total = i * shape.panels + j
                 if first:
                     self._clear(total)
-                amx.dot_s8u8(b, total, register, right)
+                self.dot(b, total, register, right)
                 between()
 
     def _clear(self, total: int) -> None:

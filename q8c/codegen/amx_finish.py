@@ -150,13 +150,10 @@ class FinishSums(Finish):
         return b.splat(b.load(scalar, b.at(self.operands.values[name], b.add(self.first_row, row), scalar)), typ)
 
 
-class FinishTotals(Finish):
-    """Float sums of all blocks; 0 is left in their place."""
+class FinishFloats(Finish):
+    """Float sums."""
 
     def floats(self, row: Value, sums: list[Value]) -> list[Value]:
         """As they are."""
-        b = self.b
-        ys = [b.load(V16F, at, align=STEP_BYTES) for at in sums]
-        for at in sums:
-            b.store(b.splat(0.0), at, align=STEP_BYTES)
-        return [b.add(y, bias) for y, bias in zip(ys, self.bias, strict=True)] if self.bias else ys
+        ys = [self.b.load(V16F, at, align=STEP_BYTES) for at in sums]
+        return [self.b.add(y, bias) for y, bias in zip(ys, self.bias, strict=True)] if self.bias else ys

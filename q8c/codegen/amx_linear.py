@@ -1,15 +1,13 @@
-"""The int8 linear kernel on AMX: tiles of rows in tile registers, and a handful of rows as without."""
+"""The linear kernels on AMX: tiles of rows in tile registers, and a handful of rows apart."""
 from __future__ import annotations
-
-from dataclasses import replace
 
 import llvmlite.ir as ir
 
 from q8c.codegen import amx
-from q8c.codegen.amx_blocks import BlockStrip
+from q8c.codegen.amx_bf16 import Bf16Stream, Bf16Strip, widen_rows
 from q8c.codegen.amx_deep import DeepStrip
-from q8c.codegen.amx_shape import BY_BLOCKS, FLAT, WIDE, Depth, Shape, row_bytes, tile_rows
-from q8c.codegen.amx_strip import Strip, strip_rows
+from q8c.codegen.amx_int8 import Int8Strip
+from q8c.codegen.amx_shape import FLAT, WIDE, Shape, register_bytes, register_rows
 from q8c.codegen.builder import I64, Builder, Value, constant
 from q8c.codegen.layout import PANEL
 from q8c.codegen.linear import LinearKernel, Schedule
@@ -17,69 +15,147 @@ from q8c.codegen.linear_spec import STEP_BYTES
 from q8c.codegen.q8_spec import Q8LinearSpec
 from q8c.codegen.q8_tile import Q8TileEmitter
 from q8c.codegen.targets import Tier
-from q8c.codegen.tasks import Grid, Task, for_tasks
+from q8c.codegen.tasks import THREAD_ROWS, Grid, Task, for_tasks
 
 GRAIN = 1 << 21
 """Multiply-adds below which another task is not worth its dispatch and its first and last group (some 2 us)."""
 FEW = Schedule(rows=4, panels=4, few_rows=4, few_panels=4)
 """Up to 4 rows are as fast as weights arrive, and `vpdpbusd` takes those 7 % faster."""
-FEW_BY_BLOCKS = replace(FEW, few_rows=2, stream_rows=8)
-"""From 9 rows on tiles are as fast."""
+FEW_BY_BLOCKS = Schedule(rows=amx.TILE_ROWS, panels=1, few_rows=0, few_panels=0, stream_rows=amx.TILE_ROWS)
+BLOCK_THREAD_ROWS = 1 << 9
+"""Each thread that takes rows by blocks makes all weights bfloat16 for them."""
+
+
+def scratch_bytes(spec: Q8LinearSpec) -> int | None:
+    """Bytes of `spec.memory`, the same on every tier; None if the kernel takes none."""
+    if not spec.memory:
+        return None
+    if not spec.block:
+        return Int8Strip.widened_bytes(spec)
+    return Bf16Strip.widened_bytes(spec) + Bf16Strip.most_rows(spec) * Bf16Strip.depth_of(spec).row_bytes
 
 
 class AmxLinear(LinearKernel):
-    """One kernel being emitted."""
+    """A kernel being emitted."""
 
     spec: Q8LinearSpec
+    few: Schedule
+    strip: type[DeepStrip]
 
     def __init__(self, module: ir.Module, tier: Tier, spec: Q8LinearSpec) -> None:
-        super().__init__(module, tier, spec, FEW_BY_BLOCKS if spec.block else FEW, Q8TileEmitter)
-        self.shape, self.last_shape = (BY_BLOCKS, BY_BLOCKS) if spec.block else (WIDE, FLAT)
-        self.name = f"{spec.name}_{self.shape.rows}x{PANEL * self.shape.panels}__{tier.name.replace('-', '')}"
+        super().__init__(module, tier, spec, self.few, Q8TileEmitter)
+        self.depth = self.strip.depth_of(spec)
+        self.name = f"{spec.name}_{WIDE.rows}x{PANEL * WIDE.panels}__{tier.name.replace('-', '')}"
+
+    def grid(self, thread_rows: int) -> Grid:
+        """How many rows are cut into tasks."""
+        spec = self.spec
+        return Grid(groups=-(-spec.panels // WIDE.panels), work=spec.depth * spec.cols, tile_rows=WIDE.rows,
+                    block_rows=self.strip.most_rows(spec), grain=GRAIN, thread_rows=thread_rows)
+
+    def panels_of(self, b: Builder, task: Task) -> tuple[Value, Value, Value, Value]:
+        """A task's first panel, the one after those in whole groups of whole columns, the one after its last, and the
+        one that begins what comes next."""
+        spec = self.spec
+        first, last, after = (b.imin(b.mul(g, WIDE.panels), spec.panels)
+                              for g in (task.first_group, task.last_group, task.next_group))
+        return first, b.imax(first, b.imin(last, spec.cols // PANEL // WIDE.panels * WIDE.panels)), last, after
+
+    def call(self, b: Builder, strip: ir.Function, operands: dict[str, Value], rows: Value, tiles: Value,
+             *panels: Value, lines: Value) -> None:
+        """Call a strip for `tiles` tiles of rows times the panels from the first of `panels` to before the second."""
+        memory = [b.arg(name) for name, _ in self.spec.memory]
+        with b.if_(b.and_(b.icmp(">", b.mul(rows, tiles), 0), b.icmp("<", *panels[:2]))):
+            b.ir.call(strip, [*operands.values(), *memory, rows, tiles, *panels, lines])
+
+    def lines(self, b: Builder, rows: Value) -> Value:
+        """Lines of weights that each tile of so many rows asks for ahead in a step, an equal part; a single tile is as
+        fast as weights arrive."""
+        tiles = b.ceildiv(rows, WIDE.rows)
+        steps = -(-self.depth.steps // self.depth.groups)
+        lines = -(-WIDE.panels * self.spec.panel_bytes // (STEP_BYTES * steps))
+        return b.select(b.icmp(">", tiles, 1), b.ceildiv(constant(I64, lines), tiles), 0)
+
+    def emit_strip(self, shape: Shape, whole: bool) -> ir.Function:
+        """The function of a strip."""
+        name = f"{self.name}.{shape.rows}x{PANEL * shape.panels}{'.whole' if whole else ''}"
+        b = Builder(self.module, self.tier, name, self.strip.params(self.spec), internal=True)
+        self.strip(b, self.spec, shape, whole).emit()
+        return b.function
+
+
+class AmxColumnLinear(AmxLinear):
+    """The kernel of weights with one scale per column: int8 products."""
+
+    few = FEW
+    strip = Int8Strip
 
     def many(self, b: Builder, some: int) -> None:
         """All tasks of a thread: whole tiles of rows, and one of what is left."""
-        spec, shape, last = self.spec, self.shape, self.last_shape
-        strips = {key: self._emit_amx(*key) for key in {(shape, True): 0, (shape, False): 0, (last, False): 0}}
-        shapes = {s: amx.TileShapes(b, row_bytes(spec, s)) for s in {shape: 0, last: 0}}
-        grid = Grid(groups=-(-spec.panels // shape.panels), work=spec.depth * spec.cols, tile_rows=WIDE.rows,
-                    block_rows=strip_rows(spec), grain=GRAIN)
+        wide, part, flat = (self.emit_strip(*key) for key in ((WIDE, True), (WIDE, False), (FLAT, False)))
+        shapes = {s: amx.TileShapes(b, register_bytes(self.depth, s)) for s in (WIDE, FLAT)}
 
         def run(task: Task) -> None:
-            tiles, rest = b.div(task.rows, shape.rows), b.rem(task.rows, shape.rows)
-            begin, end = (b.imin(b.mul(g, shape.panels), spec.panels) for g in (task.first_group, task.last_group))
-            after = b.imin(b.mul(task.next_group, shape.panels), spec.panels)
-            together = b.ceildiv(task.rows, shape.rows)
+            tiles, rest = b.div(task.rows, WIDE.rows), b.rem(task.rows, WIDE.rows)
+            begin, middle, end, after = self.panels_of(b, task)
+            lines = self.lines(b, task.rows)
 
-            def strip(shape: Shape, whole: bool, first: Value, rows: Value, count: Value, *panels: Value) -> None:
-                with b.if_(b.and_(b.icmp(">", b.mul(rows, count), 0), b.icmp("<", *panels))):
-                    shapes[shape].configure(tile_rows(b, spec, shape, rows))
-                    operands = [*self._from_row(b, b.add(task.first_row, first)).values(),
-                                *([b.arg("wide")] if spec.bits == 4 else [])]
-                    b.ir.call(strips[shape, whole], [*operands, rows, count, *panels, after, self._lines(b, together)])
+            def strip(function: ir.Function, shape: Shape, first: Value, rows: Value, count: Value, *to: Value) -> None:
+                with b.if_(b.icmp(">", b.mul(rows, count), 0)):
+                    shapes[shape].configure(register_rows(b, self.depth, shape, rows))
+                    operands = self._from_row(b, b.add(task.first_row, first))
+                    self.call(b, function, operands, rows, count, *to, after, lines=lines)
 
-            all_rows = constant(I64, shape.rows)
-            middle = b.imax(begin, b.imin(end, spec.cols // PANEL // shape.panels * shape.panels))
-            strip(shape, True, constant(I64, 0), all_rows, tiles, begin, middle)
-            strip(shape, False, constant(I64, 0), all_rows, tiles, middle, end)
-            first = b.mul(tiles, shape.rows)
-            if last != shape:
-                few = b.icmp("<=", rest, last.rows)
-                strip(shape, False, first, b.select(few, 0, rest), constant(I64, 1), begin, end)
-                rest = b.select(few, rest, 0)
-            strip(last, False, first, rest, constant(I64, 1), begin, end)
+            none, one, all_rows = (constant(I64, n) for n in (0, 1, WIDE.rows))
+            strip(wide, WIDE, none, all_rows, tiles, begin, middle)
+            strip(part, WIDE, none, all_rows, tiles, middle, end)
+            first, few = b.mul(tiles, WIDE.rows), b.icmp("<=", rest, FLAT.rows)
+            strip(part, WIDE, first, b.select(few, 0, rest), one, begin, end)
+            strip(flat, FLAT, first, b.select(few, rest, 0), one, begin, end)
 
-        for_tasks(b, grid, b.arg("rows"), b.arg("threads"), b.arg("queue"), run)
+        for_tasks(b, self.grid(THREAD_ROWS), b.arg("rows"), b.arg("threads"), b.arg("queue"), run)
         amx.release(b)
 
-    def _lines(self, b: Builder, tiles: Value) -> Value:
-        """Lines of weights that each of a task's tiles asks for ahead in a step, an equal part; a single tile is as
-        fast as weights arrive."""
-        lines = -(-self.shape.panels * Depth(self.spec).groups * self.spec.step_bytes // STEP_BYTES)
-        return b.select(b.icmp(">", tiles, 1), b.ceildiv(constant(I64, lines), tiles), 0)
 
-    def _emit_amx(self, shape: Shape, whole: bool) -> ir.Function:
-        name = f"{self.name}.{shape.rows}x{PANEL * shape.panels}{'.whole' if whole else ''}"
-        b = Builder(self.module, self.tier, name, Strip.params(self.spec), internal=True)
-        (BlockStrip if self.spec.block else DeepStrip)(b, self.spec, shape, whole).emit()
-        return b.function
+class AmxBlockLinear(AmxLinear):
+    """The kernel of weights with scales by blocks: bfloat16 products."""
+
+    few = FEW_BY_BLOCKS
+    strip = Bf16Strip
+
+    def many(self, b: Builder, some: int) -> None:
+        """All tasks of a thread. Rows are made bfloat16 when it draws the first of their tasks."""
+        wide, part = (self.emit_strip(WIDE, whole) for whole in (True, False))
+        all_rows = constant(I64, WIDE.rows)
+        amx.TileShapes(b, register_bytes(self.depth, WIDE)).configure(register_rows(b, self.depth, WIDE, all_rows))
+        wide_rows, ready = self._wide_rows(b), b.scratch(8)
+        b.store(constant(I64, -1), ready)
+
+        def run(task: Task) -> None:
+            operands = self._from_row(b, task.first_row)
+            with b.if_(b.icmp("!=", b.load(I64, ready), task.first_row)):
+                widen_rows(b, self.spec, operands, task.rows, wide_rows)
+                b.store(task.first_row, ready)
+            operands["a"] = wide_rows
+            begin, middle, end, after = self.panels_of(b, task)
+            tiles, lines = b.ceildiv(task.rows, WIDE.rows), self.lines(b, task.rows)
+            self.call(b, wide, operands, task.rows, tiles, begin, middle, after, lines=lines)
+            self.call(b, part, operands, task.rows, tiles, middle, end, after, lines=lines)
+
+        for_tasks(b, self.grid(BLOCK_THREAD_ROWS), b.arg("rows"), b.arg("threads"), b.arg("queue"), run)
+        amx.release(b)
+
+    def _wide_rows(self, b: Builder) -> Value:
+        return b.at(b.arg("scratch"), Bf16Strip.widened_bytes(self.spec))
+
+    def stream(self, b: Builder) -> None:
+        """All tasks of a thread where one tile has all rows."""
+        spec, rows, wide_rows = self.spec, b.arg("rows"), self._wide_rows(b)
+        values = {n: b.arg(n) for n, _ in spec.operands}
+        widen_rows(b, spec, values, rows, wide_rows)
+        stream = Bf16Stream(b, spec, values | {"a": wide_rows}, rows)
+        grid = Grid(groups=spec.panels, work=spec.depth * spec.cols, tile_rows=amx.TILE_ROWS,
+                    block_rows=amx.TILE_ROWS)
+        for_tasks(b, grid, rows, b.arg("threads"), b.arg("queue"), lambda task: stream.panels(
+            task.first_group, task.last_group))
+        amx.release(b)

@@ -2,26 +2,22 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cached_property
 
 from q8c.codegen import amx
 from q8c.codegen.builder import Builder, Operand, Value
 from q8c.codegen.layout import GROUP, PANEL
 from q8c.codegen.linear_spec import STEP_BYTES
-from q8c.codegen.q8_spec import Q8LinearSpec
 
 
 @dataclass(frozen=True)
 class Shape:
-    """How the sums of a group lie in tile registers: tiles of 16 rows below each other, panels of 16 columns beside,
-    and that for so many blocks of depth that take turns.
+    """How the sums of a group lie in tile registers: tiles of 16 rows below each other, panels of 16 columns beside.
 
     Four tiles of sums, so that a product need not wait for the one before it.
     """
 
     row_tiles: int
     panels: int
-    blocks: int = 1
 
     @property
     def rows(self) -> int:
@@ -31,12 +27,12 @@ class Shape:
     @property
     def sums(self) -> range:
         """The registers of the sums, row by row of tiles."""
-        return range(self.row_tiles * self.panels * self.blocks)
+        return range(self.row_tiles * self.panels)
 
     @property
     def left(self) -> range:
         """The registers of activations."""
-        return range(self.sums.stop, self.sums.stop + self.row_tiles * self.blocks)
+        return range(self.sums.stop, self.sums.stop + self.row_tiles)
 
     @property
     def right(self) -> range:
@@ -61,23 +57,45 @@ class Shape:
 
 WIDE = Shape(2, 2)
 FLAT = Shape(1, 4)
-BY_BLOCKS = Shape(1, 2, 2)
+SINGLE = Shape(1, 1)
 
 
 @dataclass(frozen=True)
 class Depth:
-    """How depth is cut into tiles.
+    """How rows of `steps` 4-byte groups are cut into tiles.
 
-    A step is `groups` 4-byte groups, at most a tile's 16. What is left of depth, or of its last block, is a step too:
-    the last `groups` groups of the row, of which those that were counted already are cleared in a copy of the rows.
+    A step is `groups` of them, at most a tile's 16. What is left is a step too: the last `groups` groups of the row, of
+    which those that were counted already are cleared in a copy of the rows. Rows lie one after the other, or (`tiled`)
+    16 rows of a step and then those of the next.
     """
 
-    spec: Q8LinearSpec
+    steps: int
+    tiled: bool = False
 
-    @cached_property
+    @property
     def groups(self) -> int:
         """4-byte groups of a step."""
-        return min(self.spec.block_steps[0], amx.TILE_BYTES // GROUP)
+        return min(self.steps, amx.TILE_BYTES // GROUP)
+
+    @property
+    def whole(self) -> int:
+        """Steps that are whole."""
+        return self.steps // self.groups
+
+    @property
+    def rest(self) -> int:
+        """Groups in the last step if they are fewer than the others have."""
+        return self.steps % self.groups
+
+    @property
+    def row_bytes(self) -> int:
+        """Bytes of a row."""
+        return GROUP * self.steps
+
+    @property
+    def panel_bytes(self) -> int:
+        """Bytes of a panel."""
+        return STEP_BYTES * self.steps
 
     @property
     def left_bytes(self) -> int:
@@ -85,38 +103,29 @@ class Depth:
         return GROUP * self.groups
 
     @property
+    def row_stride(self) -> int:
+        """Bytes from one row of a tile to the next."""
+        return self.left_bytes if self.tiled else self.row_bytes
+
+    @property
+    def step_bytes(self) -> int:
+        """Bytes from a row's step to its next."""
+        return self.left_bytes * (amx.TILE_ROWS if self.tiled else 1)
+
+    @property
     def right_bytes(self) -> int:
         """Bytes of a panel in a step."""
         return STEP_BYTES * self.groups
 
-    @property
-    def rest(self) -> int:
-        """Groups in the last step if they are fewer than the others have."""
-        return self.spec.block_steps[-1] % self.groups
 
-    def steps(self, block: int) -> int:
-        """Steps of a block."""
-        return -(-self.spec.block_steps[block] // self.groups)
-
-    @property
-    def block_bytes(self) -> int:
-        """Bytes of a row in a block: all but perhaps the last."""
-        return GROUP * self.spec.block_steps[0]
-
-    @property
-    def alike(self) -> int:
-        """Blocks like the first one: all but perhaps the last."""
-        return self.spec.block_steps.count(self.spec.block_steps[0])
-
-
-def row_bytes(spec: Q8LinearSpec, shape: Shape) -> list[int]:
+def register_bytes(depth: Depth, shape: Shape) -> list[int]:
     """Bytes in a row of each tile register."""
-    return [Depth(spec).left_bytes if n in shape.left else STEP_BYTES for n in range(amx.REGISTERS)]
+    return [depth.left_bytes if n in shape.left else STEP_BYTES for n in range(amx.REGISTERS)]
 
 
-def tile_rows(b: Builder, spec: Q8LinearSpec, shape: Shape, rows: Value) -> list[Operand]:
+def register_rows(b: Builder, depth: Depth, shape: Shape, rows: Value) -> list[Operand]:
     """Rows of each tile register when a group has `rows` rows, more than fit in all tiles but the last."""
     last = b.sub(rows, amx.TILE_ROWS * (shape.row_tiles - 1))
     parts: list[Operand] = [*[amx.TILE_ROWS] * (shape.row_tiles - 1), last]
-    of_sums = [parts[n // shape.panels % shape.row_tiles] for n in shape.sums]
-    return [*of_sums, *parts * shape.blocks, *[Depth(spec).groups for _ in shape.right]]
+    of_sums = [parts[n // shape.panels] for n in shape.sums]
+    return [*of_sums, *parts, *[depth.groups for _ in shape.right]]

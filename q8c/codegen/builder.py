@@ -9,10 +9,13 @@
 """
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import llvmlite.ir as ir
 
 from q8c.codegen.core import F32, F64, I1, I8, I16, I32, I64, PTR, VOID, Core, Operand, Value, constant, element, sizeof
 from q8c.codegen.simd import LANES, V16B, V16F, V16I, V16M, Simd
+from q8c.codegen.targets import require
 
 __all__ = [
     "F32", "F64", "I1", "I8", "I16", "I32", "I64", "LANES", "PTR", "V16B", "V16F", "V16I", "V16M", "VOID",
@@ -63,6 +66,19 @@ class Builder(Simd):
             picks = [self.intrinsic("llvm.x86.avx2.permps", [half, part], half.type) for half in (low, high)]
             parts.append(self.select(self.icmp("<", self.shl(part, 28), 0), picks[1], picks[0]))
         return self.concat(*parts)
+
+    def spread_bytes(self, x: Value, picked: Sequence[int], around: int) -> Value:
+        """16 bytes of x, 16 lanes of 32 bits, by number, each as the second lowest byte of a lane; the others are those
+        of `around`.
+
+        One `vpermb` that merges, written out: LLVM would make it a `vpermt2b`, which takes three times as long.
+        """
+        require(self.tier, "llvm.x86.avx512.permvar.qi.512")
+        as_bytes = ir.VectorType(I8, 4 * LANES)
+        lanes = self.vector(as_bytes, [n for byte in picked for n in (0, byte, 0, 0)])
+        kind = ir.FunctionType(V16I, [V16I, as_bytes, V16I, I64])
+        asm = ir.InlineAsm(kind, "vpermb $3, $2, $0 {$4}", "=v,0,v,v,^Yk")
+        return self.ir.call(asm, [constant(V16I, around), lanes, x, constant(I64, 0x2222222222222222)])
 
     def split_u8(self, x: Value) -> tuple[Value, Value]:
         """The even and the odd unsigned bytes of 32-bit lanes, each widened to 16 bits in place."""

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import llvmlite.ir as ir
 
+from q8c.codegen.amx_linear import scratch_bytes
 from q8c.codegen.append import append_kernel
 from q8c.codegen.attention import attention_kernel
 from q8c.codegen.builder import I64, PTR, Builder
@@ -53,7 +54,7 @@ def q8_linear_kernel(module: ir.Module, tier: Tier, node: Node) -> Kernel:
                         offsets=_present(node, 9), streamed=_streamed(node))
     kernel = _adapt(module, tier, spec, node, _experts(node, 10), {"ldy": cols, "ldr": cols},
                     lambda unit: emit_q8_linear(unit, tier, spec))
-    return replace(kernel, scratch=spec.wide_bytes or None)
+    return replace(kernel, scratch=scratch_bytes(spec))
 
 
 def linear_kernel(module: ir.Module, tier: Tier, node: Node) -> Kernel:
@@ -76,7 +77,7 @@ def _adapt(module: ir.Module, tier: Tier, spec: LinearSpec, node: Node, experts:
     def emit_adapted(unit: ir.Module) -> None:
         inner = emit(unit)
         inner.linkage = "internal"
-        own = [param for param in spec.params if param[0] == "wide"]
+        own = [param for param in spec.params if param[0] == "scratch"]
         b = Builder(unit, tier, symbol, [*pointers_of(spec, experts), ("rows", I64), *own, ("threads", I64),
                                          ("queue", PTR)], internal=True)
         if experts:

@@ -11,12 +11,6 @@ from q8c.codegen.linear_spec import STEP_BYTES, LinearSpec
 from q8c.errors import CompileError
 from q8c.ir import q4, q8
 
-RUN_BYTES, RUN_BYTES_BY_BLOCKS = 32 << 10, 64 << 10
-"""Weights that stay in the second-level cache while many rows pass by; meanwhile the next ones are asked for, which are
-never in the cache before in a model."""
-WIDE_PANELS = 4
-"""Panels that are always taken together, even if they are more than that."""
-
 
 @dataclass(frozen=True)
 class Q8LinearSpec(LinearSpec):
@@ -68,11 +62,6 @@ class Q8LinearSpec(LinearSpec):
         return STEP_BYTES * self.bits // 8
 
     @property
-    def wide_panel_bytes(self) -> int:
-        """Bytes of one panel with 8 bits a weight."""
-        return STEP_BYTES * self.steps
-
-    @property
     def weight_zero(self) -> int:
         """What stands for the weight 0 in registers."""
         return q8.ZERO_POINT if self.bits == 8 or self.offsets else q4.NIBBLE_ZERO
@@ -102,19 +91,15 @@ class Q8LinearSpec(LinearSpec):
         return {"w_scale": (2 if self.half else 4) * self.blocks, **sums, **offsets, **super().col_values}
 
     @property
+    def memory(self) -> list[tuple[str, ir.Type]]:
+        """The parameter that points to memory of the thread's own, where AMX may need some: it widens weights of 4 bits
+        to 8, and what has scales by blocks to bfloat16."""
+        return [("scratch", PTR)] if self.bits == 4 or self.block else []
+
+    @property
     def params(self) -> list[tuple[str, ir.Type]]:
-        """The kernel's parameters; with weights of 4 bits, last one to memory of the thread's own (`wide_bytes`)."""
-        return [*super().params, *([("wide", PTR)] if self.bits == 4 else [])]
-
-    @property
-    def run_bytes(self) -> int:
-        """Bytes of a run of panels, 8 bits a weight, that tiles of many rows go over."""
-        return RUN_BYTES_BY_BLOCKS if self.block else RUN_BYTES
-
-    @property
-    def wide_bytes(self) -> int:
-        """Bytes of a run of panels widened to 8 bits a weight, which tiles of many rows go over; 0 if they have 8."""
-        return max(WIDE_PANELS * self.wide_panel_bytes, self.run_bytes) if self.bits == 4 else 0
+        """The kernel's parameters."""
+        return [*super().params, *self.memory]
 
     @property
     def pointers(self) -> list[str]:

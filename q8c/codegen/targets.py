@@ -13,7 +13,7 @@ TRIPLE = "x86_64-unknown-linux-gnu"
 _AVX2 = ("avx", "avx2", "bmi", "bmi2", "f16c", "fma", "lzcnt", "movbe", "popcnt")
 _AVX512 = ("avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl")
 
-EXTRAS = {"avx512bf16": "avx512f", "amx-bf16": "amx-tile"}
+EXTRAS = {"avx512bf16": "avx512f", "avx512vbmi": "avx512f", "amx-bf16": "amx-tile"}
 """LLVM features a tier may carry on top of its own (`Tier.with_extras`), and what it needs of its own for each."""
 
 
@@ -74,7 +74,7 @@ TIERS: dict[str, Tier] = {
         Tier("avx-vnni", "x86-64-v3", (*_AVX2, "avxvnni"), 256, 16),
         Tier("avx512-vnni", "x86-64-v4", (*_AVX2, *_AVX512, "avx512vnni"), 512, 32),
         Tier("amx-int8", "x86-64-v4", (*_AVX2, *_AVX512, "avx512vnni", "amx-tile", "amx-int8"), 512, 32,
-             fast_extras=("amx-bf16", "avx512bf16")),
+             fast_extras=("amx-bf16", "avx512bf16", "avx512vbmi")),
     )
 }
 """Every tier by name, from the oldest CPUs to the newest."""
@@ -101,6 +101,7 @@ _INTRINSIC_FEATURES: dict[str, tuple[str, ...]] = {
     "llvm.x86.avx512.mask.reduce.ps.512": ("avx512dq",),
     "llvm.x86.avx512.mask.scalef.ps.512": ("avx512f",),
     "llvm.x86.avx512.mask.gather.dps.512": ("avx512f",),
+    "llvm.x86.avx512.permvar.qi.512": ("avx512vbmi",),
     "llvm.x86.avx512.permvar.sf.512": ("avx512f",),
     "llvm.x86.avx512.vpdpbusd.256": ("avxvnni", "avx512vnni"),
     "llvm.x86.avx512.vpdpbusd.512": ("avx512vnni",),

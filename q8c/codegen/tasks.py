@@ -37,6 +37,7 @@ class Grid:
         block_rows: rows that still fit the second-level cache; no task has more.
         group_bytes: weights of one column group, if runs of them must stay in the cache.
         grain: multiply-adds below which another task is not worth its dispatch.
+        thread_rows: rows for each thread from which on it takes rows, and all columns.
     """
 
     groups: int
@@ -45,6 +46,7 @@ class Grid:
     block_rows: int
     group_bytes: int = 0
     grain: int = GRAIN
+    thread_rows: int = THREAD_ROWS
 
 
 @dataclass(frozen=True)
@@ -74,7 +76,7 @@ def for_tasks(b: Builder, grid: Grid, rows: Value, threads: Value, queue: Value,
         run_bytes = b.imin(b.imax(b.mul(rows, RUN_BYTES_PER_ROW), RUN_BYTES[0]), RUN_BYTES[1])
         reused = b.icmp(">", rows, grid.tile_rows)
         run_groups = b.select(reused, b.imax(b.div(run_bytes, grid.group_bytes), 1), groups)
-    each = b.select(b.icmp(">=", rows, b.mul(threads, THREAD_ROWS)), threads, 1)
+    each = b.select(b.icmp(">=", rows, b.mul(threads, grid.thread_rows)), threads, 1)
     blocks = b.mul(b.ceildiv(b.ceildiv(rows, grid.block_rows), each), each)
     runs = b.imax(b.imin(b.ceildiv(wanted, blocks), groups), b.ceildiv(groups, run_groups))
     count = b.mul(runs, blocks)

@@ -16,7 +16,7 @@ _V3 = ("avx", "avx2", "bmi", "bmi2", "cx16", "f16c", "fma", "lzcnt", "movbe", "p
 _V4 = (*_V3, "avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl")
 
 TIERS: dict[str, tuple[str, ...]] = {
-    "amx-int8": (*_V4, "avx512vnni", "avx512bf16", "amx-tile", "amx-int8", "amx-bf16"),
+    "amx-int8": (*_V4, "avx512vnni", "avx512vbmi", "avx512bf16", "amx-tile", "amx-int8", "amx-bf16"),
     "avx512-vnni": (*_V4, "avx512vnni"),
     "avx-vnni": (*_V3, "avxvnni"),
     "avx2": _V3,

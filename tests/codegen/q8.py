@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from q8c.codegen import layout
+from q8c.codegen.amx_linear import scratch_bytes
 from q8c.codegen.q8_linear import emit_q8_linear
 from q8c.codegen.q8_spec import Q8LinearSpec
 from q8c.codegen.targets import Tier
@@ -110,8 +111,8 @@ def run(tier: Tier, p: Problem, threads: int = 1, ldy: int | None = None,
         "row_zero": guarded(p.row_zero), "y": y, "ldy": stride, "residual": residual,
         "ldr": stride if in_place else cols, "rows": rows, "threads": threads}
     queues = Queues(threads)
-    wide = [aligned(np.zeros(p.spec.wide_bytes, np.uint8)) for _ in range(threads)]
-    calls = [[(values | {"queue": queues[t], "wide": wide[t]})[param] for param, _ in p.spec.params]
+    scratch = [aligned(np.zeros(scratch_bytes(p.spec) or 0, np.uint8)) for _ in range(threads)]
+    calls = [[(values | {"queue": queues[t], "scratch": scratch[t]})[param] for param, _ in p.spec.params]
              for t in range(threads)]
     workers = [threading.Thread(target=loaded, args=(name, *args)) for args in calls]
     for worker in workers:

@@ -1,0 +1,262 @@
+"""Q8 weights with scales by blocks on AMX, as bfloat16: for `fast` numerics.
+
+Scaling the int32 sums of every block takes longer than their products. So the scales are multiplied into both operands
+instead, which are rounded to bfloat16 for it: by 2**-8 of each number at most, where int8 has rounded them by 2**-8 of
+the block's largest already. Then sums go on in the tile registers over all of depth. Weights are made bfloat16 once for
+many rows, beside the products of those before; for a few rows, as they arrive from memory.
+
+Rows become tiles of [16 rows][32 steps of depth], one step of tiles after the other, 0 past depth; a panel becomes
+[depth / 2][16 columns][2].
+"""
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from q8c.codegen import amx, bf16
+from q8c.codegen.amx_deep import DeepStrip
+from q8c.codegen.amx_finish import Finish, FinishFloats, Group, Operands
+from q8c.codegen.amx_shape import SINGLE, Depth, Shape, register_bytes, register_rows
+from q8c.codegen.builder import F32, I16, I32, I64, LANES, V16B, V16I, Builder, Operand, Value, constant
+from q8c.codegen.layout import GROUP, PANEL
+from q8c.codegen.linear_spec import STEP_BYTES
+from q8c.codegen.q8_spec import Q8LinearSpec
+from q8c.codegen.q8_tile import load_offsets, load_scales, nibbles
+
+STEP = 32
+"""Steps of depth in a tile; no block is less."""
+GROUPS = STEP // GROUP
+PART = GROUPS // 2
+"""4-byte groups of a panel that are made bfloat16 at a time beside products."""
+FRACTION = 16
+"""Bits of a part: so evenly parts are spread over steps."""
+TILE = amx.TILE_ROWS * amx.TILE_BYTES
+MAGIC = 2.0**15
+MAGIC_BITS = 0x47000000
+"""The bits of MAGIC. A byte in the place of its second lowest is added to its value."""
+STREAM_BYTES = 3072
+"""How far ahead of their turn weights are asked for where they stream past."""
+
+
+def depth_of(spec: Q8LinearSpec) -> Depth:
+    """Steps of 32, the last one filled up."""
+    return Depth(-(-spec.depth // STEP) * STEP // 2, tiled=True)
+
+
+def widen_rows(b: Builder, spec: Q8LinearSpec, values: Mapping[str, Value], rows: Value, target: Value) -> None:
+    """Write R8 rows as tiles of bfloat16: scale * (q - zero point), rounded."""
+    whole, rest = divmod(spec.depth, STEP)
+    steps = whole + bool(rest)
+
+    def widen(row: Value, step: Value, count: int, place: Value) -> None:
+        block = b.add(b.mul(row, spec.blocks), b.div(step, spec.block // STEP))
+        source = b.at(values["a"], b.add(b.mul(row, spec.lda), b.mul(step, STEP)))
+        scale = b.splat(b.load(F32, b.at(values["row_scale"], block, F32)))
+        zero = b.splat(b.load(I32, b.at(values["row_zero"], block, I32)), V16I) if spec.zero_point else None
+        floats = []
+        for first in (0, LANES):
+            at, left = b.at(source, first), min(max(count - first, 0), LANES)
+            q = b.sext(b.load(V16B, at) if left == LANES else b.load_tail(V16B, at, left), V16I)
+            x = b.mul(b.to_f32(q if zero is None else b.sub(q, zero)), scale)
+            floats.append(b.select(b.tail_mask(left), x, 0.0))
+        b.store(bf16.pack(b, *floats), place, align=STEP_BYTES)
+
+    with b.range(0, rows, amx.TILE_ROWS) as first:
+        last = b.imin(b.add(first, amx.TILE_ROWS), rows)
+        tiles = b.at(target, b.mul(b.div(first, amx.TILE_ROWS), steps * TILE))
+
+        def step_of_rows(step: Value, count: int) -> None:
+            tile = b.at(tiles, b.mul(step, TILE))
+            with b.range(first, last) as row:
+                widen(row, step, count, b.at(tile, b.mul(b.sub(row, first), amx.TILE_BYTES)))
+
+        with b.range(0, whole) as step:
+            step_of_rows(step, STEP)
+        if rest:
+            step_of_rows(constant(I64, whole), rest)
+
+
+class Widener:
+    """Makes bfloat16 of weights.
+
+    A byte u becomes fma(MAGIC + u, scale, -(MAGIC + 127) * scale), and then bfloat16. The last factor is rounded, by
+    a 500th of a step at most; bfloat16 rounds by up to a quarter of a step. That is one instruction less for each
+    weight than an exact difference takes, and a few rows are as fast as this is.
+    """
+
+    def __init__(self, b: Builder, spec: Q8LinearSpec, values: Mapping[str, Value]) -> None:
+        self.b, self.spec, self.values = b, spec, values
+
+    def part(self, panel: Value, step: Value, target: Value, groups: int = GROUPS, first: Operand = 0,
+             ahead: int = 0) -> None:
+        """Write `groups` 4-byte groups of a panel's 32 steps of depth, from an even one, `first`, on, to the tile at
+        `target`; ask for weights that are `ahead` bytes further on."""
+        b, spec = self.b, self.spec
+        block = b.add(b.mul(panel, spec.blocks), b.div(step, spec.block // STEP))
+        typ = I16 if spec.half else F32
+        scale = load_scales(b, typ, b.at(self.values["w_scale"], b.mul(block, PANEL), typ))
+        halves = [b.shuffle(scale, scale, [c // 2 + PANEL // 2 * n for c in range(PANEL)]) for n in range(2)]
+        factors = [(half, b.mul(half, -(MAGIC + spec.weight_zero))) for half in halves]
+        offsets = load_offsets(b, b.at(self.values["w_offset"], b.mul(block, PANEL))) if spec.offsets else None
+        source = b.at(self.values["w"], b.mul(panel, spec.panel_bytes))
+        source = b.at(source, b.mul(b.add(b.mul(step, GROUPS), first), spec.step_bytes))
+        target = b.at(target, b.mul(first, 2 * STEP_BYTES))
+        for n in range(groups):
+            at = b.at(source, n * spec.step_bytes)
+            if spec.bits == 8:
+                weights = b.load(V16I, at, align=STEP_BYTES)
+            elif n % 2 == 0:
+                both = b.load(V16I, at, align=STEP_BYTES)
+                weights = nibbles(b, both, 0, offsets)
+            else:
+                weights = nibbles(b, both, 1, offsets)
+            if ahead and (spec.bits == 8 or n % 2 == 0):
+                b.prefetch(b.at(at, ahead), 1)
+            self._group(weights, factors, b.at(target, 2 * n * STEP_BYTES))
+
+    def step(self, panel: Value, step: Value, target: Value, groups: int = GROUPS, ahead: int = 0) -> None:
+        """Write a panel's 32 steps of depth, of which `groups` 4-byte groups are there."""
+        self.part(panel, step, target, groups, ahead=ahead)
+        for n in range(2 * groups, STEP // 2):
+            self.b.store(constant(V16I, 0), self.b.at(target, n * STEP_BYTES), align=STEP_BYTES)
+
+    def _group(self, weights: Value, factors: list[tuple[Value, Value]], target: Value) -> None:
+        """Write 4 steps of depth of 16 columns as two rows of a tile."""
+        b = self.b
+        for pair in range(2):
+            floats = []
+            for half in range(2):
+                columns = range(PANEL // 2 * half, PANEL // 2 * (half + 1))
+                bytes_ = [GROUP * c + 2 * pair + odd for c in columns for odd in range(2)]
+                floats.append(b.fma(b.from_bits(b.spread_bytes(weights, bytes_, MAGIC_BITS)), *factors[half]))
+            b.store(bf16.pack(b, *floats), b.at(target, pair * STEP_BYTES), align=STEP_BYTES)
+
+
+class Bf16Strip(DeepStrip):
+    """Tiles of many rows, which are bfloat16 already. Weights are made so for each run of panels while the rows go over
+    the one before.
+
+    Here `rows` are those of all tiles: all but the last are whole, and that is multiplied as if it were.
+    """
+
+    CACHED_ROWS_BYTES = 1 << 20
+    RUN_BYTES = 64 << 10
+    dot = staticmethod(amx.dot_bf16)
+    depth_of = staticmethod(depth_of)
+
+    def __init__(self, b: Builder, spec: Q8LinearSpec, shape: Shape, whole: bool) -> None:
+        super().__init__(b, spec, shape, whole)
+        self.all_rows, self.rows = b.arg("rows"), constant(I64, shape.rows)
+        self.widener = Widener(b, spec, self.values)
+        self.whole_steps, self.rest_groups = divmod(spec.steps, GROUPS)
+
+    @classmethod
+    def widened_bytes(cls, spec: Q8LinearSpec) -> int:
+        """Bytes of two runs of panels."""
+        return 2 * super().widened_bytes(spec)
+
+    def finish(self, group: Group) -> Finish:
+        """As they are."""
+        return FinishFloats(self.b, self.operands, group, self.buffer)
+
+    @property
+    def rows_here(self) -> Value:
+        """Those of the last tile are what is left."""
+        return self.b.imin(self.rows, self.b.sub(self.all_rows, self.first_row))
+
+    def groups(self) -> Group:
+        """All groups, the first run's weights made before."""
+        b = self.b
+        last = b.imin(b.add(self.first, self.run), self.last)
+        self._widen(self.first, constant(I64, 0), self._parts(self.first, last))
+        return super().groups()
+
+    def begin_run(self, first: Value, last: Value) -> list[Value]:
+        """The weights of the next run are made bfloat16, and those after them asked for."""
+        b = self.b
+        self.wide, self.next = self._place(first), last
+        after = b.imin(b.add(last, self.run), self.last)
+        self.parts = self._parts(last, after)
+        steps = b.mul(b.mul(self.tiles, b.ceildiv(b.sub(last, first), self.shape.panels)), self.depth.whole)
+        self.share = b.ceildiv(b.shl(self.parts, FRACTION), steps)
+        if self.rest_groups:
+            with b.range(first, last) as panel:
+                into = b.at(self.wide, b.mul(b.sub(panel, first), self.depth.panel_bytes))
+                self.widener.step(panel, constant(I64, self.whole_steps), b.at(into, self.whole_steps * TILE),
+                                  self.rest_groups)
+        return [self.first_line(after), constant(I64, 0)]
+
+    def beside(self, carried: list[Value]) -> list[Value]:
+        """Ask for some weights, and make some bfloat16."""
+        b, (ahead, done) = self.b, carried
+        after = b.add(done, self.share)
+        self._widen(self.next, b.lshr(done, FRACTION), b.imin(b.lshr(after, FRACTION), self.parts))
+        return [self.ask_weights(ahead), after]
+
+    def _place(self, first: Value) -> Value:
+        """Where the weights of the run that begins with a panel are: two places in turn."""
+        b = self.b
+        odd = b.and_(b.div(b.sub(first, self.first), self.run), 1)
+        return b.at(b.arg("scratch"), b.mul(odd, self.widened_bytes(self.spec) // 2))
+
+    def _parts(self, first: Value, last: Value) -> Value:
+        """How many parts the panels `first` to `last` - 1 have."""
+        return self.b.mul(self.b.sub(last, first), self.whole_steps * GROUPS // PART)
+
+    def _widen(self, first: Value, begin: Value, end: Value) -> None:
+        """Make parts `begin` to `end` - 1 of the run bfloat16 that begins with panel `first`."""
+        b, of_panel = self.b, self.whole_steps * GROUPS // PART
+        if not of_panel:
+            return
+        place = self._place(first)
+        with b.range(begin, end) as part:
+            panel, number = b.div(part, of_panel), b.rem(part, of_panel)
+            step, half = b.div(number, GROUPS // PART), b.rem(number, GROUPS // PART)
+            tile = b.add(b.mul(panel, self.depth.panel_bytes), b.mul(step, TILE))
+            self.widener.part(b.add(first, panel), step, b.at(place, tile), PART, b.mul(half, PART))
+
+
+class Bf16Stream:
+    """One tile of rows over one panel after the other. A tile of weights is made while the one before is multiplied."""
+
+    def __init__(self, b: Builder, spec: Q8LinearSpec, values: Mapping[str, Value], rows: Value) -> None:
+        self.b, self.spec, self.values, self.rows, self.depth = b, spec, values, rows, depth_of(spec)
+        self.buffer, self.ring = b.scratch(TILE), b.scratch(2 * TILE)
+        self.widener = Widener(b, spec, values)
+        amx.TileShapes(b, register_bytes(self.depth, SINGLE)).configure(register_rows(b, self.depth, SINGLE, rows))
+
+    def panels(self, first: Value, last: Value) -> None:
+        """The results of panels `first` to `last` - 1."""
+        b, none = self.b, constant(I64, 0)
+        operands = Operands(self.spec, SINGLE, self.values, self.rows, last, whole=False)
+        with b.range(first, last) as panel:
+            self._sums(panel)
+            work = FinishFloats(b, operands, Group(none, panel, self.rows), self.buffer)
+            work.loop(work.start(none), SINGLE.rows)
+
+    def _sums(self, panel: Value) -> None:
+        """The sums of a panel, to memory."""
+        b, (total,) = self.b, SINGLE.sums
+        whole, rest = divmod(self.spec.steps, GROUPS)
+        amx.zero(b, total)
+        if whole:
+            self._widen(panel, constant(I64, 0), GROUPS)
+            with b.range(1, whole) as step:
+                self._widen(panel, step, GROUPS)
+                self._multiply(b.sub(step, 1))
+        if rest:
+            self._widen(panel, constant(I64, whole), rest)
+        for step in range(max(whole - 1, 0), self.depth.whole):
+            self._multiply(constant(I64, step))
+        amx.store(b, total, self.buffer, STEP_BYTES)
+
+    def _place(self, step: Value) -> Value:
+        return self.b.at(self.ring, self.b.mul(self.b.and_(step, 1), TILE))
+
+    def _widen(self, panel: Value, step: Value, groups: int) -> None:
+        self.widener.step(panel, step, self._place(step), groups, STREAM_BYTES)
+
+    def _multiply(self, step: Value) -> None:
+        b, (total,), (left,), right = self.b, SINGLE.sums, SINGLE.left, SINGLE.right[0]
+        amx.load(b, left, b.at(self.values["a"], b.mul(step, TILE)), amx.TILE_BYTES)
+        amx.load(b, right, self._place(step), STEP_BYTES)
+        amx.dot_bf16(b, total, left, right)

@@ -1,0 +1,97 @@
+"""Linear layers by blocks in bfloat16 on AMX: near the integers' results, and the same bits whoever else is there."""
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from q8c.codegen.q8_spec import Q8LinearSpec
+from q8c.codegen.targets import TIERS
+from q8c.ir import q8
+from tests.codegen.jit import needs
+from tests.codegen.q8 import Problem, linear_ref, problem, products, run
+
+FAST = TIERS["amx-int8"].fast()
+BLOCKS = Q8LinearSpec(163, 85, bias=True, activation="relu", residual=True, block=64, zero_point=True, half=True)
+NARROW = Q8LinearSpec(160, 53, bias=True, block=32, zero_point=True, bits=4, offsets=True)
+ROWS = (1, 2, 7, 16, 17, 31, 32, 33, 70)
+
+pytestmark = needs(FAST)
+
+
+@pytest.mark.parametrize(("depth", "block"), [(1, 32), (33, 32), (64, 64), (130, 128), (1000, 32)])
+def test_what_bfloat16_holds_is_exact(depth: int, block: int) -> None:
+    spec = Q8LinearSpec(depth, 49, block=block, half=block == 32)
+    for rows in ROWS[::3]:
+        p = problem(spec, rows, seed=rows, plain=True)
+        np.testing.assert_array_equal(run(FAST, p), products(p).sum(axis=1))
+
+
+def budget(p: Problem) -> NDArray[np.float64]:
+    """How far results may be off: both operands rounded to 8 bits, a weight's offset by a 500th of a step before, and
+    every sum to 24 bits."""
+    def of_rows(values: NDArray[Any]) -> NDArray[np.float64]:
+        return np.repeat(values.astype(np.float64), p.spec.block, axis=1)[:, :p.spec.depth]
+
+    zeros = of_rows(p.row_zero) if p.spec.zero_point else 0
+    a = np.abs(p.a - zeros) * of_rows(p.row_scale)
+    steps = np.repeat(np.abs(p.w_scale.astype(np.float64)), p.spec.block, axis=0)[:p.spec.depth]
+    w = np.abs(p.w.astype(np.float64) - q8.ZERO_POINT) * steps
+    largest = a @ w + np.abs(p.bias if p.spec.bias else 0) + np.abs(p.residual if p.spec.residual else 0)
+    rounded = 2 * 2.0**-8 * (1 + 2.0**-8) * (a @ w) + a @ steps / 500
+    return np.asarray(rounded + (p.spec.depth + 2) * 2.0**-24 * largest)
+
+
+@pytest.mark.parametrize("spec", [BLOCKS, NARROW, Q8LinearSpec(576, 100, block=32, half=True),
+                                  Q8LinearSpec(5, 20, residual=True, block=128)])
+def test_results_are_within_the_roundings(spec: Q8LinearSpec) -> None:
+    p = problem(spec, 45, seed=1)
+    assert (np.abs(run(FAST, p) - linear_ref(p)) <= budget(p)).all()
+
+
+@pytest.mark.parametrize("spec", [BLOCKS, NARROW])
+def test_a_row_does_not_know_its_mates(spec: Q8LinearSpec) -> None:
+    p = problem(spec, 70, seed=2)
+    whole = run(FAST, p)
+    for first, last in [*((0, n) for n in ROWS), (3, 4), (7, 12), (5, 30), (13, 26), (1, 34), (2, 67)]:
+        assert run(FAST, p.rows(first, last)).tobytes() == whole[first:last].tobytes(), (first, last)
+
+
+@pytest.mark.parametrize("rows", [3, 70, 1200])
+def test_threads_change_nothing(rows: int) -> None:
+    p = problem(Q8LinearSpec(516, 270, bias=True, block=32), rows, seed=4)
+    alone = run(FAST, p)
+    for threads in (2, 3):
+        assert run(FAST, p, threads=threads).tobytes() == alone.tobytes()
+
+
+def test_4_bits_give_the_bits_of_8() -> None:
+    for rows in (1, 6, 40):
+        p = problem(NARROW, rows, seed=9)
+        wide = replace(p, spec=replace(NARROW, bits=8, offsets=False))
+        np.testing.assert_array_equal(run(FAST, p), run(FAST, wide))
+
+
+def test_output_may_have_gaps_and_be_the_residual() -> None:
+    p = problem(BLOCKS, 37, seed=5)
+    plain = run(FAST, p)
+    assert run(FAST, p, ldy=96).tobytes() == plain.tobytes()
+    assert run(FAST, p, in_place=True).tobytes() == plain.tobytes()
+
+
+@pytest.mark.parametrize("rows", [14, 40])
+def test_a_nan_row_stays_one_row(rows: int) -> None:
+    p = problem(replace(BLOCKS, activation="none"), rows, seed=6)
+    good = run(FAST, p)
+    p.row_scale[5, -1] = np.nan
+    y = run(FAST, p)
+    assert np.isnan(y[5]).all()
+    assert np.delete(y, 5, 0).tobytes() == np.delete(good, 5, 0).tobytes()
+
+
+def test_without_fast_numerics_there_is_none() -> None:
+    p = problem(BLOCKS, 33, seed=7)
+    assert run(TIERS["amx-int8"], p).tobytes() == run(TIERS["avx512-vnni"], p).tobytes() != run(FAST, p).tobytes()
