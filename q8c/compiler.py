@@ -318,6 +318,6 @@ def _write(writer: Writer, built: Sequence[Built], choice: Choice) -> None:
     parts = []
     for one in built:
         images = [writer.image(g.tier.name, g.tier.extras, g.image.code, g.image.symbols) for g in one.generated]
-        model = describe(one.graph, one.generated, one.options, one.report, one.measured)
+        model = describe(one.graph, one.generated, one.options, one.report, one.measured, one.products)
         parts.append(writer.part(model, one.constants, images, print_graph(one.graph), one.when))
     writer.finish(parts, choice)

@@ -13,10 +13,13 @@ from q8c.errors import CompileError
 from q8c.ir import Graph
 from q8c.ir.cache import find_cache
 from q8c.ir.dims import Dim, Expr, dim_max, to_program
+from q8c.ir.graph import Node as IrNode
 from q8c.ir.graph import Value
+from q8c.ir.relation import relation
 from q8c.measure import Measured
 from q8c.passes.manager import Report
 from q8c.passes.pipeline import Options
+from q8c.products import Product
 from q8c.runtime import dims
 from q8c.runtime.cache import NONE, Cache
 from q8c.runtime.model import Constraint, Count, Model, Node, Tensor
@@ -24,7 +27,7 @@ from q8c.runtime.strict_json import escaped
 
 
 def describe(graph: Graph, generated: Sequence[Generated], options: Options, report: Report,
-             measured: Measured | None = None) -> Model:
+             measured: Measured | None = None, products: Sequence[Product] = ()) -> Model:
     """What the artifact's manifest says about the model and how its code is called."""
     frame = _common_frame(generated)
     symbols = [*graph.symbols(), *graph.counts]
@@ -50,13 +53,13 @@ def describe(graph: Graph, generated: Sequence[Generated], options: Options, rep
         slots=tuple(map(program, frame.slots)),
         scratch=program(frame.scratch),
         cost=program(total_cost(graph)),
-        constraints=tuple(Constraint(program(a), program(b), f"{a} == {b}") for a, b in graph.assumptions),
+        constraints=tuple(Constraint(program(a), program(b), relation(a, b)) for a, b in graph.assumptions),
         cache=_cache(graph),
-        nodes=tuple(Node(escaped(n.source[0] if n.source else f"%{n.output.name}"), n.op, _failure(n.op))
+        nodes=tuple(Node(escaped(n.source[0] if n.source else f"%{n.output.name}"), n.op, _failure(n))
                     for n in graph.nodes),
         options=described(options), tools=_tools(),
         notes={"rewrites": list(map(str, report.rewrites)), "declines": list(map(str, report.declines)),
-               "error": None if measured is None else asdict(measured)})
+               "error": None if measured is None else asdict(measured), "products": [asdict(p) for p in products]})
 
 
 def _cache(graph: Graph) -> Cache | None:
@@ -96,14 +99,19 @@ def described(options: Options) -> dict[str, Any]:
     return values | {"feeds": len(options.feeds), "keep": list(options.keep), "set_inputs": dict(options.set_inputs)}
 
 
-def _failure(op: str) -> str:
+def _failure(node: IrNode) -> str:
+    op = node.op
     if op == "packing":
         return "the padding mask changed while the model ran: {detail} of its elements are not 0"
     if op == "last_token":
         return "there are no tokens, of which the last was to be taken"
     if op == "append":
         return "a sequence's length leaves no room for its new tokens, or is less than 0"
-    return "index {detail} is out of range" if op.startswith(("gather", "scatter", "lookup")) else "failed on {detail}"
+    if not op.startswith(("gather", "scatter", "lookup")):
+        return "failed on {detail}"
+    axis = {"gather": node.attrs.get("axis", 0), "lookup": 1}.get(op)
+    rows = node.input(0).shape[axis] if isinstance(axis, int) else None
+    return "index {detail} is out of range" + (f" [{-rows}, {rows})" if isinstance(rows, int) else "")
 
 
 def _tools() -> dict[str, str]:

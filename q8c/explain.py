@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from q8c.ir import Graph
 from q8c.ir.graph import Node
 from q8c.passes.manager import Note
+from q8c.products import Product
 
 _NOTE = re.compile(r"(?P<pass>[\w-]+): (?P<node>\w+ %.*?)(?: \(from (?P<source>.*?)\))?: (?P<text>.*)", re.DOTALL)
 _SILENT = ("reshape",)  # moves nothing: the same memory by another shape
@@ -34,24 +35,27 @@ class Left:
 
 @dataclass(frozen=True)
 class Explanation:
-    """The kernels of a model in order, and what was left alone."""
+    """What became of a model's matrix products, its kernels in order, and what was left alone."""
 
+    products: tuple[Product, ...]
     kernels: tuple[Kernel, ...]
     left: tuple[Left, ...]
 
     def about(self, name: str) -> Explanation:
         """Only what concerns nodes of the model with that text in their names."""
-        return Explanation(tuple(k for k in self.kernels if any(name in n for n in k.nodes)),
+        kernels = tuple(k for k in self.kernels if any(name in n for n in k.nodes))
+        computed = {n for k in kernels for n in k.nodes}
+        return Explanation(tuple(p for p in self.products if name in p.name or p.name in computed), kernels,
                            tuple(e for e in self.left if any(name in n for n in e.nodes)))
 
 
-def explain(graph: Graph, declines: Iterable[Note]) -> Explanation:
-    """The explanation of a final graph and of what the passes declined on the way."""
+def explain(graph: Graph, declines: Iterable[Note], products: Sequence[Product]) -> Explanation:
+    """The explanation of a final graph, of what the passes declined on the way and of the model's products."""
     kernels = tuple(Kernel(_work(n), str(n.output.type), n.source) for n in graph.nodes if n.op not in _SILENT)
     reasons: dict[tuple[str, str], dict[str, None]] = {}
     for note in declines:
         reasons.setdefault((note.pass_name, note.text), {})[note.source[0] if note.source else note.node] = None
-    return Explanation(kernels, tuple(Left(*key, tuple(nodes)) for key, nodes in reasons.items()))
+    return Explanation(tuple(products), kernels, tuple(Left(*key, tuple(nodes)) for key, nodes in reasons.items()))
 
 
 def read_notes(texts: Sequence[str]) -> list[Note]:

@@ -1,7 +1,8 @@
 """What became of a model's matrix products: which are int8, which stayed float and why."""
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, fields
 
 from q8c.ir import Graph
 from q8c.passes.manager import Report
@@ -48,3 +49,10 @@ def products_of(graph: Graph, names: list[str], report: Report, quantize: bool) 
         else:
             found.append(Product(name, form, reasons.get(name, "not known") if quantize else "nothing was to be int8"))
     return tuple(found)
+
+
+def read_products(notes: Iterable[object]) -> tuple[Product, ...]:
+    """Products as an artifact keeps them; what is not of that form is left out."""
+    names = {f.name for f in fields(Product)}
+    return tuple(Product(**note) for note in notes if isinstance(note, dict) and note.keys() == names
+                 and all(isinstance(text, str) for text in note.values()))

@@ -5,6 +5,7 @@ Both run in this process on the same inputs, in turn, so that the machine's mood
 from __future__ import annotations
 
 import argparse
+import sys
 import time
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -49,6 +50,8 @@ def run(args: argparse.Namespace) -> int:
     engines: dict[str, Callable[[], object]] = {f"q8c {session.tier}": call}
     onnx = args.onnx or (args.model if is_onnx(args.model) and not args.state else None)
     peer = onnxruntime_session(onnx, session.threads) if onnx is not None else None
+    if args.onnx and peer is None:
+        print("q8c: ONNX Runtime is not installed here, so q8c is timed alone", file=sys.stderr)
     if peer is not None:
         engines["ONNX Runtime fp32"] = partial(peer.run, feeds)
     progress = Progress()

@@ -144,6 +144,11 @@ def table(rows: Sequence[Sequence[str]], right: Sequence[int] = ()) -> str:
     return "\n".join(lines)
 
 
+def count(n: int, what: str) -> str:
+    """So many of something."""
+    return f"{n} {what}{'s' * (n != 1)}"
+
+
 def size_text(n: int) -> str:
     """Bytes for people."""
     return f"{n / 1e6:.1f} MB" if n >= 1e5 else f"{n / 1e3:.1f} kB"

@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from q8c.cli.common import Progress, add_json_argument, add_set_argument, add_watch_arguments, print_json, size_text
+from q8c.cli.products import product_lines
 
 if TYPE_CHECKING:
     from q8c.compiler import Built, Result
     from q8c.passes.manager import Note, Report
-    from q8c.products import Product
 
 _SHOWN = 3  # reasons of one kind
 
@@ -161,24 +161,3 @@ def cache_lines(report: Report) -> list[str]:
     lines = [f"{len(grown)} caches of keys and values grow in place{how} (session.new_state)"] if grown else []
     lines += [f"{'' if reason.startswith('not in') else 'not in place: '}{reason}" for reason in left[:_SHOWN]]
     return lines + ([f"not in place: {len(left) - _SHOWN} more (q8c explain)"] if len(left) > _SHOWN else [])
-
-
-def product_lines(products: tuple[Product, ...], kernels: int, verbose: bool) -> list[str]:
-    """How many matrix products became int8, and why others did not, a line for each reason."""
-    if not products:
-        return ["no matrix products"]
-    floats = [p for p in products if p.form != "int8"]
-    made = f", in {kernels} kernel{'s' * (kernels != 1)}" if kernels else ""
-    lines = [f"{len(products) - len(floats)} of {len(products)} matrix products are int8{made}"]
-    for reason, members in _by_reason(floats).items():
-        shown = members if verbose else members[:3]
-        more = "" if len(shown) == len(members) else f" and {len(members) - len(shown)} more"
-        lines.append(f"  {len(members)} float: {reason} ({', '.join(shown)}{more})")
-    return lines
-
-
-def _by_reason(products: list[Product]) -> dict[str, list[str]]:
-    found: dict[str, list[str]] = {}
-    for product in products:
-        found.setdefault(product.reason, []).append(product.name)
-    return found

@@ -9,7 +9,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from q8c.cli.common import Progress, add_json_argument, add_set_argument, is_onnx, print_json, table
+import q8c
+from q8c.cli.common import Progress, add_json_argument, add_set_argument, count, is_onnx, print_json, table
+from q8c.cli.products import product_lines
 
 if TYPE_CHECKING:
     from q8c.explain import Explanation
@@ -38,6 +40,8 @@ def run(args: argparse.Namespace) -> int:
     finally:
         progress.clear()
     found = [(when, one.about(args.node) if args.node else one) for when, one in parts]
+    if args.node and not any(one.products or one.kernels or one.left for _, one in found):
+        raise q8c.InputError(f"nothing is known of a node with {args.node!r} in its name; without it, all are shown")
     several = len(found) > 1
     if args.json:
         listed = [{"when": when, **asdict(one)} for when, one in found]
@@ -56,29 +60,36 @@ def _of_onnx(args: argparse.Namespace) -> list[tuple[str, Explanation]]:
     from q8c.frontend import import_parts
     from q8c.passes.manager import run_passes
     from q8c.passes.pipeline import Options, pipeline
+    from q8c.products import product_names, products_of
 
     found = []
     for part in import_parts(args.model, dict(args.set)).ways:
+        names = product_names(part.graph)
         report = run_passes(part.graph, pipeline(Options(weights=args.weights, quantize=not args.no_quantize)))
-        found.append((part.when, explain(part.graph, report.declines)))
+        products = products_of(part.graph, names, report, not args.no_quantize)
+        found.append((part.when, explain(part.graph, report.declines, products)))
     return found
 
 
 def _of_artifact(path: Path) -> list[tuple[str, Explanation]]:
     from q8c.explain import explain, read_notes
     from q8c.ir import parse_graph
+    from q8c.products import read_products
     from q8c.runtime.artifact import Artifact
 
     artifact, found = Artifact(path), []
     for number, part in enumerate(artifact.manifest.ways):
-        notes = read_notes([n for n in part.model.notes.get("declines", []) if isinstance(n, str)])
-        found.append((part.when, explain(parse_graph(artifact.ir(number)), notes)))
+        kept = part.model.notes
+        notes = read_notes([n for n in kept.get("declines", []) if isinstance(n, str)])
+        found.append((part.when, explain(parse_graph(artifact.ir(number)), notes,
+                                         read_products(kept.get("products", [])))))
     return found
 
 
 def text(found: Explanation, everything: bool) -> str:
     """The explanation for people."""
-    lines = [f"{len(found.kernels)} kernels"]
+    lines = product_lines(found.products, sum(k.op == "q8_linear" for k in found.kernels), everything)
+    lines.append(count(len(found.kernels), "kernel"))
     if found.kernels:
         rows = [[f"  {k.op}", k.result, _names(k.nodes, everything)] for k in found.kernels]
         lines.append(table([["  kernel", "result", "nodes of the model"], *rows]))

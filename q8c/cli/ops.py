@@ -9,6 +9,7 @@ import textwrap
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+import q8c
 from q8c.cli.common import add_json_argument, print_json, table
 
 if TYPE_CHECKING:
@@ -33,6 +34,9 @@ def run(args: argparse.Namespace) -> int:
         return 0
     wanted = {name.lower() for name in args.op}
     shown = [o for o in found if not wanted or o.op.lower() in wanted]
+    unknown = [name for name in args.op if name.lower() not in {o.op.lower() for o in shown}]
+    if unknown:
+        raise q8c.InputError(f"no op is called {unknown[0]!r}; `q8c ops` lists those there are")
     missing = wanted - {o.op.lower() for o in shown if o.since is not None}
     if args.json:
         print_json({"ops": [o.to_json() for o in shown]})

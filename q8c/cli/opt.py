@@ -9,7 +9,9 @@ file their elements are unknown, and passes that need them say so.
 from __future__ import annotations
 
 import argparse
+import re
 import sys
+import textwrap
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -41,7 +43,8 @@ def run(args: argparse.Namespace) -> int:
 
     if args.list:
         for name, kind in sorted(PASSES.items()):
-            print(f"{name:26}{(kind.__doc__ or '').strip().splitlines()[0]}")
+            print(textwrap.fill(f"{name:26}{_first_sentence(kind.__doc__ or '')}", 120, subsequent_indent=" " * 26,
+                                break_on_hyphens=False))
         return 0
     if args.graph is None:
         raise UsageError("which graph? give a .q8ir or .onnx file, - for stdin, or --list")
@@ -61,6 +64,10 @@ def run(args: argparse.Namespace) -> int:
     elif not args.draw:
         print(print_graph(graph), end="")
     return 0
+
+
+def _first_sentence(text: str) -> str:
+    return re.split(r"(?<=\.)\s", " ".join(text.split()), maxsplit=1)[0]
 
 
 def read(path: Path) -> Graph:

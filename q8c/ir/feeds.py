@@ -99,7 +99,7 @@ def _first_fit(graph: Graph, candidates: Iterable[Mapping[str, int]], seed: int,
             problem = error
             continue
         return feeds
-    raise InputError(f"no sizes were found that fit graph {graph.name} ({problem}); give them")
+    raise InputError(f"no sizes were found that fit graph {graph.name} ({problem}); state sizes that do")
 
 
 def _check_memory(values: Iterable[Value], sizes: Mapping[str, int]) -> None:

@@ -11,6 +11,7 @@ from q8c.ir.dims import Dim, Expr, as_symbol, evaluate, substitute, symbols
 from q8c.ir.graph import Array, Graph, Node, Value
 from q8c.ir.ops import attributes, definition_of
 from q8c.ir.ops.registry import Reference
+from q8c.ir.relation import relation
 from q8c.ir.spill import release
 
 Observe = Callable[[Value, Array], None]
@@ -67,7 +68,8 @@ def bind_sizes(graph: Graph, arrays: Mapping[str, Array]) -> dict[str, int]:
         sizes[name] = int(np.count_nonzero(arrays[value.name]))
     for a, b in graph.assumptions:
         if evaluate(a, sizes) != evaluate(b, sizes):
-            raise InputError(f"the model needs {a} == {b}, got {evaluate(a, sizes)} and {evaluate(b, sizes)}")
+            given = ", ".join(f"{name} = {sizes[name]}" for name in sorted(symbols(a) | symbols(b)))
+            raise InputError(f"the model needs {relation(a, b)}, which {given or 'no size'} does not give")
     return sizes
 
 

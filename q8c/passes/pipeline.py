@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from q8c.errors import CompileError
 from q8c.ir import q4
+from q8c.ir.q8 import FORMATS
 from q8c.passes.balance_scales import BalanceScales
 from q8c.passes.calibration import Calibration, Feeds
 from q8c.passes.canonicalize import Canonicalize
@@ -77,6 +78,9 @@ class Options:
     def __post_init__(self) -> None:
         if not isinstance(self.pack, (bool, str)):
             raise CompileError(f"pack must be True, False or the name of an input, got {self.pack!r}")
+        if isinstance(self.weights, str) and self.weights not in (DEFAULT, *FORMATS, q4.FORMAT, AUTO):
+            raise CompileError(f"weight format {self.weights!r} is unknown; expected one of "
+                               f"{', '.join((*FORMATS, q4.FORMAT, AUTO))}")
         if self.embeddings not in EMBEDDINGS:
             raise CompileError(f"embeddings {self.embeddings!r} are unknown; expected {' or '.join(EMBEDDINGS)}")
         if self.max_error is not None and self.weights != AUTO:

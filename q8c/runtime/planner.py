@@ -122,8 +122,8 @@ class Planner:
         rest = computed[len(self._places):]
         for constraint, left, right in zip(self._model.constraints, rest[::2], rest[1::2], strict=True):
             if left != right:
-                raise InputError(f"the input shapes break {constraint.text}: {left} is not {right}, "
-                                 f"as {self._found(values)}")
+                unequal = f": {left} is not {right}" if " == " in constraint.text else ""  # a bound says so itself
+                raise InputError(f"the input shapes break {constraint.text}{unequal}, as {self._found(values)}")
 
     def _plan(self, values: list[int]) -> Plan:
         sizes = _evaluate(self._sizes, values)

@@ -37,7 +37,8 @@ def test_compile_and_inspect_tell_of_each_part(cli: Cli, model: Path, tmp_path: 
 def test_explain_tells_of_each_part(cli: Cli, model: Path) -> None:
     for path in (model, model.with_suffix(".q8c")):
         text = cli.good("explain", path)
-        assert "where use_cache:\n1 kernels" in text and "concat" in text.split("where not use_cache:")[0]
+        assert "where use_cache:\nno matrix products\n1 kernel\n" in text
+        assert "concat" in text.split("where not use_cache:")[0]
         found = json.loads(cli.good("explain", path, "--json"))["parts"]
         assert [[kernel["op"] for kernel in part["kernels"]] for part in found] == [["concat"], ["loop: neg"]]
 

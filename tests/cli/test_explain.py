@@ -35,7 +35,9 @@ def test_what_was_left_alone_has_a_reason(cli: Cli, tmp_path: Path) -> None:
     left = [e for e in explained(cli, path)["left"] if e["pass_name"] == "fold-weights"]
     reason = "a weight of 64 x 8 is too small to pay for quantizing rows"
     assert left == [{"pass_name": "fold-weights", "reason": reason, "nodes": ["matmul1"]}]
-    assert f"left alone by fold-weights: {reason} (matmul1)" in cli.good("explain", path).splitlines()
+    lines = cli.good("explain", path).splitlines()
+    assert f"left alone by fold-weights: {reason} (matmul1)" in lines
+    assert lines[:2] == ["1 of 2 matrix products are int8, in 1 kernel", f"  1 float: {reason} (matmul1)"]
 
 
 def test_without_quantizing_products_are_float_kernels(cli: Cli, mlp: Path) -> None:
@@ -46,7 +48,8 @@ def test_without_quantizing_products_are_float_kernels(cli: Cli, mlp: Path) -> N
 def test_one_node(cli: Cli, mlp: Path) -> None:
     found = explained(cli, mlp, "add1")
     assert [k["nodes"] for k in found["kernels"]] == [["matmul1", "add1"]]
-    assert cli.good("explain", mlp, "nothing is called so") == "0 kernels\n"
+    assert [p["name"] for p in found["products"]] == ["matmul1"] and found["products"][0]["form"] == "int8"
+    assert "a node with 'no such' in its name" in cli.bad(1, "explain", mlp, "no such")
 
 
 @pytest.mark.parametrize("note", [Note("fold-weights", "matmul %y", ("dense: (a) from",), "too: small (it is)"),

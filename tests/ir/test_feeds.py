@@ -96,5 +96,5 @@ def test_assumptions_are_kept_where_any_sizes_do() -> None:
     assert typical_feeds(g)["ids"].shape[1] == 16
     g.assume_equal(seq, 17)
     for make in (typical_feeds, random_feeds):
-        with pytest.raises(InputError, match="no sizes were found that fit graph g .*; give them"):
+        with pytest.raises(InputError, match="no sizes were found that fit graph g .*; state sizes that do"):
             make(g)
