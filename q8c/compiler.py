@@ -65,12 +65,13 @@ class Built:
 @dataclass(frozen=True)
 class Result:
     """What a compilation left: the file; its parts, of which most models have one, and behind those the conditions that
-    choose among them; how long each stage took, and sizes in bytes (`model_weight_bytes`: the model's constants as they
-    came)."""
+    choose among them; of branches that are not compiled, when they are taken and why; how long each stage took, and
+    sizes in bytes (`model_weight_bytes`: the model's constants as they came)."""
 
     path: Path
     parts: tuple[Built, ...]
     conditions: tuple[Built, ...]
+    refused: tuple[str, ...]
     seconds: dict[str, float]
     model_weight_bytes: int
     weight_bytes: int
@@ -140,7 +141,7 @@ def compile_model(model: Source, output: str | os.PathLike[str] | None = None, *
         with stages.stage("write"):
             _write(writer, [*built, *conditions], parts.choice)
     weights = {c.offset: c.nbytes for one in (*built, *conditions) for c in one.constants}
-    return Result(path, built, conditions, stages.seconds, model_weight_bytes, sum(weights.values()),
+    return Result(path, built, conditions, parts.refused, stages.seconds, model_weight_bytes, sum(weights.values()),
                   path.stat().st_size)
 
 

@@ -127,6 +127,7 @@ CHANGES: dict[str, tuple[Callable[[Any], Any], str]] = {
     "a branch decides": (lambda m: m.update(choice=[0, 1, 2]), "each in it once"),
     "two of three": (lambda m: m.update(choice=[2, 0]), "condition, choice, choice"),
     "endless": (lambda m: m.update(choice=_deep(20)), "at most 8 deep"),
+    "nothing but refusals": (lambda m: m.update(choice="all"), "each in it once"),
     "no condition": (lambda m: m["parts"][2].update(model=m["parts"][1]["model"]), "a condition, with one output"),
     "other outputs": (lambda m: m["parts"][0]["model"]["outputs"][0].update(name="z"), "the same outputs"),
     "another type": (lambda m: m["parts"][1]["model"]["inputs"][1].update(dtype="int32"), "of one type each"),
@@ -207,11 +208,30 @@ def test_too_many_conditions_are_refused() -> None:
     (model([node("Cast", "x", "c", to=onnx.TensorProto.INT64), node("If", "c", "y", then_branch=branch(
         "t", make_node("Neg", ["x"], ["t"])), else_branch=branch("e", make_node("Abs", ["x"], ["e"])))],
         {"x": (F32, [])}, {"y": F32}), r"condition is i64\[\], expected bool"),
-    (model([node("If", "c", "y", then_branch=branch("t", make_node("Neg", ["x"], ["t"])), else_branch=branch(
-        "e", make_node("Unique", ["x"], ["e"])))], {"x": (F32, ["n"]), "c": (BOOL, [])}, {"y": F32}), "Unique")])
+    (model([node("If", "c", "y", then_branch=branch("t", make_node("Unique", ["x"], ["t"])), else_branch=branch(
+        "e", make_node("Unique", ["x"], ["e"])))], {"x": (F32, ["n"]), "c": (BOOL, [])}, {"y": F32}), "Unique .* 't'")])
 def test_what_cannot_be_compiled_is_said(proto: onnx.ModelProto, problem: str) -> None:
     with pytest.raises(Error, match=problem):
         import_parts(proto)
+
+
+def test_a_branch_that_cannot_be_compiled_is_refused_when_it_is_chosen(tmp_path: Path) -> None:
+    """The others compile; what only it reads may be in the feed. A file is rebuilt, and calibrated, without it."""
+    proto = model([node("If", "c", "y", then_branch=branch("t", make_node("Neg", ["x"], ["t"])), else_branch=branch(
+        "e", make_node("Add", ["x", "z"], ["s"]), make_node("Unique", ["s"], ["e"])))],
+        {"x": (F32, ["n"]), "z": (F32, ["n"]), "c": (BOOL, [])}, {"y": F32})
+    result = compile_model(proto, tmp_path / "m.q8c", target="avx2")
+    [reason] = result.refused
+    assert reason.startswith("where not c: cannot compile 1 node of this model: Unique")
+    assert len(result.parts) == len(result.conditions) == 1 and compare(result.path) == {"avx2": True}
+    feed = {"x": np.ones(3, F32), "z": np.ones(3, F32), "c": np.array(True)}
+    with q8c.load(result.path) as session:
+        assert np.array_equal(session.run(None, feed)[0], -feed["x"])
+        with pytest.raises(InputError, match="a branch that is not compiled, where not c: cannot compile.*Unique"):
+            session.run(None, {**feed, "c": np.array(False)})
+    feeds = ({**feed, "c": np.array(False)},)
+    with pytest.raises(InputError, match="a branch that is not compiled"):
+        compile_model(proto, tmp_path / "n.q8c", target="avx2", options=Options(feeds=feeds))
 
 
 def test_a_condition_may_be_computed(tmp_path: Path) -> None:
@@ -237,6 +257,7 @@ def test_the_numbers_of_a_choice_are_those_of_the_parts() -> None:
     parts = import_parts(ways(3))
 
     def numbers(choice: Choice) -> list[int]:
+        assert not isinstance(choice, str)
         return [choice] if isinstance(choice, int) else [choice[0], *numbers(choice[1]), *numbers(choice[2])]
 
     assert sorted(numbers(parts.choice)) == list(range(len(parts.parts))) == list(range(15))

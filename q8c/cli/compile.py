@@ -103,8 +103,8 @@ def summary(result: Result) -> dict[str, Any]:
     return {
         "path": str(result.path), "file_bytes": result.file_bytes, "weight_bytes": result.weight_bytes,
         "model_weight_bytes": result.model_weight_bytes, "seconds": result.seconds,
-        **(parts[0] if len(parts) == 1 else
-           {"parts": [{"when": part.when, **facts} for part, facts in zip(result.parts, parts, strict=True)]})}
+        **({"parts": [{"when": part.when, **facts} for part, facts in zip(result.parts, parts, strict=True)],
+            "refused": list(result.refused)} if result.conditions else parts[0])}
 
 
 def part_summary(part: Built) -> dict[str, Any]:
@@ -126,10 +126,11 @@ def text(result: Result, verbose: bool) -> str:
     """The summary for people."""
     lines = [f"{result.path}: {size_text(result.file_bytes)}, of which weights {size_text(result.weight_bytes)} "
              f"(in the model {size_text(result.model_weight_bytes)})"]
+    several = bool(result.conditions)
     for part in result.parts:
-        several = len(result.parts) > 1
         lines += [f"  where {part.when}:"] if several else []
         lines += [f"  {'  ' * several}{line}" for line in part_lines(part, verbose)]
+    lines += [f"  not compiled {reason}" for reason in result.refused]
     total = sum(result.seconds.values())
     lines.append(f"  {total:.1f} s: " + ", ".join(f"{n} {s:.1f}" for n, s in result.seconds.items()))
     return "\n".join(lines)

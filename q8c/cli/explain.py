@@ -36,26 +36,28 @@ def run(args: argparse.Namespace) -> int:
     progress = Progress()
     try:
         progress("passes")
-        parts = _of_onnx(args) if is_onnx(args.model) else _of_artifact(args.model)
+        parts, refused = _of_onnx(args) if is_onnx(args.model) else _of_artifact(args.model)
     finally:
         progress.clear()
     found = [(when, one.about(args.node) if args.node else one) for when, one in parts]
     if args.node and not any(one.products or one.kernels or one.left for _, one in found):
         raise q8c.InputError(f"nothing is known of a node with {args.node!r} in its name; without it, all are shown")
-    several = len(found) > 1
+    several = len(found) > 1 or bool(refused)
     if args.json:
         listed = [{"when": when, **asdict(one)} for when, one in found]
-        print_json({"parts": listed} if several else asdict(found[0][1]))
+        print_json({"parts": listed, "refused": refused} if several else asdict(found[0][1]))
         return 0
     for when, one in found:
         if several:
             print(f"where {when}:")
         print(text(one, everything=args.verbose > 0 or bool(args.node)))
+    for reason in refused:
+        print(f"not compiled {reason}")
     return 0
 
 
-def _of_onnx(args: argparse.Namespace) -> list[tuple[str, Explanation]]:
-    """What is to be said of each part that is no condition."""
+def _of_onnx(args: argparse.Namespace) -> tuple[list[tuple[str, Explanation]], list[str]]:
+    """What is to be said of each part that is no condition, and of branches that are none."""
     from q8c.explain import explain
     from q8c.frontend import import_parts
     from q8c.passes.manager import run_passes
@@ -63,19 +65,21 @@ def _of_onnx(args: argparse.Namespace) -> list[tuple[str, Explanation]]:
     from q8c.products import product_names, products_of
 
     found = []
-    for part in import_parts(args.model, dict(args.set)).ways:
+    parts = import_parts(args.model, dict(args.set))
+    for part in parts.ways:
         names = product_names(part.graph)
         report = run_passes(part.graph, pipeline(Options(weights=args.weights, quantize=not args.no_quantize)))
         products = products_of(part.graph, names, report, not args.no_quantize)
         found.append((part.when, explain(part.graph, report.declines, products)))
-    return found
+    return found, list(parts.refused)
 
 
-def _of_artifact(path: Path) -> list[tuple[str, Explanation]]:
+def _of_artifact(path: Path) -> tuple[list[tuple[str, Explanation]], list[str]]:
     from q8c.explain import explain, read_notes
     from q8c.ir import parse_graph
     from q8c.products import read_products
     from q8c.runtime.artifact import Artifact
+    from q8c.runtime.manifest import refused_by
 
     artifact, found = Artifact(path), []
     for number, part in enumerate(artifact.manifest.ways):
@@ -83,7 +87,7 @@ def _of_artifact(path: Path) -> list[tuple[str, Explanation]]:
         notes = read_notes([n for n in kept.get("declines", []) if isinstance(n, str)])
         found.append((part.when, explain(parse_graph(artifact.ir(number)), notes,
                                          read_products(kept.get("products", [])))))
-    return found
+    return found, list(refused_by(artifact.manifest.choice))
 
 
 def text(found: Explanation, everything: bool) -> str:

@@ -38,6 +38,8 @@ def run(args: argparse.Namespace) -> int:
 
 def text(artifact: Artifact, constants: bool) -> str:
     """The file for people."""
+    from q8c.runtime.manifest import refused_by
+
     manifest = artifact.manifest
     lines = [f"{artifact.path}: {size_text(artifact.size)}, sha256 {artifact.sha256}",
              f"  weights {size_text(manifest.weights.size)} in "
@@ -48,6 +50,7 @@ def text(artifact: Artifact, constants: bool) -> str:
             what = "where" if number < len(manifest.ways) else "condition"
             lines.append(f"  {what} {part.when}:")
         lines += [f"{'  ' * several}{line}" for line in part_lines(part)]
+    lines += [f"  not compiled {reason}" for reason in refused_by(manifest.choice)]
     lines.append("  options " + ", ".join(f"{k}={v}" for k, v in manifest.model.options.items()))
     lines.append("  made by " + ", ".join(f"{k} {v}" for k, v in manifest.model.tools.items()))
     if constants:

@@ -40,7 +40,8 @@ def import_onnx(model: Source, values: Mapping[str, Number] | None = None) -> Gr
 def import_parts(model: Source, values: Mapping[str, Number] | None = None) -> Parts:
     """A graph of the model, as `import_onnx` gives it, for each way its Ifs can go whose conditions only a run knows.
 
-    Raises what `import_onnx` does, but for such an If only where there are too many.
+    Raises what `import_onnx` does, but for such an If only where there are too many, and for what a branch of one holds
+    only where no way is left.
     """
     from q8c.frontend.choices import explore
     from q8c.frontend.importer import import_graph

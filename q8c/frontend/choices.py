@@ -2,19 +2,20 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NoReturn, TypeAlias
 
-from q8c.errors import UnsupportedError
+from q8c.errors import InputError, UnsupportedError
 from q8c.frontend.settings import drop_unread, is_read
 from q8c.ir import Graph, interpret
 from q8c.ir.graph import Value, ancestors
 
 MOST_CONDITIONS = 4
 """Conditions one after the other that a run decides; n of them are up to 2^n parts."""
-Choice: TypeAlias = "int | tuple[int, Choice, Choice]"
-"""The number of a part to run; or of a condition's, and the choices where it is true and where it is not."""
+Choice: TypeAlias = "int | str | tuple[int, Choice, Choice]"
+"""The number of a part to run; or why there is none for this way; or the number of a condition's, and the choices where
+it is true and where it is not."""
 Decided: TypeAlias = "Mapping[int, bool]"
 """What was decided of Ifs, by their numbers in the order of import."""
 
@@ -37,21 +38,29 @@ class Parts:
 
     @property
     def ways(self) -> tuple[Part, ...]:
-        """The parts that are no conditions, which is one more than there are of those."""
-        return self.parts[:len(self.parts) // 2 + 1]
+        """The parts that are no conditions."""
+        return self.parts[:len(self.parts) - sum(isinstance(c, tuple) for c in _within(self.choice))]
 
     @property
     def conditions(self) -> tuple[Part, ...]:
         """The parts that are conditions."""
-        return self.parts[len(self.parts) // 2 + 1:]
+        return self.parts[len(self.ways):]
+
+    @property
+    def refused(self) -> tuple[str, ...]:
+        """Of each way that there is no part for, when it is taken and why."""
+        return tuple(c for c in _within(self.choice) if isinstance(c, str))
 
     def chosen(self, feed: Mapping[str, Any]) -> int:
-        """The number of the part for a feed. Raises InputError for one that a condition cannot be computed from."""
+        """The number of the part for a feed. Raises InputError for one that a condition cannot be computed from, or
+        that chooses a way without a part."""
         choice = self.choice
-        while not isinstance(choice, int):
+        while isinstance(choice, tuple):
             number, yes, no = choice
             holds, = interpret(self.parts[number].graph, self.feed(number, feed))
             choice = yes if holds.any() else no
+        if isinstance(choice, str):
+            raise InputError(f"the feed chooses a branch that is not compiled, {choice}")
         return choice
 
     def feed(self, number: int, feed: Mapping[str, Any]) -> dict[str, Any]:
@@ -59,6 +68,13 @@ class Parts:
         if not self.conditions:
             return dict(feed)
         return {v.name: feed[v.name] for v in self.parts[number].graph.inputs if v.name in feed}
+
+
+def _within(choice: Choice) -> Iterator[Choice]:
+    """A choice and all choices in it."""
+    yield choice
+    for inner in choice[1:] if isinstance(choice, tuple) else ():
+        yield from _within(inner)
 
 
 class Undecided(Exception):
@@ -132,9 +148,13 @@ def _digest(*parts: object) -> str:
 
 
 def explore(imported: Callable[[Decided], Graph]) -> Parts:
-    """All ways of a model, where `imported` gives its graph for what was decided, or raises Undecided."""
+    """All ways of a model, where `imported` gives its graph for what was decided, or raises Undecided.
+
+    A way for which it raises UnsupportedError is left out; the first such error is raised where no way is left.
+    """
     ways: list[Part] = []
     conditions: list[Part] = []
+    problems: list[UnsupportedError] = []
 
     def follow(decided: Decided, when: Sequence[str]) -> Choice:
         try:
@@ -145,14 +165,19 @@ def explore(imported: Callable[[Decided], Graph]) -> Parts:
             number = -len(conditions)
             yes = follow({**decided, found.number: True}, (*when, found.name))
             return number, yes, follow({**decided, found.number: False}, (*when, f"not {found.name}"))
+        except UnsupportedError as problem:
+            problems.append(problem)
+            return f"where {' and '.join(when)}: {problem}"
 
     def numbered(choice: Choice) -> Choice:
-        if isinstance(choice, int):
+        if not isinstance(choice, tuple):
             return choice
         number, yes, no = choice
         return len(ways) - 1 - number, numbered(yes), numbered(no)
 
     choice = numbered(follow({}, ()))
+    if not ways:
+        raise problems[0]
     parts = Parts((*ways, *conditions), choice)
     if conditions:
         read = {v.name for part in parts.parts for v in part.graph.inputs if is_read(part.graph, v)}

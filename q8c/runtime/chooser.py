@@ -67,7 +67,7 @@ class Chooser:
 
     def _chosen(self, feed: Feed) -> Runner:
         choice = self._choice
-        while not isinstance(choice, int):
+        while isinstance(choice, tuple):
             number, yes, no = choice
             condition = self._runners[number]
             missing = [t.name for t in condition.model.inputs if t.name not in feed]
@@ -75,11 +75,13 @@ class Chooser:
                 raise InputError(f"the feed lacks {', '.join(map(repr, missing))}, which chooses a branch of the model")
             [holds] = condition.run((), _read(condition, feed))
             choice = yes if holds.any() else no
+        if isinstance(choice, str):
+            raise InputError(f"the feed chooses a branch that is not compiled, {choice}")
         return self._runners[choice]
 
     def _decided(self, feed: Feed) -> bool:
         """Whether the feed has all that the first condition reads."""
-        assert not isinstance(self._choice, int)
+        assert isinstance(self._choice, tuple)
         return all(t.name in feed for t in self._runners[self._choice[0]].model.inputs)
 
 

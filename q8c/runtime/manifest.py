@@ -20,8 +20,9 @@ from q8c.runtime.sections import (
 )
 from q8c.runtime.strict_json import bad, integer, items, members, string
 
-Choice: TypeAlias = "int | tuple[int, Choice, Choice]"
-"""The number of a part to run; or of a condition, and the choices where it is true and where it is not."""
+Choice: TypeAlias = "int | str | tuple[int, Choice, Choice]"
+"""The number of a part to run; or why there is none for this way; or the number of a condition, and the choices where
+it is true and where it is not."""
 MAX_PARTS = 64
 MAX_CONDITIONS = 8  # one after the other
 
@@ -55,8 +56,8 @@ class Manifest:
 
     @property
     def ways(self) -> list[Part]:
-        """The parts that are no conditions, which is one more than there are of those."""
-        return list(self.parts[:len(self.parts) // 2 + 1])
+        """The parts that are no conditions."""
+        return list(self.parts[:len(self.parts) - len(list(conditions_of(self.choice)))])
 
     @property
     def model(self) -> Model:
@@ -84,14 +85,23 @@ def ways_of(choice: Choice) -> Iterator[int]:
     """The numbers of the parts a choice ends in."""
     if isinstance(choice, int):
         yield choice
-    else:
+    elif isinstance(choice, tuple):
         yield from ways_of(choice[1])
         yield from ways_of(choice[2])
 
 
+def refused_by(choice: Choice) -> Iterator[str]:
+    """Of each way that there is no part for, when it is taken and why."""
+    if isinstance(choice, str):
+        yield choice
+    elif isinstance(choice, tuple):
+        yield from refused_by(choice[1])
+        yield from refused_by(choice[2])
+
+
 def conditions_of(choice: Choice) -> Iterator[int]:
     """The numbers of the parts that decide a choice."""
-    if not isinstance(choice, int):
+    if isinstance(choice, tuple):
         yield choice[0]
         yield from conditions_of(choice[1])
         yield from conditions_of(choice[2])
@@ -107,6 +117,8 @@ def _part(value: object, where: str, weights: int) -> Part:
 
 
 def _choice(value: object, where: str, depth: int) -> Choice:
+    if isinstance(value, str):
+        return value
     if not isinstance(value, list):
         return integer(value, where, 0, MAX_PARTS - 1)
     if len(value) != 3 or not depth:
@@ -118,7 +130,8 @@ def _choice(value: object, where: str, depth: int) -> Choice:
 def _check_choice(manifest: Manifest) -> None:
     """Every part must be chosen or decide once, and what decides must be a condition."""
     conditions = list(conditions_of(manifest.choice))
-    if [*sorted(ways_of(manifest.choice)), *sorted(conditions)] != list(range(len(manifest.parts))):
+    ways = sorted(ways_of(manifest.choice))
+    if not ways or [*ways, *sorted(conditions)] != list(range(len(manifest.parts))):
         raise bad("manifest.choice", f"a choice among {len(manifest.parts)} parts, each in it once", manifest.choice)
     for number in conditions:
         model = manifest.parts[number].model

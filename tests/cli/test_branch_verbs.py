@@ -43,6 +43,20 @@ def test_explain_tells_of_each_part(cli: Cli, model: Path) -> None:
         assert [[kernel["op"] for kernel in part["kernels"]] for part in found] == [["concat"], ["loop: neg"]]
 
 
+def test_a_branch_that_is_not_compiled_is_told(cli: Cli, tmp_path: Path) -> None:
+    proto = merged()
+    first = next(a.g for a in proto.graph.node[0].attribute if a.name == "else_branch")
+    first.node[0].op_type = "Unique"
+    onnx.save(proto, tmp_path / "m.onnx")
+    reason = "not compiled where not use_cache: cannot compile 1 node of this model: Unique"
+    assert reason in cli.good("compile", tmp_path / "m.onnx", "--target", "avx2")
+    for found in (cli.good("explain", tmp_path / "m.onnx"), cli.good("explain", tmp_path / "m.q8c"),
+                  cli.good("inspect", tmp_path / "m.q8c")):
+        assert reason in found and "where use_cache:" in found
+    found = json.loads(cli.good("explain", tmp_path / "m.q8c", "--json"))
+    assert len(found["parts"]) == len(found["refused"]) == 1
+
+
 def test_an_input_that_is_set_chooses_what_runs(cli: Cli, model: Path, tmp_path: Path) -> None:
     compiled, sizes = model.with_suffix(".q8c"), ("-s", "n=3", "-s", "past=2")
     for value, rows in (("true", 5), ("false", 3)):
