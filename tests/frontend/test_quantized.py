@@ -187,10 +187,17 @@ def test_matmul_nbits_in_an_order_of_its_own() -> None:
     contrib("MatMulNBits", "x w s z order", {"x": normal(3, 80)}, constants, K=80, N=24, bits=4, block_size=32)
 
 
-@pytest.mark.parametrize("kind", [0, 1])
-def test_matmul_bnb4(kind: int) -> None:
-    constants = {"w": integers(24 * 32, low=0, high=256, dtype=U8), "s": np.abs(normal(24)) * F32(0.1)}
-    contrib("MatMulBnb4", "x w s", {"x": normal(3, 64)}, constants, K=64, N=24, block_size=64, quant_type=kind)
+@pytest.fixture
+def some_rows_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As for large weights."""
+    monkeypatch.setattr("q8c.ir.spill.LARGE", 1)
+    monkeypatch.setattr("q8c.ir.spill._AT_ONCE", 800)
+
+
+@pytest.mark.parametrize(("kind", "depth"), [(0, 64), (1, 63)])
+def test_matmul_bnb4(kind: int, depth: int, some_rows_at_a_time: None) -> None:
+    constants = {"w": integers(12 * depth, low=0, high=256, dtype=U8), "s": np.abs(normal(24)) * F32(0.1)}
+    contrib("MatMulBnb4", "x w s", {"x": normal(3, depth)}, constants, K=depth, N=24, block_size=64, quant_type=kind)
 
 
 STEPS: dict[str, Array] = {"sa": np.array(0.02, F32), "za": np.array(120, U8), "sb": np.array(0.03, F32),
@@ -238,7 +245,7 @@ def test_means_of_quantized_images(attrs: dict[str, Any] | None, last: int) -> N
 
 @pytest.mark.parametrize("kind", ["bytes", "pairs", "UINT4", "INT4"])
 @pytest.mark.parametrize("zero", [False, True])
-def test_tables_in_blocks(kind: str, zero: bool) -> None:
+def test_tables_in_blocks(kind: str, zero: bool, some_rows_at_a_time: None) -> None:
     rows, cols, block, bits = 11, 96, 32, 8 if kind == "bytes" else 4
     low = -8 if kind == "INT4" else 0
     data = integers(rows, cols, low=low, high=low + (1 << bits))

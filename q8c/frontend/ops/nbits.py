@@ -7,7 +7,7 @@ from q8c.frontend.registry import MICROSOFT, Call, importer
 from q8c.frontend.tensor import Tensor, constant
 from q8c.frontend.weights import FOUR_BITS, type_name, unpack
 from q8c.ir.graph import Array
-from q8c.ir.spill import assembled, release, spilled
+from q8c.ir.spill import assembled, release
 
 FP4 = tuple(sign * level for sign in (1, -1) for level in (0, 1 / 192, 2 / 3, 1, 1 / 3, 1 / 2, 1 / 6, 1 / 4))
 NF4 = (-1.0, -0.6961928, -0.52507305, -0.3949175, -0.28444138, -0.18477343, -0.091050036, 0.0,
@@ -78,13 +78,22 @@ def matmul_bnb4(c: Call) -> Tensor:
     depth, cols, block, kind = (c.attr_int(n) for n in ("K", "N", "block_size", "quant_type"))
     packed, scale = known(c, 1).reshape(-1), known(c, 2).reshape(-1)
     count = depth * cols
-    if kind not in (0, 1) or block < 1 or packed.size != -(-count // 2) or scale.size != -(-count // block):
+    if kind not in (0, 1) or min(depth, cols, block) < 1 or packed.size != -(-count // 2) \
+            or scale.size != -(-count // block):
         c.fail(f"expected quant_type 0 or 1, {-(-count // 2)} bytes and a scale for each block of {block}, got "
                f"{kind}, {c.input(1).type} and {c.input(2).type}")
-    numbers = np.stack([packed >> 4, packed & 15], axis=1).reshape(-1)[:count]
-    levels = np.array(NF4 if kind else FP4, np.float32)[numbers]
-    w = spilled((levels * np.repeat(scale, block)[:count]).reshape(cols, depth).astype(np.float32, copy=False))
-    return c.emit("matmul", c.input(0), constant(w, c.node.input[1]), transpose_b=True)
+    levels = np.array(NF4 if kind else FP4, np.float32)
+
+    def columns(some: slice) -> Array:
+        first, end = some.start * depth, some.stop * depth  # pairs and blocks go on from one column to the next
+        pairs = packed[first // 2:-(-end // 2)]
+        numbers = np.stack([pairs >> 4, pairs & 15], axis=1).reshape(-1)[first % 2:][:end - first]
+        largest = np.repeat(scale[first // block:-(-end // block)], block)[first % block:][:end - first]
+        return np.asarray((levels[numbers] * largest).reshape(-1, depth), np.float32)
+
+    weight = assembled(cols, columns)
+    release(packed)
+    return c.emit("matmul", c.input(0), constant(weight, c.node.input[1]), transpose_b=True)
 
 
 @importer("GatherBlockQuantized", domain=MICROSOFT)
@@ -94,28 +103,29 @@ def gather_block_quantized(c: Call) -> Tensor:
     if bits not in (4, 8) or block < 16:
         c.unsupported(f"{bits} bits in blocks of {block}; expected 4 or 8 bits in blocks of 16 or more")
     own = type_name(c.weights.elem_type(c.node.input[0]) or 0) in FOUR_BITS  # the others have two in a byte
-    steps, scale = _integers(c, 0, 8 if own else bits), known(c, 2).astype(np.float32)
+    steps, scale = _integers(c, 0, 8 if own else bits), known(c, 2).astype(np.float32, copy=False)
     axis = c.axis(c.attr_int("quantize_axis", 1), steps.ndim)
     size = steps.shape[axis]
     if scale.shape != (*steps.shape[:axis], -(-size // block), *steps.shape[axis + 1:]):
         c.fail(f"expected a scale for each block of {block} along axis {axis} of {list(steps.shape)}, got "
                f"{c.input(2).type}")
-
-    def spread(values: Array) -> Array:
-        return np.repeat(values, block, axis=axis).take(range(size), axis=axis)
-
     zero = np.full_like(scale, 0 if own else 1 << (bits - 1))
     if c.has(3):
-        zero = _integers(c, 3, 8 if own else bits)[..., :scale.shape[-1]]
+        zero = _integers(c, 3, 8 if own else bits)[..., :scale.shape[-1]].astype(np.float32)
         if zero.shape != scale.shape:
             c.fail(f"expected a zero point for each scale {list(scale.shape)}, got {c.input(3).type}")
-    table = constant(spilled(((steps - spread(zero)) * spread(scale)).astype(np.float32)), c.node.input[0])
+    blocks = np.arange(size) // block
+
+    def rows(some: slice) -> Array:
+        offset, factor = (v[blocks[some]] if axis == 0 else v[some].take(blocks, axis) for v in (zero, scale))
+        return np.asarray((steps[some] - offset) * factor, np.float32)
+
+    table = constant(assembled(len(steps), rows), c.node.input[0])
+    release(known(c, 0))
     return c.emit("gather", table, c.input(1), axis=c.axis(c.attr_int("gather_axis", 0), steps.ndim))
 
 
 def _integers(c: Call, index: int, bits: int) -> Array:
-    """Constant integers as floats, those of fewer than 8 bits unpacked along the last axis."""
+    """Constant integers, those of fewer than 8 bits unpacked along the last axis."""
     found = known(c, index)
-    if bits < 8:
-        found = unpack(found, bits).reshape(*found.shape[:-1], -1)
-    return np.asarray(found.astype(np.float32))
+    return found if bits == 8 else unpack(found, bits).reshape(*found.shape[:-1], -1)
