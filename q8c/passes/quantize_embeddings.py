@@ -19,6 +19,7 @@ from q8c.passes.rules import attr
 
 MIN_ELEMENTS = 2**20  # smaller tables load in no time and are in the cache
 _CHUNK = 4096
+_HALF = np.float32(0.51)  # of a step, as scales are rounded too
 
 
 @dataclass(frozen=True)
@@ -77,17 +78,21 @@ def same(a: Array, b: Array) -> bool:
 
 
 def is_table(weight: Node, table: Array) -> bool:
-    """Whether a Q8 weight is a table turned: no element is farther from it than half a step."""
+    """Whether a Q8 weight is a table turned: no element is farther from it than half a step of 8 bits.
+
+    A file whose head has fewer bits than its embeddings has two tables.
+    """
     u, scale = weight.input(0), weight.input(1)
     if not u.is_constant or u.shape != table.shape[::-1] or table.shape[1] % 16:
         return False
     block = block_of(weight)
     for start in range(0, len(table), _CHUNK):
         part = slice(start, start + _CHUNK)
-        steps = scale.array()[..., part]
-        near = q8.dequantize_weight(u.array()[:, part], steps, block)
-        bound = np.repeat(steps, block, axis=0)[:len(near)] if block else steps
-        if not (np.abs(near - table[part].T) <= bound * np.float32(0.50001)).all():
+        rows = table[part].T
+        near = q8.dequantize_weight(u.array()[:, part], scale.array()[..., part], block)
+        largest = np.maximum.reduceat(np.abs(rows), range(0, len(rows), block or len(rows)))
+        step = np.repeat(largest / q8.QMAX, block or len(rows), axis=0)[:len(rows)]
+        if not (np.abs(near - rows) <= step * _HALF).all():
             return False
     return True
 

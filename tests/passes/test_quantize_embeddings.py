@@ -56,6 +56,19 @@ def test_a_head_of_its_own_is_not_shared(other: np.ndarray) -> None:
     assert "gather" in {n.op for n in graph.nodes} and "table" in graph.constants
 
 
+def test_a_head_of_fewer_bits_is_not_the_table() -> None:
+    """As in files whose products were quantized to 4 bits, which leaves a gather's table as it is."""
+    graph = parse(TIED, {"table": TABLE, "head": TABLE.T})
+    run_passes(graph, [FoldWeights("q8-block32")])
+    weight = next(n for n in graph.nodes if n.op == "dequantize_weight")
+    scale = weight.input(1)
+    coarse = q8.quantize_weight(TABLE.T / 16, 32)[1] * 256  # 16 times the steps
+    u = np.rint(TABLE.T / coarse) + q8.ZERO_POINT
+    weight.input(0).data, scale.data = u.astype(np.uint8), coarse
+    run_passes(graph, [QuantizeEmbeddings()])
+    assert "gather" in {n.op for n in graph.nodes} and "table" in graph.constants
+
+
 def test_balancing_leaves_a_tied_head_alone() -> None:
     passes: list[Pass] = [BalanceScales(), FoldWeights(), QuantizeEmbeddings()]
     graph = parse(TIED, {"table": TABLE, "head": TABLE.T})
