@@ -5,11 +5,11 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from q8c.ir import Graph
-from q8c.passes.canonical import elementwise, indexing, movement
+from q8c.passes.canonical import elementwise, indexing, matmul, movement
 from q8c.passes.manager import Pass, Report
 from q8c.passes.rules import Rules, rewrite
 
-_FAMILIES = (elementwise.RULES, movement.RULES, indexing.RULES)
+_FAMILIES = (elementwise.RULES, movement.RULES, matmul.RULES, indexing.RULES)
 RULES: Rules = {op: tuple(rule for rules in _FAMILIES for rule in rules.get(op, ()))
                 for op in sorted({op for rules in _FAMILIES for op in rules})}
 
