@@ -12,7 +12,8 @@ from q8c.codegen.generate import Generated
 from q8c.errors import CompileError
 from q8c.ir import Graph
 from q8c.ir.cache import find_cache
-from q8c.ir.dims import Dim, Expr, dim_max, to_program
+from q8c.ir.dim_program import to_program
+from q8c.ir.dims import Dim, Expr, dim_max
 from q8c.ir.graph import Node as IrNode
 from q8c.ir.graph import Value
 from q8c.ir.relation import relation

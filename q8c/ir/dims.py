@@ -9,12 +9,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 Dim: TypeAlias = "int | Expr"
 Atom: TypeAlias = "str | Call"
 Monomial: TypeAlias = "tuple[Atom, ...]"
-Program: TypeAlias = "int | list[Any]"
 TERM_LIMIT = 1000  # terms of a product and factors of a term; models stay below ten, squaring a few times does not
 _REMEMBERED = 4096  # results of each operation: a model has few sizes, and all its layers ask for the same ones
 SIZE_LIMIT = 2**47  # every size is below this (the x86-64 address space), so a larger bound bounds nothing
@@ -239,19 +238,6 @@ def evaluate(d: Dim, env: Mapping[str, int]) -> int:
     return value
 
 
-def to_program(d: Dim, index: Mapping[str, int]) -> Program:
-    """d as the nested-list program the run time evaluates; `index` numbers the symbols."""
-    if isinstance(d, int):
-        return d
-    terms: list[Program] = []
-    for monomial, coefficient in d.terms:
-        factors = [_atom_program(a, index) for a in monomial]
-        if coefficient != 1 or not factors:
-            factors.insert(0, coefficient)
-        terms.append(factors[0] if len(factors) == 1 else ["*", *factors])
-    return terms[0] if len(terms) == 1 else ["+", *terms]
-
-
 def _key(monomial: Monomial) -> tuple[str, ...]:
     return tuple(map(str, monomial))
 
@@ -391,9 +377,3 @@ def _substitute_atom(atom: Atom, env: Mapping[str, Dim]) -> Dim:
     if atom.op == "min":
         return dim_min(*args)
     return floordiv(*args) if atom.op == "//" else mod(*args)
-
-
-def _atom_program(atom: Atom, index: Mapping[str, int]) -> Program:
-    if isinstance(atom, str):
-        return ["$", index[atom]]
-    return [atom.op, *(to_program(a, index) for a in atom.args)]

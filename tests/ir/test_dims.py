@@ -8,6 +8,7 @@ import pytest
 from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 
+from q8c.ir.dim_program import to_program
 from q8c.ir.dim_text import parse_dim
 from q8c.ir.dims import (
     SIZE_LIMIT,
@@ -25,7 +26,6 @@ from q8c.ir.dims import (
     substitute,
     sym,
     symbols,
-    to_program,
 )
 
 A, B, C = sym("a"), sym("b"), sym("c")
