@@ -69,7 +69,8 @@ def _cache(graph: Graph) -> Cache | None:
     if found is None:
         return None
     mask, positions = (NONE if index is None else index for index in (found.mask, found.positions))
-    return Cache(found.pairs, found.formats, found.tokens, mask, positions, found.uniform, found.given)
+    return Cache(found.pairs, found.formats, found.tokens, mask, positions, found.uniform, found.given,
+                 found.window)
 
 
 def _common_frame(generated: Sequence[Generated]) -> Frame:

@@ -16,6 +16,7 @@ from q8c.ir import Array, Graph, interpret
 from q8c.passes.keep_cache import KeepCache
 from q8c.passes.manager import run_passes
 from q8c.passes.pipeline import Options
+from q8c.runtime import state as state_of_the_run_time
 from q8c.runtime.session import Session, load
 from q8c.runtime.state import State
 from tests.decoder import LONGEST, SIZES, TOKENS, compile_graph, decoder_graph, plain_feed
@@ -231,6 +232,37 @@ def test_any_course_of_a_state(session: Session, data: st.DataObject) -> None:
                 if count:
                     assert np.array_equal(got[row, :count], whole(session, tokens[row])[-count:])
         assert state.lengths.tolist() == list(map(len, tokens))
+
+
+def test_what_no_token_sees_is_forgotten(session: Session, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(state_of_the_run_time, "_SPAN", 64)
+    windowed = "window" in session.path
+    state, ids = session.new_state(LONGEST, batch=2), RNG.integers(0, TOKENS, (2, 190))
+    counts = [(19, 11)] * 10
+    found: list[list[Array]] = [[], []]
+    for n, new in enumerate(counts):
+        part = np.stack([np.resize(ids[row, n * count:(n + 1) * count], 19) for row, count in enumerate(new)])
+        got = logits(session, part, state, (np.arange(19) < np.array(new)[:, None]).astype(np.int64))
+        for row, count in enumerate(new):
+            found[row].append(got[row, :count])
+    expected = [whole(session, ids[row, :10 * count]) for row, count in enumerate(counts[0])]
+    for row in range(2):
+        assert np.array_equal(np.concatenate(found[row]), expected[row])
+    assert state.lengths.tolist() == [190, 110] and state.forgotten == ([128, 64] if windowed else [0, 0])
+    copy = state.copy([1, 0])
+    if windowed:
+        with pytest.raises(InputError, match="sequence 0 has forgotten its first 64 tokens, as a token sees 6: it can "
+                                             "keep 69 or more, or none, not 68"):
+            copy.truncate([68, 150])
+        copy.truncate([69, 133])
+    else:
+        copy.truncate([69, 133])
+    more = logits(session, np.stack([ids[1, 69:79], ids[0, 133:143]]), copy)
+    assert np.array_equal(more, [expected[1][69:79], expected[0][133:143]])
+    copy.truncate([0, 143])
+    again = logits(session, ids[:, :1], copy)
+    assert copy.forgotten == ([0, 128] if windowed else [0, 0])
+    assert np.array_equal(again[0, 0], expected[0][0])
 
 
 def test_no_new_tokens(session: Session) -> None:

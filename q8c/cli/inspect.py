@@ -87,7 +87,8 @@ def _state(model: Model) -> list[str]:
     how = " in 8 bits" if layout.in_bytes else ""
     return [f"  state  {len(cache.pairs)} caches{how}, {size_text(layout.token_bytes)} a token of each sequence"
             + (f"; {' and '.join(derived)} may be left out" if derived else "")
-            + ("; all sequences of one length" if cache.uniform else "")]
+            + ("; all sequences of one length" if cache.uniform else "")
+            + (f"; a token sees {cache.window}, those before are forgotten" if cache.window else "")]
 
 
 def _count(names: list[str]) -> str:

@@ -20,7 +20,8 @@ class Cache:
     [batch, past + new] that is not 0 where a key may be seen, `positions` the one [batch, new] that says where in their
     sequence new tokens stand; None where there is no such. `uniform`: something is computed from the number of kept
     tokens, which is one for all sequences, so that results are right only if all have that many. `given`: inputs say
-    how many tokens of each sequence are kept, unless a state does.
+    how many tokens of each sequence are kept, unless a state does. `window`: no token sees keys so many or more before
+    it; 0 where one may see all.
     """
 
     pairs: tuple[tuple[int, int], ...]
@@ -30,6 +31,7 @@ class Cache:
     positions: int | None
     uniform: bool
     given: bool = False
+    window: int = 0
 
 
 def in_place(node: Node) -> bool:
@@ -56,7 +58,9 @@ def find_cache(graph: Graph) -> Cache | None:
     numbers = [None if v is None else graph.inputs.index(v) for v in (mask, positions)]
     given = any(n.op == "past_lengths" and n.attrs.get("unknown") for n in graph.nodes)
     formats = tuple(str(attributes(n)["format"]) for n in appends)
-    return Cache(pairs, formats, tokens, numbers[0], numbers[1], _is_uniform(graph, past, mask), given)
+    uniform = _is_uniform(graph, past, mask)
+    window = 0 if uniform or given else _window(appends)
+    return Cache(pairs, formats, tokens, numbers[0], numbers[1], uniform, given, window)
 
 
 def appended(node: Node) -> Dim:
@@ -116,6 +120,21 @@ def _is_uniform(graph: Graph, past: Value, mask: Value | None) -> bool:
         if any(names_in(v.shape) & told for v in touched) or names_in(node.attrs.values()) & told:
             return True
     return False
+
+
+def _window(appends: Iterable[Node]) -> int:
+    """How far back tokens see, themselves counted; 0 where one sees all, or where a key's place in the cache is more
+    than how far back it is: it is in a mask, or something else is computed from the lengths."""
+    found = 0
+    for node in appends:
+        for reader in node.output.users:
+            attrs, mask = attributes(reader), reader.inputs[3:4]
+            if not attrs["causal"] or not attrs["window"] or mask not in ([], [None]):
+                return 0
+            found = max(found, attrs["window"])
+        if any(reader.op not in ("append", "attention", "last_token") for reader in node.input(2).users):
+            return 0
+    return found
 
 
 def _for_lengths(graph: Graph) -> set[Node]:

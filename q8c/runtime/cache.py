@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from q8c.runtime.model import Tensor
 
 NONE = -1
+MOST_KEYS = (1 << 31) - 1
 _POSITIONS = ("int32", "int64")
 _MASKS = ("bool", "int8", "int16", "uint8", "uint16", "uint32", "uint64", *_POSITIONS)
 
@@ -24,7 +25,8 @@ class Cache:
     rows of each lie in its buffer. `tokens` are an input and its axis that is as long as there are new tokens. `mask`
     is the input [batch, past + new] that is not 0 where a key may be seen, `positions` the one [batch, new] that says
     where in their sequence new tokens stand, `NONE` where there is no such. In a `uniform` model all sequences of a
-    batch must be equally long. Where lengths are `given`, inputs of a run without a state say them.
+    batch must be equally long. Where lengths are `given`, inputs of a run without a state say them. With a `window`, no
+    token sees keys so many or more before it; 0: all.
     """
 
     pairs: tuple[tuple[int, int], ...]
@@ -34,25 +36,28 @@ class Cache:
     positions: int
     uniform: bool
     given: bool = False
+    window: int = 0
 
     def to_json(self) -> dict[str, Any]:
         """The record as JSON values."""
         return {"pairs": list(map(list, self.pairs)), "formats": list(self.formats), "tokens": list(self.tokens),
-                "mask": self.mask, "positions": self.positions, "uniform": self.uniform, "given": self.given}
+                "mask": self.mask, "positions": self.positions, "uniform": self.uniform, "given": self.given,
+                "window": self.window}
 
 
 def read_cache(value: object, where: str, inputs: Sequence[Tensor], outputs: Sequence[Tensor]) -> Cache | None:
     """The record a JSON value stands for, None for null. Raises ArtifactError where it does not fit the signature."""
     if value is None:
         return None
-    pairs, formats, tokens, mask, positions, uniform, given = members(
-        value, where, "pairs", "formats", "tokens", "mask", "positions", "uniform", "given")
+    pairs, formats, tokens, mask, positions, uniform, given, window = members(
+        value, where, "pairs", "formats", "tokens", "mask", "positions", "uniform", "given", "window")
     cache = Cache(
         tuple(_two(pair, at, len(inputs), len(outputs)) for at, pair in items(pairs, f"{where}.pairs", len(inputs))),
         tuple(string(name, at) for at, name in items(formats, f"{where}.formats", len(inputs))),
         _two(tokens, f"{where}.tokens", len(inputs), 32),
         integer(mask, f"{where}.mask", NONE, len(inputs) - 1),
-        integer(positions, f"{where}.positions", NONE, len(inputs) - 1), uniform, given)
+        integer(positions, f"{where}.positions", NONE, len(inputs) - 1), uniform, given,
+        integer(window, f"{where}.window", 0, MOST_KEYS))
     for name, flag in (("uniform", uniform), ("given", given)):
         if type(flag) is not bool:
             raise bad(f"{where}.{name}", "true or false", flag)

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from q8c.errors import ArtifactError
 
 MAGIC = b"\x89q8c\r\n\x1a\n"
-VERSION = 6
+VERSION = 7
 SIZE = 128
 PAGE = 4096
 """The first section starts here, and no gap between sections is this long."""

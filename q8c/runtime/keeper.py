@@ -131,7 +131,8 @@ class Keeper:
         new = self._new(found, lengths, tokens)
         after = [length + more for length, more in zip(lengths, new, strict=True)]
         self._check_room(state, lengths, after, tokens)
-        most = max(lengths)
+        held = [length - gone for length, gone in zip(lengths, state.forgotten, strict=True)]
+        most = max(held)
         past = most if cache.uniform else min(-(-most // _STEP) * _STEP, state.max_tokens - tokens)
         if cache.mask != NONE:
             found[cache.mask] = None
@@ -141,7 +142,8 @@ class Keeper:
         shapes = tuple([None if a is None else a.shape for a in found])
         plan, mask = self._plan(state.batch, past, tokens, shapes)
         if cache.mask != NONE:
-            found[cache.mask] = mask if mask is None or min(new) == tokens else _before(mask, after)
+            ends = [length + more for length, more in zip(held, new, strict=True)]
+            found[cache.mask] = mask if mask is None or min(new) == tokens else _before(mask, ends)
         return Step(found, plan, np.array(new), after)
 
     def _planned(self, batch: int, past: int, tokens: int,

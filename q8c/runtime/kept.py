@@ -14,7 +14,7 @@ import numpy as np
 
 from q8c.errors import InputError
 from q8c.runtime.arrays import Array
-from q8c.runtime.memory import address_of_map, anonymous, require_memory
+from q8c.runtime.memory import address_of, address_of_map, anonymous, require_memory
 
 FORMATS = ("f32", "int8-keys", "int8-values")
 TOKENS_BY_TURNS = 16
@@ -56,6 +56,7 @@ class Buffer:
     def __init__(self, kept: Kept, batch: int, capacity: int, memory: mmap.mmap, start: int) -> None:
         self.address = address_of_map(memory) + start
         self.parts = _parts(kept, batch, capacity, memory, start)
+        self._memory = memory
         self._keys = kept.format == "int8-keys"
 
     def take(self, row: int, other: Buffer, of: int, tokens: int) -> None:
@@ -63,6 +64,27 @@ class Buffer:
         for mine, theirs in zip(self.parts, other.parts, strict=True):
             groups = -(-tokens // mine.tokens)
             mine.array[row, :, :groups] = theirs.array[of, :, :groups]
+
+    def forget(self, row: int, tokens: int, held: int) -> None:
+        """Move what a sequence holds behind its first tokens to where these are, and give back the memory behind.
+
+        `tokens` is a multiple of those that lie by turns.
+        """
+        for part in self.parts:
+            rows, by = part.array[row], tokens // part.tokens
+            end = -(-held // part.tokens)
+            for start in range(by, end, by):  # so many at a time do not overlap
+                here = min(by, end - start)
+                rows[:, start - by:start - by + here] = rows[:, start:start + here]
+            for head in rows:
+                self._give_back(head[end - by:end])
+
+    def _give_back(self, array: Array) -> None:
+        """Let the system have the pages that lie within a dense array; they are zeros from then on."""
+        first = address_of(array) - address_of_map(self._memory)
+        begin, end = -(-first // mmap.PAGESIZE) * mmap.PAGESIZE, (first + array.nbytes) // mmap.PAGESIZE * mmap.PAGESIZE
+        if begin < end:
+            self._memory.madvise(mmap.MADV_DONTNEED, begin, end - begin)
 
     def floats(self, tokens: int) -> Array:
         """The first tokens [batch, heads, tokens, size] as floats; exact, as a scale has 16 bits."""
@@ -88,13 +110,18 @@ def _parts(kept: Kept, batch: int, capacity: int, memory: mmap.mmap, start: int)
     return [Part(turned, TOKENS_BY_TURNS), Part(scale)]
 
 
-def allocate(caches: Sequence[Kept], batch: int, tokens: int, what: str) -> list[Buffer]:
-    """Zeros for so many tokens of every cache, in one piece of memory. Raises InputError where there is not as much."""
+def allocate(caches: Sequence[Kept], batch: int, tokens: int, what: str, filled: int | None = None) -> list[Buffer]:
+    """Zeros for so many tokens of every cache, in one piece of memory. Raises InputError where there is not as much.
+
+    If `filled` is given, no more than so many will be written, in pages that are not huge where those would hold much
+    else.
+    """
     sizes = [-(-batch * kept.capacity(tokens) * kept.token_bytes // _ALIGNMENT) * _ALIGNMENT for kept in caches]
     total = sum(sizes)
-    require_memory(total, what)
+    filled = tokens if filled is None else filled
+    require_memory(total * filled // tokens, what)
     try:
-        memory = anonymous(total)
+        memory = anonymous(total, huge=2 * filled > tokens)
     except (OSError, OverflowError, ValueError) as error:
         raise InputError(f"no memory for {what}, {total / 2**20:,.0f} MiB ({error}); make it smaller") from None
     starts = [sum(sizes[:n]) for n in range(len(sizes))]

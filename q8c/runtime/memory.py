@@ -20,11 +20,12 @@ HUGE_PAGE = 2 << 20
 _DENSE = 0x101  # numpy's flags C_CONTIGUOUS | ALIGNED
 
 
-def anonymous(size: int) -> mmap.mmap:
-    """Zeroed private memory of at least `size` bytes, in whole pages. Raises OSError if there is no room for it."""
+def anonymous(size: int, huge: bool = True) -> mmap.mmap:
+    """Zeroed private memory of at least `size` bytes, in whole pages, huge ones where they fit if they may be. Raises
+    OSError if there is no room for it."""
     rounded = max(mmap.PAGESIZE, -(-size // mmap.PAGESIZE) * mmap.PAGESIZE)
     memory = mmap.mmap(-1, rounded, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS, mmap.PROT_READ | mmap.PROT_WRITE)
-    if rounded >= HUGE_PAGE:
+    if huge and rounded >= HUGE_PAGE:
         ask_huge_pages(memory)
     return memory
 

@@ -7,6 +7,7 @@ from q8c.errors import CompileError
 from q8c.ir.cache import Cache, find_cache
 from q8c.passes.keep_cache import KeepCache
 from q8c.passes.manager import run_passes
+from tests.decoder import decoder_graph
 from tests.passes.support import check, parse
 
 INPUTS = "%ids: i64[b, s], %k: f32[b, 2, past, 8], %v: f32[b, 2, past, 8], %q: f32[b, s, 32], %kv: f32[b, s, 36]"
@@ -165,6 +166,26 @@ def masked(between: str, operands: str, results: str = "%y, %k2, %v2") -> str:
       {between}
       %y: f32[b, s, 32] = attention(%q, %k2, %v2{operands}) {ATTENTION}""", MASKED, results).replace(
         "{\n", "{\n      assume total == past + s\n", 1)
+
+
+def test_how_far_back_tokens_see() -> None:
+    """In all layers, where nothing else goes by a key's place."""
+    def window(*windows: int, positions: bool = True) -> int:
+        graph = decoder_graph(len(windows), positions, window=6)
+        for node, size in zip((n for n in graph.nodes if n.op == "attention"), windows, strict=True):
+            node.attrs["window"] = size
+        run_passes(graph, [KeepCache()])
+        found = find_cache(graph)
+        assert found is not None
+        return found.window
+
+    assert (window(6, 6), window(6, 9), window(6, 0), window(0, 0)) == (6, 9, 0, 0)
+    assert window(6, 6, positions=False) == 0
+    text = masked("", ", -, %attention_mask").replace(ATTENTION, ATTENTION.replace("}", ", window = 5}"))
+    found = roles(text)
+    assert found is not None and found.window == 5
+    found = roles(text.replace("-, %attention_mask", "%m").replace("%k:", "%m: f32[b, 1, s, total], %k:", 1))
+    assert found is not None and found.window == 0
 
 
 def test_what_inputs_are_for() -> None:

@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import pickle
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -88,6 +89,23 @@ def test_rewinding() -> None:
                           ([True], "a list of integers")):
         with pytest.raises(InputError, match=message):
             state.copy(rows)
+
+
+@pytest.mark.parametrize("layout", [replace(LAYOUT, window=100), replace(BYTES, window=100)])
+def test_forgetting_moves_the_others_and_gives_memory_back(layout: Layout) -> None:
+    state = filled([0, 0, 0], 4000, layout)
+    before = [array.copy() for array in arrays(state)]
+    assert layout.most_held(4000) == 356 and layout.most_held(70) == 70
+    state.advance([700, 354, 355])
+    assert state.forgotten == [512, 0, 256] and state.lengths.tolist() == [700, 354, 355]
+    parts = [part for buffer in state._buffers for part in buffer.parts]
+    for part, was in zip(parts, before, strict=True):
+        for row, (length, gone) in enumerate(zip((700, 354, 355), (512, 0, 256), strict=True)):
+            start, end = gone // part.tokens, -(-length // part.tokens)
+            assert np.array_equal(part.array[row, :, :end - start], was[row, :, start:end])
+    assert not parts[0].array[0, 0, 512 // parts[0].tokens].all(), "pages behind are fresh"
+    state.advance([900, 354, 356])
+    assert state.forgotten == [768, 0, 256]
 
 
 def test_sizes_that_are_none(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -187,6 +205,7 @@ NONSENSE: dict[str, tuple[Callable[[Any], None], str]] = {
     "an unknown format": (_set("formats", 1, "int4"), "cache.formats must be for each pair one of"),
     "floats among bytes": (_set("formats", 1, "int8-values"), "cache.formats must be .* f32 for all or none"),
     "a format of no name": (_set("formats", 1, 8), "cache.formats.1. must be a string"),
+    "a window of no size": (_set("window", -1), r"cache.window must be an integer in \[0, 2147483647\]"),
     "uniform what": (_set("uniform", 1), "cache.uniform must be true or false"),
     "a further member": (_set("extra", 1), "an object with the members"),
 }
