@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from q8c.errors import ArtifactError, Error, InputError
 from q8c.runtime import header, strict_json
 from q8c.runtime.artifact import Artifact
-from q8c.runtime.header import Header
+from q8c.runtime.header import VERSION, Header
 from q8c.runtime.model import Model, Tensor
 from q8c.runtime.sections import CHUNK
 from q8c.runtime.session import load
@@ -112,8 +112,8 @@ def test_other_files_are_refused_in_one_line(tmp_path: Path) -> None:
 
 def test_another_version_says_so(artifact: Path, tmp_path: Path) -> None:
     data = bytearray(artifact.read_bytes())
-    data[8] = 7
-    with pytest.raises(ArtifactError, match="format version 7, this q8c reads version 6"):
+    data[8] = VERSION + 1
+    with pytest.raises(ArtifactError, match=f"format version {VERSION + 1}, this q8c reads version {VERSION}"):
         load(save(tmp_path, bytes(data)))
 
 
