@@ -6,9 +6,11 @@ resolved. Every symbol stands for a size, so it is taken to be an integer >= 0.
 """
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
+from math import gcd
 from typing import TypeAlias
 
 Dim: TypeAlias = "int | Expr"
@@ -102,7 +104,8 @@ def sym(name: str) -> Expr:
 
 @lru_cache(_REMEMBERED)
 def floordiv(a: Dim, b: Dim) -> Dim:
-    """a // b, divided out where it is exact. A division whose divisor turns out 0 at run time raises there.
+    """a // b, divided out where it is exact, without factors that both have. A division whose divisor turns out 0 at
+    run time raises there.
 
     Raises ZeroDivisionError for the divisor 0.
     """
@@ -117,6 +120,9 @@ def floordiv(a: Dim, b: Dim) -> Dim:
     exact = _divide_exactly(a, b)
     if exact is not None:
         return exact
+    common = _common_factor(a, b)
+    if common != 1:
+        return floordiv(*(d for d in (_divide_exactly(a, common), _divide_exactly(b, common)) if d is not None))
     return _floordiv_by(a, b) if isinstance(a, Expr) and isinstance(b, int) and b > 0 \
         else Expr({(Call("//", (a, b)),): 1})
 
@@ -311,6 +317,15 @@ def _divide_exactly(a: Dim, b: Dim) -> Dim | None:
         quotient = quotient + factor  # type: ignore[assignment]
         rest = rest - factor * b
     return None
+
+
+def _common_factor(a: Dim, b: Dim) -> Dim:
+    """What every term of two dims is a multiple of."""
+    terms = [*_terms(a), *_terms(b)]
+    shared = Counter(terms[0][0])
+    for monomial, _ in terms[1:]:
+        shared &= Counter(monomial)
+    return _reduce({tuple(sorted(shared.elements(), key=str)): gcd(*(c for _, c in terms))}) if terms else 1
 
 
 def _floordiv_by(a: Expr, b: int) -> Dim:

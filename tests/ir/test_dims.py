@@ -161,10 +161,16 @@ def test_bounds_of_max_and_min_are_used() -> None:
     assert compare(A, B) is None and compare(A + 1, 0) == 1 and compare(A, 0) is None and compare(A, A) == 0
 
 
+def test_what_both_have_goes_from_a_division() -> None:
+    assert A * B // (A * 2) == B // 2 and A * 6 // (A * B * 4) == 3 // (B * 2) and (A * 4 + 2) // 6 == (A * 2 + 1) // 3
+    half = A * B // (B * 2)
+    assert half * B * 64 // (half * B * 32) == 2 and (A * B + A) // (A * C) == (B + 1) // C
+
+
 def test_text_of_expressions() -> None:
     assert str(A * B * 2 + A - 3) == "2*a*b + a - 3" and str(A * -1) == "-a" and str((A + B) // 2) == "((a + b) // 2)"
     assert str(dim_max(A, B + 1)) == "max(a, b + 1)" and str(mod(A * 2, 3)) == "(2*a % 3)"
-    assert str(A // (A * 2)) == "(a // (2*a))" and str(A // (A * B)) == "(a // (a*b))" and str(A // -2) == "(a // -2)"
+    assert str(A // (B * 2)) == "(a // (2*b))" and str(A // (B * C)) == "(a // (b*c))" and str(A // -2) == "(a // -2)"
     assert repr(A) == "Expr(a)"
 
 
