@@ -20,7 +20,8 @@ class Heads:
 
     `value` is [batch, seq, channels], or the same rows of channels in other axes, or [batch, heads, seq, size]; `shape`
     is the first of these, or the last; `swapped`: it is [seq, batch, channels]. `scale` is what it is multiplied by,
-    `repeat` how often each head is used in turn, `batch` and `seq` the sizes.
+    `repeat` how often each head is used in turn, `batch` and `seq` the sizes. `turned`: the last two axes of
+    `value` change places before it is given that shape.
     """
 
     value: Value
@@ -33,6 +34,7 @@ class Heads:
     scale: float
     batch: Dim
     seq: Dim
+    turned: bool = False
 
     @property
     def preference(self) -> tuple[bool, int]:
@@ -74,6 +76,19 @@ def find_heads(graph: Graph, value: Value, order: Sequence[int]) -> Heads | None
         value = node.input(0) if scaled is None else scaled[0]
         path.insert(0, node)
     return min(reversed(found), key=lambda h: h.preference, default=None)
+
+
+def ordered_heads(value: Value, transposed: bool, like: Heads | None) -> Heads | None:
+    """An operand [..., heads, seq, size] of a product as it is, once its last two axes are exchanged if it is
+    transposed; of one [batch * heads, seq, size] both are those of the operand it is to be `like`."""
+    *lead, rows, size = value.shape
+    seq, size = (size, rows) if transposed else (rows, size)
+    batch, heads = product(lead[:-1]), lead[-1] if lead else 0
+    if len(lead) == 1:
+        batch, heads = (lead[0], 1) if like is None else (like.batch, like.heads)
+    if not isinstance(heads, int) or not isinstance(size, int) or batch * heads != product(lead):
+        return None
+    return Heads(value, (batch, heads, seq, size), False, heads, size, 0, 1, 1.0, batch, seq, transposed)
 
 
 def _views(source: Value, path: list[Node]) -> Iterator[tuple[Dim, ...]]:

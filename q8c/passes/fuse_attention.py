@@ -1,18 +1,18 @@
 """Attention as exporters write it, as one kernel."""
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import ClassVar
 
 from q8c.ir.dims import Dim
 from q8c.ir.graph import Attr, Graph, Node, Value
 from q8c.ir.types import DType, TensorType
-from q8c.passes.attention_heads import Heads, find_heads
+from q8c.passes.attention_heads import Heads, find_heads, ordered_heads
 from q8c.passes.attention_scores import Masks, Scores, Step, aligned, batch_of, find_scores, scale_queries
 from q8c.passes.axis_parts import Moved, move, run, whole
 from q8c.passes.causal_mask import Seen, causal_mask
 from q8c.passes.manager import Pass, Report
-from q8c.passes.rewrite import sources, substitute
+from q8c.passes.rewrite import sole_reader, sources, substitute
 from q8c.passes.rules import attr, nodes_between, producer, rewrite, uniform
 
 SINKS = 7
@@ -89,15 +89,15 @@ def find_attention(graph: Graph, product: Node) -> Found | str | None:
         return f"it computes in {product.output.dtype}, not f32"
     if not only_read_by(graph, weights.softmax.output, product):
         return "the weights are read elsewhere too"
-    transposed = attr(scores.product, "transpose_b")
-    parts = (operand(graph, scores.product.input(0), transposed=False),
-             operand(graph, scores.product.input(1), transposed=not transposed),
-             operand(graph, product.input(1), transposed=attr(product, "transpose_b")))
-    for name, part in zip(("queries", "keys", "values"), parts, strict=True):
+    parts: list[Heads] = []
+    for name, value, transposed in (("queries", scores.product.input(0), False),
+                                    ("keys", scores.product.input(1), not attr(scores.product, "transpose_b")),
+                                    ("values", product.input(1), attr(product, "transpose_b"))):
+        part = operand(graph, value, transposed, product.output, parts[0] if parts else None)
         if part is None:
-            return f"its {name} are neither [batch, seq, channels] split into heads nor [batch, heads, seq, size]"
+            return f"its {name} {value.type} are not heads of fixed number and size"
+        parts.append(part)
     q, k, v = parts
-    assert q is not None and k is not None and v is not None
     if 0 in (q.heads, k.heads):
         return "it has no heads"
     if v.scale != 1 or q.repeat != 1:
@@ -132,12 +132,17 @@ def stretches(a: Dim, b: Dim) -> bool:
     return a != b and 1 in (a, b)
 
 
-def operand(graph: Graph, value: Value, transposed: bool) -> Heads | None:
-    """The heads that an operand of a product is, its last two axes exchanged or not."""
+def operand(graph: Graph, value: Value, transposed: bool, result: Value, queries: Heads | None) -> Heads | None:
+    """The heads that an operand of a product is, its last two axes exchanged or not: where they are cut from, if that
+    is found and batch and heads are told apart as those of the queries are."""
     order = list(range(value.type.rank))
     if transposed:
         order[-2:] = order[:-3:-1]
-    return find_heads(graph, value, order)
+    found = find_heads(graph, value, order)
+    if value.shape[:-2] != result.shape[:-2] or found is not None and (
+            queries is None or value.type.rank != 3 or found.batch == queries.batch):
+        return found
+    return ordered_heads(value, transposed, queries) or found
 
 
 def find_weights(value: Value) -> Weights | None:
@@ -249,8 +254,8 @@ def fuse(graph: Graph, found: Found, masks: SharedMasks) -> Node:
 def rows_without_keys(graph: Graph, product: Node) -> Node | None:
     """What puts 0 into some rows of what all heads of an attention compute, as ONNX's Attention does where a query sees
     no key."""
-    node, *others = product.output.users
-    if others or graph.is_output(product.output) or node.op != "where" or node.input(2) is not product.output:
+    node = sole_reader(graph, product.output)
+    if node is None or node.op != "where" or node.input(2) is not product.output:
         return None
     test = aligned(node.input(0), node.output.shape)
     return node if len(test) == 4 and test[1::2] == (1, 1) and uniform(node.input(1)) == 0 else None
@@ -266,6 +271,10 @@ def zero_rows(graph: Graph, behind: Node, result: Value) -> Value:
 
 def channels(graph: Graph, heads: Heads, before: Node) -> Value:
     """An operand in the shape that an attention reads."""
+    if heads.turned:
+        axes = range(heads.value.type.rank)
+        turned = graph.add("transpose", [heads.value], {"perm": (*axes[:-2], *axes[:-3:-1])}, before=before).output
+        return channels(graph, replace(heads, value=turned, turned=False), before)
     if heads.swapped:
         return graph.add("transpose", [heads.value], {"perm": SWAP}, name=heads.value.name, before=before).output
     if heads.value.shape == heads.shape:
@@ -294,11 +303,12 @@ def give_result(graph: Graph, product: Node, result: Value, found: Found) -> Non
     axes = [run(0, 1, batch), run(2, size, heads), run(1, 1, seq), run(2, 1, size)]
     if product.output.type.rank == 3:
         axes[:2] = [axes[0] + axes[1]]
-    join_heads(graph, product.output, Moved(tuple(axes), (0, 0, 0)), result)
+    if product.output.type.rank == len(axes):
+        join_heads(graph, product.output, Moved(tuple(axes), (0, 0, 0)), result)
     if product.output.users or graph.is_output(product.output):
         split = graph.add("reshape", [result], {"shape": (batch, seq, heads, size)}, before=product)
         moved = graph.add("transpose", [split.output], {"perm": (0, 2, 1, 3)}, before=product)
-        if product.output.type.rank == 3:
+        if product.output.type.rank != 4:
             moved = graph.add("reshape", [moved.output], {"shape": product.output.shape}, before=product)
         substitute(graph, product.output, moved.output)
 
