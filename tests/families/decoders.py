@@ -115,6 +115,12 @@ DECODERS: dict[str, Family] = {
         **EXPERTS, "num_local_experts": 4, "sliding_window": 6,
         "layer_types": ["sliding_attention", "full_attention"]}, EAGER[:1], causal=2, windows=1,
         kernels={"rotary": 4, "append": 4}, float_products=COMPUTED),
+    "trocr": Family("TrOCRForCausalLM", {
+        "vocab_size": VOCABULARY, "d_model": HIDDEN, "decoder_layers": 2, "decoder_attention_heads": HEADS,
+        "decoder_ffn_dim": 2 * HIDDEN, "cross_attention_hidden_size": 48, "max_position_embeddings": 40,
+        "use_cache": False}, {"input_ids": Input("ids", ("batch", "seq")),
+                              "encoder_hidden_states": Input("normal", ("batch", "read", 48))},
+        ("logits",), sizes=STARTS, forms=EAGER[:1], attentions=4, causal=2),
     "t5-first": first("T5ForConditionalGeneration", T5, SCRIPT),
     "t5-later": later("T5ForConditionalGeneration", T5, DYNAMO),
     "bart-first": first("BartForConditionalGeneration", BART, DYNAMO, causal=2),

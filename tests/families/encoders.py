@@ -80,6 +80,15 @@ ENCODERS: dict[str, Family] = {
     "swinv2": Family("Swinv2Model", {
         "image_size": 32, "patch_size": 2, "embed_dim": HIDDEN, "depths": [1, 2], "num_heads": [2, 4],
         "window_size": 4}, IMAGE, sizes=IMAGES, attentions=3, forms=EAGER[1:]),
+    "levit": Family("LevitModel", {
+        "image_size": 64, "hidden_sizes": [32, 48, 64], "num_attention_heads": [2, 3, 4], "depths": [1, 1, 1],
+        "key_dim": [16, 16, 16], "mlp_ratio": [2, 2, 2], "attention_ratio": [2, 2, 2]},
+        {"pixel_values": Input("normal", ("batch", 3, 64, 64))}, sizes=IMAGES, attentions=5, forms=EAGER[1:]),
+    "hiera": Family("HieraModel", {
+        "embed_dim": 32, "image_size": [64, 64], "patch_size": [7, 7], "depths": [1, 2], "num_heads": [1, 2],
+        "query_stride": [2, 2], "masked_unit_size": [4, 4], "num_query_pool": 1,
+        "masked_unit_attention": [True, False]}, {"pixel_values": Input("normal", ("batch", 3, 64, 64))},
+        sizes=IMAGES, attentions=3, forms=EAGER[:1]),
     "whisper-encoder": Family("WhisperModel", {
         "vocab_size": VOCABULARY, "d_model": HIDDEN, "encoder_layers": 2, "encoder_attention_heads": HEADS,
         "encoder_ffn_dim": 2 * HIDDEN, "decoder_layers": 1, "decoder_attention_heads": HEADS,
