@@ -87,7 +87,7 @@ def _of_artifact(path: Path) -> tuple[list[tuple[str, Explanation]], list[str]]:
         notes = read_notes([n for n in kept.get("declines", []) if isinstance(n, str)])
         found.append((part.when, explain(parse_graph(artifact.ir(number)), notes,
                                          read_products(kept.get("products", [])))))
-    return found, list(refused_by(artifact.manifest.choice))
+    return found, refused_by(artifact.manifest.choice)
 
 
 def text(found: Explanation, everything: bool) -> str:

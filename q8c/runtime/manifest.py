@@ -57,7 +57,7 @@ class Manifest:
     @property
     def ways(self) -> list[Part]:
         """The parts that are no conditions."""
-        return list(self.parts[:len(self.parts) - len(list(conditions_of(self.choice)))])
+        return list(self.parts[:len(self.parts) - len(conditions_of(self.choice))])
 
     @property
     def model(self) -> Model:
@@ -81,30 +81,26 @@ class Manifest:
         return result
 
 
-def ways_of(choice: Choice) -> Iterator[int]:
+def ways_of(choice: Choice) -> list[int]:
     """The numbers of the parts a choice ends in."""
-    if isinstance(choice, int):
-        yield choice
-    elif isinstance(choice, tuple):
-        yield from ways_of(choice[1])
-        yield from ways_of(choice[2])
+    return [c for c in _within(choice) if isinstance(c, int)]
 
 
-def refused_by(choice: Choice) -> Iterator[str]:
+def refused_by(choice: Choice) -> list[str]:
     """Of each way that there is no part for, when it is taken and why."""
-    if isinstance(choice, str):
-        yield choice
-    elif isinstance(choice, tuple):
-        yield from refused_by(choice[1])
-        yield from refused_by(choice[2])
+    return [c for c in _within(choice) if isinstance(c, str)]
 
 
-def conditions_of(choice: Choice) -> Iterator[int]:
+def conditions_of(choice: Choice) -> list[int]:
     """The numbers of the parts that decide a choice."""
-    if isinstance(choice, tuple):
-        yield choice[0]
-        yield from conditions_of(choice[1])
-        yield from conditions_of(choice[2])
+    return [c[0] for c in _within(choice) if isinstance(c, tuple)]
+
+
+def _within(choice: Choice) -> Iterator[Choice]:
+    """A choice and all choices in it."""
+    yield choice
+    for inner in choice[1:] if isinstance(choice, tuple) else ():
+        yield from _within(inner)
 
 
 def _part(value: object, where: str, weights: int) -> Part:
@@ -129,7 +125,7 @@ def _choice(value: object, where: str, depth: int) -> Choice:
 
 def _check_choice(manifest: Manifest) -> None:
     """Every part must be chosen or decide once, and what decides must be a condition."""
-    conditions = list(conditions_of(manifest.choice))
+    conditions = conditions_of(manifest.choice)
     ways = sorted(ways_of(manifest.choice))
     if not ways or [*ways, *sorted(conditions)] != list(range(len(manifest.parts))):
         raise bad("manifest.choice", f"a choice among {len(manifest.parts)} parts, each in it once", manifest.choice)
