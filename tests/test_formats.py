@@ -47,7 +47,7 @@ def spread(per_block: Array, block: int, depth: int) -> Array:
     return np.repeat(per_block.astype(np.float64), block or depth, axis=-1)[..., :depth]
 
 
-@pytest.mark.parametrize(("depth", "relu"), [(33, True), (130, False)], ids=["zero point", "symmetric"])
+@pytest.mark.parametrize(("depth", "relu"), [(DEPTH, True), (130, False)], ids=["zero point", "symmetric"])
 @pytest.mark.parametrize("format", FORMATS)
 def test_each_element_is_as_close_as_its_scales_say(format: str, depth: int, relu: bool, tmp_path: Path) -> None:
     """|y - x w| <= sum |dx| |w| + |x| |dw| + |dx| |dw|, with |dx| and |dw| half a step each."""
