@@ -78,8 +78,8 @@ def test_a_depth_of_1_stays_float(format: str, tmp_path: Path) -> None:
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """ReLU and a linear whose depth no block divides, in each format, for every tier and the same on each; scales are not
-    balanced for rows that are not like those of the tests."""
+    """ReLU and a linear whose depth no block divides, in each format, for every tier and the same on each; scales are
+    not balanced for rows that are not like those of the tests."""
     folder = tmp_path_factory.mktemp("formats")
     proto, _ = linear(DEPTH, True)
     return {format: q8c.compile(proto, folder / f"{format}.q8c", weights=format, balance=False, target="all",
