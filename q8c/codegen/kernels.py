@@ -10,6 +10,7 @@ from q8c.codegen.amx_linear import scratch_bytes
 from q8c.codegen.append import append_kernel
 from q8c.codegen.attention import attention_kernel
 from q8c.codegen.builder import I64, PTR, Builder
+from q8c.codegen.conv import conv_kernel
 from q8c.codegen.expert_linear import each_expert, pointers_of
 from q8c.codegen.f32_linear import F32LinearSpec, emit_f32_linear
 from q8c.codegen.kernel import Kernel
@@ -121,6 +122,7 @@ _KERNELS: dict[str, EmitKernel] = {
     "q8_linear": q8_linear_kernel,
     "linear": linear_kernel,
     "append": append_kernel,
+    "conv": conv_kernel,
     "rotary": rotary_kernel,
     "lookup": lookup_kernel,
     "last_token": last_token_kernel,

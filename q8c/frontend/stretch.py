@@ -197,5 +197,6 @@ _MOVED = {"reshape": _reshape, "slice": _slice}
 """(axis before, axis after) of those that stay as they are."""
 _RULES: dict[str, Callable[[Node], Iterator[Axis]]] = {
     "transpose": lambda node: ((0, i) for i in range(node.output.type.rank)), "concat": _concat, "gather": _gather,
-    "matmul": _matmul, **dict.fromkeys(("softmax", "layer_norm", "rms_norm", "cumsum", "cumprod", "reduce_sum",
-                                        "reduce_mean", "reduce_max", "reduce_min", "reduce_prod"), _beside)}
+    "matmul": _matmul, "conv": lambda node: iter([(0, 0)]),
+    **dict.fromkeys(("softmax", "layer_norm", "rms_norm", "cumsum", "cumprod", "reduce_sum", "reduce_mean",
+                     "reduce_max", "reduce_min", "reduce_prod"), _beside)}

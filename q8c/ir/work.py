@@ -119,6 +119,10 @@ def _matmul(node: Node) -> tuple[str, Dim]:
     return kind, node.output.type.size * node.input(0).shape[-1]
 
 
+def _conv(node: Node) -> tuple[str, Dim]:
+    return "f32", node.output.type.size * product(node.input(1).shape[1:])
+
+
 def _attention(node: Node) -> tuple[str, Dim]:
     batch, queries = node.output.shape[:2]
     keys = node.input(1).shape[-2]
@@ -143,7 +147,7 @@ def _packed_attention(node: Node) -> tuple[str, Dim]:
 def _weight(node: Node) -> Value:
     if node.op == "matmul":
         return next(v for v in reversed(list(node.operands)) if v.is_constant)
-    return node.input({"q8_linear": 3, "q8_matmul": 1, "linear": 1, "expert_matmul": 1}[node.op])
+    return node.input({"q8_linear": 3, "q8_matmul": 1, "linear": 1, "expert_matmul": 1, "conv": 1}[node.op])
 
 
 def _present(node: Node, operand: int) -> bool:
@@ -158,5 +162,5 @@ def _sum(sizes: list[Dim]) -> Dim:
 
 
 _COUNTERS: dict[str, Callable[[Node], tuple[str, Dim]]] = {
-    "q8_linear": _q8, "q8_matmul": _q8, "linear": _linear, "expert_matmul": _linear, "matmul": _matmul,
+    "q8_linear": _q8, "q8_matmul": _q8, "linear": _linear, "expert_matmul": _linear, "matmul": _matmul, "conv": _conv,
     "attention": _attention, "packed_attention": _packed_attention}

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from q8c.codegen.builder import Builder
+from q8c.codegen.conv import conv_kernel
 from q8c.codegen.kernel import Kernel
 from q8c.codegen.last_token import last_token_kernel
 from q8c.codegen.lookup import lookup_kernel
@@ -111,8 +112,8 @@ def compiled(tier: Tier, text: str) -> Compiled:
         graph = parse_graph(text)
         node, = graph.nodes
         kernels: list[Kernel] = []
-        make: Callable[..., Kernel] = {"last_token": last_token_kernel, "lookup": lookup_kernel, "matmul": plain_matmul,
-                                           "rotary": rotary_kernel}.get(
+        make: Callable[..., Kernel] = {"conv": conv_kernel, "last_token": last_token_kernel, "lookup": lookup_kernel,
+                                       "matmul": plain_matmul, "rotary": rotary_kernel}.get(
             node.op, movement_kernel if node.op in MOVEMENT_OPS else loop_kernel)
 
         def emit(module: ir.Module, tier: Tier) -> None:

@@ -18,7 +18,7 @@ SOUND = {"input_values": Input("normal", ("batch", "samples"))}
 SOUNDS = ({"batch": 2, "samples": 400}, {"batch": 3, "samples": 250}, {"batch": 1, "samples": 330})
 
 COMPUTED = {"": "its second operand is not constant"}
-GROUPS = {"": "its weight is a batch of matrices"}  # of groups of a convolution, or of heads
+MATRICES = {"": "its weight is a batch of matrices"}  # of heads
 
 ENCODERS: dict[str, Family] = {
     "bert": Family("BertModel", SMALL, PAIRS, forms=get_args(Form), compiled=True),
@@ -36,7 +36,7 @@ ENCODERS: dict[str, Family] = {
     "deberta-v3": Family("DebertaV2Model", {
         **SMALL, "relative_attention": True, "position_buckets": 16, "pos_att_type": ["p2c", "c2p"],
         "share_att_key": True, "norm_rel_ebd": "layer_norm", "position_biased_input": False, "type_vocab_size": 0,
-        }, TEXT, forms=EAGER, float_products=GROUPS, compiled=True),
+        }, TEXT, forms=EAGER, float_products=MATRICES, compiled=True),
     "fnet": Family("FNetModel", SMALL, {"input_ids": TEXT["input_ids"]}, forms=EAGER[:1], attentions=0,
                    float_products=COMPUTED),
     "layoutlmv3": Family("LayoutLMv3Model", {
@@ -97,18 +97,15 @@ ENCODERS: dict[str, Family] = {
         {"input_features": Input("normal", ("batch", 16, 40))}, head="encoder", sizes=IMAGES),
     "wav2vec2": Family("Wav2Vec2Model", {
         **LAYERS, "vocab_size": VOCABULARY, "conv_dim": [32, 32], "conv_kernel": [10, 3], "conv_stride": [5, 2],
-        "num_conv_pos_embeddings": 16, "num_conv_pos_embedding_groups": 4}, SOUND, sizes=SOUNDS,
-        float_products=GROUPS, compiled=True),
+        "num_conv_pos_embeddings": 16, "num_conv_pos_embedding_groups": 4}, SOUND, sizes=SOUNDS, compiled=True),
     "wav2vec2-padded": Family("Wav2Vec2ForCTC", {
         **LAYERS, "vocab_size": VOCABULARY, "conv_dim": [32, 32], "conv_kernel": [10, 3], "conv_stride": [5, 2],
         "num_conv_pos_embeddings": 16, "num_conv_pos_embedding_groups": 4, "feat_extract_norm": "layer"},
-        {**SOUND, "attention_mask": Input("mask", ("batch", "samples"))}, ("logits",), sizes=SOUNDS,
-        float_products=GROUPS),
+        {**SOUND, "attention_mask": Input("mask", ("batch", "samples"))}, ("logits",), sizes=SOUNDS),
     "hubert": Family("HubertModel", {
         **LAYERS, "vocab_size": VOCABULARY, "conv_dim": [32, 32], "conv_kernel": [10, 3], "conv_stride": [5, 2],
         "num_conv_pos_embeddings": 16, "num_conv_pos_embedding_groups": 4, "feat_extract_norm": "layer",
-        "do_stable_layer_norm": True}, SOUND, sizes=SOUNDS,
-        float_products=GROUPS),
+        "do_stable_layer_norm": True}, SOUND, sizes=SOUNDS),
     "audio-spectrogram": Family("ASTModel", {
         **LAYERS, "patch_size": 8, "max_length": 32, "num_mel_bins": 16, "frequency_stride": 8, "time_stride": 8},
         {"input_values": Input("normal", ("batch", 32, 16))}, sizes=IMAGES),

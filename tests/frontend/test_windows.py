@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from q8c.ir import interpret
 from q8c.passes.manager import run_passes
 from q8c.passes.pipeline import Options, pipeline
 from tests.frontend.support import BOOL, F32, I64, compare, load, model, node, normal
@@ -117,3 +118,19 @@ def test_the_windows_of_a_convolution_times_its_kernel_are_an_int8_product() -> 
     linear, = (n for n in graph.nodes if n.op == "q8_linear")
     assert linear.inputs[5] is not None and linear.output.shape[-1] == 96  # the bias is in it
     assert [n.op for n in graph.nodes[graph.nodes.index(linear) + 1:]] == ["transpose"]
+
+
+@pytest.mark.parametrize(("group", "kernel", "strides", "ops"), [
+    (4, 3, 1, {"conv": 1}), (64, 3, 1, {"conv": 1}), (2, 1, 1, {"q8_linear": 2}), (4, 1, 1, {"q8_linear": 4}),
+    (1, 3, 1, {"q8_linear": 1}), (8, 1, 1, {"conv": 1}), (64, 3, 2, {})])
+def test_groups_are_float_where_windows_overlap_and_products_elsewhere(
+        group: int, kernel: int, strides: int, ops: dict[str, int]) -> None:
+    proto = model([node("Conv", "x w b", group=group, strides=[strides])], {"x": (F32, ["n", 64, "d"])}, {"y": F32},
+                  {"w": normal(64, 64 // group, kernel), "b": normal(64)})
+    graph = load(proto)
+    feed = {"x": normal(2, 64, 9)}
+    before = interpret(graph, feed)[0]
+    run_passes(graph, pipeline(Options()))
+    found = [n.op for n in graph.nodes]
+    assert {op: found.count(op) for op in ("conv", "q8_linear") if op in found} == ops
+    assert np.linalg.norm(interpret(graph, feed)[0] - before) < 0.03 * np.linalg.norm(before)

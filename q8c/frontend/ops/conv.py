@@ -9,6 +9,12 @@ from q8c.frontend.tensor import Tensor
 from q8c.ir.dims import Dim, floordiv, product
 from q8c.ir.types import DType
 
+_FEW = 16
+"""Outputs of a group, and elements of a window, from which on a group is worth a product of its own."""
+_MANY = 64
+"""Outputs of a group from which on windows that overlap are worth writing out, as int8 products have them (a nanosecond
+an element) and a float convolution has not (0.011 for each output)."""
+
 
 @importer("Conv")
 def conv(c: Call) -> Tensor:
@@ -42,6 +48,13 @@ def convolve(c: Call, x: Tensor, kernel: Tensor, w: Windows, group: int, bias: T
         c.fail(f"{outputs} output channels do not split into {group} groups")
     c.builder.same(x.shape[1], channels * group)
     x = w.padded(c, x)
+    if group > 1 and x.dtype is DType.f32 and isinstance(channels, int) and isinstance(outputs, int):
+        each, overlap = outputs // group, w.size > 1 and not w.apart
+        if (each < _MANY if overlap else min(each, channels * w.size) < _FEW) and w.strides[-1] == 1:
+            y = c.emit("conv", x, kernel, groups=group, strides=w.strides, dilations=w.dilations, counts=w.counts)
+            return _biased(c, y, bias)
+        if each >= _FEW:
+            return _by_group(c, x, kernel, w, group, bias)
     if group > 1 and channels == 1 and outputs == group:
         return _biased(c, _each_channel(c, x, kernel, w), bias)
     batch, depth = x.shape[0], channels * w.size
@@ -57,6 +70,22 @@ def convolve(c: Call, x: Tensor, kernel: Tensor, w: Windows, group: int, bias: T
     weights = c.builder.reshape(kernel, (group, outputs // group, depth))
     y = c.emit("matmul", rows, c.builder.transpose(weights, (0, 2, 1)))
     return _biased(c, c.builder.reshape(c.builder.transpose(y, (0, 1, 3, 2)), (batch, outputs, *w.counts)), bias)
+
+
+def _by_group(c: Call, x: Tensor, kernel: Tensor, w: Windows, group: int, bias: Tensor | None) -> Tensor:
+    """A product of its own for each group."""
+    batch, places, (outputs, channels) = x.shape[0], product(w.counts), kernel.shape[:2]
+    each, depth = floordiv(outputs, group), channels * w.size
+    rows = _pieces(c, x, w) if w.apart else _stacked(c, x, w)
+    rows = c.builder.reshape(c.builder.transpose(rows, (0, 3, 1, 2)), (batch, places, depth * group))
+    weights = c.builder.reshape(kernel, (outputs, depth))
+    parts = []
+    for n in range(group):
+        own = c.builder.transpose(c.builder.slice_axis(weights, 0, n * each, each), (1, 0))
+        y = c.emit("matmul", c.builder.slice_axis(rows, 2, n * depth, depth), own)
+        parts.append(y if bias is None else c.emit("add", y, c.builder.slice_axis(bias, 0, n * each, each)))
+    y = c.emit("concat", *parts, axis=2)
+    return c.builder.reshape(c.builder.transpose(y, (0, 2, 1)), (batch, outputs, *w.counts))
 
 
 def _each_channel(c: Call, x: Tensor, kernel: Tensor, w: Windows) -> Tensor:
