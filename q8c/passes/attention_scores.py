@@ -68,7 +68,18 @@ class Filled:
         return min(float(uniform(self.fill)), ABSORBS)
 
 
-Step: TypeAlias = "Added | Filled"
+@dataclass(frozen=True)
+class Raised:
+    """The least that scores become, so low that what is raised to it was masked: masks that were added may be lower."""
+
+    least: float
+
+    def scaled(self, factor: float) -> Raised | None:
+        """As for `Added`; None where the number would no longer leave a score no weight."""
+        return Raised(self.least * factor) if self.least * factor <= ABSORBS else None
+
+
+Step: TypeAlias = "Added | Filled | Raised"
 
 
 @dataclass(frozen=True)
@@ -112,6 +123,11 @@ def find_scores(value: Value) -> Scores | None:
     if node.op == "add":
         a, b = node.input(0), node.input(1)
         return _masked(node, [(a, Added(b, shape)), (b, Added(a, shape))])
+    if node.op == "sub":
+        return _masked(node, [(node.input(0), Added(node.input(1), shape, -1.0))])
+    if node.op == "max":
+        return _masked(node, [(x, Raised(float(least))) for x, bound in orders(node)
+                              if (least := uniform(bound)) is not None and least <= ABSORBS])
     if node.op == "where":
         condition, a, b = node.input(0), node.input(1), node.input(2)
         return _masked(node, [(a, Filled(condition, b, False, shape)), (b, Filled(condition, a, True, shape))])
@@ -126,7 +142,7 @@ def _masked(node: Node, choices: Sequence[tuple[Value, Step]]) -> Scores | None:
         problem = found.problem
         if scores.shape != node.output.shape:
             problem = problem or "a mask is larger than the scores"
-        masks = (*found.masks, step)
+        masks = found.masks if isinstance(step, Raised) and not found.masks else (*found.masks, step)
         return replace(found, masks=masks, problem=problem or _unlike_added(masks))
     return None
 
@@ -179,6 +195,9 @@ class Masks:
             mask = self.four(step.mask, step.scores)
             mask = mask if step.factor == 1 else self.add("mul", mask, self.scalar(step.factor))
             return mask if total is None else self.add("add", total, mask)
+        if isinstance(step, Raised):
+            assert total is not None, "_masked leaves out what comes before all masks"
+            return self.add("max", total, self.scalar(step.least))
         condition = self.four(step.condition, step.scores)
         keep = self.scalar(0.0) if total is None else total
         fill = self.scalar(step.number)

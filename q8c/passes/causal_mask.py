@@ -10,7 +10,7 @@ import numpy as np
 
 from q8c.ir.dims import Dim, Expr, sym
 from q8c.ir.graph import Graph, Value
-from q8c.passes.attention_scores import Added, Step
+from q8c.passes.attention_scores import Added, Raised, Step
 from q8c.passes.element import Elements, Fact, Facts, NotZero, Opaque, Order, cases, consistent
 from q8c.passes.padding_mask import PADDED
 
@@ -76,6 +76,8 @@ def _added(e: Elements, steps: Sequence[Step], positions: Sequence[Dim]) -> floa
             number = step.factor * _number(e, step.mask, positions, step.scores)
             with np.errstate(over="ignore"):  # two of the lowest numbers are minus infinity
                 total = np.float32(total + number)
+        elif isinstance(step, Raised):
+            total = max(total, np.float32(step.least))
         elif bool(_number(e, step.condition, positions, step.scores)) is step.where:
             total = np.float32(step.number)
     return float(total)

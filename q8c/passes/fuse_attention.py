@@ -8,7 +8,7 @@ from q8c.ir.dims import Dim
 from q8c.ir.graph import Attr, Graph, Node, Value
 from q8c.ir.types import DType, TensorType
 from q8c.passes.attention_heads import Heads, find_heads, ordered_heads
-from q8c.passes.attention_scores import Masks, Scores, Step, aligned, batch_of, find_scores, scale_queries
+from q8c.passes.attention_scores import Masks, Raised, Scores, Step, aligned, batch_of, find_scores, scale_queries
 from q8c.passes.axis_parts import Moved, move, run, whole
 from q8c.passes.causal_mask import Seen, causal_mask
 from q8c.passes.manager import Pass, Report
@@ -118,7 +118,7 @@ def find_attention(graph: Graph, product: Node) -> Found | str | None:
 
 def foreign_mask(graph: Graph, q: Heads, scores: Scores) -> str:
     """Which mask has other batch and heads than the queries, empty if none has."""
-    for step in scores.masks:
+    for step in (s for s in scores.masks if not isinstance(s, Raised)):
         for value in (v for v in vars(step).values() if isinstance(v, Value)):
             *batch, heads, _, _ = aligned(value, step.scores) if len(step.scores) > 3 else (1, 1, 1, 1)
             if any(d != 1 for d in batch) and not graph.known_equal(batch_of(step.scores), q.batch) or (

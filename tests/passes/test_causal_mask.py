@@ -118,8 +118,13 @@ CLOSE = f"""{POSITIONS}
   %m: {FULL} = where(%wide, %a, %low)""", ["-", "mask"]),
     (PADDED + "\n  const %weak: f32[] = -10000.0", f"%m: {FULL} = where(%seen, %s, %weak)", ["-", "mask"]),
     (INVERTED, f"""%add: f32[batch, 1, seq, {KEYS}] = where(%late, %low, %pad4)
-  %m: {FULL} = add(%s, %add)""", ["-", "mask"])],
-    ids=["added", "filled", "buffer", "triu", "padded", "padded-filled", "padded-twice", "padded-weakly", "inverted"])
+  %m: {FULL} = add(%s, %add)""", ["-", "mask"]),
+    (INVERTED, f"""%a: {FULL} = add(%s, %pad4)
+  %add: f32[seq, {KEYS}] = where(%late, %low, %zero)
+  %c: {FULL} = add(%a, %add)
+  %m: {FULL} = max(%c, %low)""", ["-", "mask"])],
+    ids=["added", "filled", "buffer", "triu", "padded", "padded-filled", "padded-twice", "padded-weakly", "inverted",
+         "raised"])
 def test_spellings(masks: str, masked: str, operands: list[str]) -> None:
     attrs, found, report = fuse(attention(masks, masked), {"tril": np.tri(9, dtype=bool)[None, None]})
     assert attrs["causal"] is True and attrs.get("spread", False) is bool(operands) and found == operands

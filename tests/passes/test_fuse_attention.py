@@ -65,6 +65,21 @@ from tests.passes.support import check
         %first: f32[b, 3, s, t] = add(%raw, %m)
         %masked: f32[b, 3, s, t] = add(%first, %m)""",
      "%mask: f32[b, 1, 1, t] = add(%m, %m)", "scale = 1.0"),
+    ("""%raw: f32[b, 3, s, t] = matmul(%qh, %kt)
+        %masked: f32[b, 3, s, t] = sub(%raw, %m)""",
+     """const %minus: f32[] = -1.0
+        %mask: f32[b, 1, 1, t] = mul(%m, %minus)""", "scale = 1.0"),
+    ("""const %low: f32[] = -3.4028235e+38
+        const %infinite: f32[] = -inf
+        %raw: f32[b, 3, s, t] = matmul(%qh, %kt)
+        %first: f32[b, 3, s, t] = max(%low, %raw)
+        %hidden: f32[b, 3, s, t] = where(%c, %first, %infinite)
+        %masked: f32[b, 3, s, t] = max(%hidden, %low)""",
+     """const %zero: f32[] = 0.0
+        const %low: f32[] = -3.4028235e+38
+        const %infinite: f32[] = -inf
+        %hidden: f32[b, 1, 1, t] = where(%c, %zero, %infinite)
+        %mask: f32[b, 1, 1, t] = max(%hidden, %low)""", "scale = 1.0"),
 ])
 def test_scales_and_masks(scores: str, mask: str, attrs: str) -> None:
     run(INPUTS + HEADS + scores + "\n" + SOFTMAX + JOIN, fused(mask, attrs))
