@@ -121,6 +121,9 @@ DECODERS: dict[str, Family] = {
         "use_cache": False}, {"input_ids": Input("ids", ("batch", "seq")),
                               "encoder_hidden_states": Input("normal", ("batch", "read", 48))},
         ("logits",), sizes=STARTS, forms=EAGER[:1], attentions=4, causal=2),
+    "xglm": decoder("XGLMForCausalLM", {
+        "vocab_size": VOCABULARY, "d_model": HIDDEN, "ffn_dim": 2 * HIDDEN, "num_layers": 2, "attention_heads": HEADS,
+        "max_position_embeddings": 40}, EAGER[1:], HEADS, kernels={"append": 4}),
     "t5-first": first("T5ForConditionalGeneration", T5, SCRIPT),
     "t5-later": later("T5ForConditionalGeneration", T5, DYNAMO),
     "bart-first": first("BartForConditionalGeneration", BART, DYNAMO, causal=2),
