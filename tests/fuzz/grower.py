@@ -27,6 +27,8 @@ OPSETS = (11, 12, 13, 14, 15, 16, 17, 18, 19, 20, 21, 22, 23, 23, 24, 24, 25, 26
 _PRODUCTS = ("MatMul", "Gemm", "Conv", "Attention", "Einsum")
 _REDUCTIONS = ("ReduceMean", "ReduceMax", "ReduceMin", "ReduceSumSquare", "ReduceL1", "ReduceL2", "ReduceProd",
                "ReduceLogSum", "ReduceLogSumExp")
+_SUMS = (*_PRODUCTS, *_REDUCTIONS, "ReduceSum", "LayerNormalization", "RMSNormalization", "BatchNormalization",
+         "InstanceNormalization", "GroupNormalization", "GlobalAveragePool", "AveragePool", "CumSum")
 _OPERAND_SINCE = {"Squeeze": 13, "Unsqueeze": 13, "Split": 13, "ReduceSum": 13, **dict.fromkeys(_REDUCTIONS, 18)}
 _LAST_ONLY = ("Softmax", "LogSoftmax")  # which took all axes from one on, before opset 13
 _ODD_FLOATS = np.array([np.nan, np.inf, -np.inf, -0.0, 1e-40, 1e6, 0.0], np.float32)
@@ -89,6 +91,7 @@ class Grower:
     seed: int
     quantize: bool
     rng: np.random.Generator = field(init=False)
+    _jitter: np.random.Generator = field(init=False)
     values: list[Val] = field(default_factory=list)
     nodes: list[onnx.NodeProto] = field(default_factory=list)
     inputs: list[onnx.ValueInfoProto] = field(default_factory=list)
@@ -96,7 +99,7 @@ class Grower:
     feeds: list[dict[str, Array]] = field(default_factory=lambda: [{} for _ in range(FEEDS)])
 
     def __post_init__(self) -> None:
-        self.rng = np.random.default_rng([self.seed, 77])
+        self.rng, self._jitter = (np.random.default_rng([self.seed, n]) for n in (77, 78))
         self.opset = self.choice(OPSETS)
         self.special = not self.quantize and self.chance(0.1)
         self._symbols = {name: self._symbol() for name in ("n", "m", "k")}
@@ -200,7 +203,8 @@ class Grower:
         _defined(node, self.opset)
         real = [v for v in operands if v is not None]
         plain = [_run(node, self.opset, {v.name: v.arrays[i] for v in real}) for i in range(FEEDS)]
-        shadow = [_shadow(node, self.opset, {v.name: v.shadows[i] for v in real}, plain[i]) for i in range(FEEDS)]
+        shadow = [_shadow(node, self.opset, {v.name: self._rounded(op, v.shadows[i]) for v in real}, plain[i])
+                  for i in range(FEEDS)]
         for results in zip(*plain, strict=True):
             _check(results, self.special)
         if self.quantize and op in _PRODUCTS:
@@ -214,6 +218,13 @@ class Grower:
             v.users += 1
         self.values.extend(made)
         return made
+
+    def _rounded(self, op: str, array: Array) -> Array:
+        """An operand of a shadow. What is summed is off by a rounding: the standard leaves open in which order it is,
+        and the sum of equal numbers may be exact in one order only."""
+        if op not in _SUMS or array.dtype.kind != "f":
+            return array
+        return np.asarray(array * (1 + 2.0**-24 * self._jitter.choice([-1, 1], array.shape)))
 
     def _noisy(self, array: Array) -> Array:
         scale = np.abs(array).max(initial=0.0)
