@@ -8,9 +8,10 @@ import numpy as np
 from tests.fuzz.fragments import FRAGMENTS
 from tests.fuzz.grower import FEEDS, Discard, Grower
 from tests.fuzz.odd_steps import ODD_STEPS
+from tests.fuzz.rare_steps import RARE_STEPS
 from tests.fuzz.steps import STEPS
 
-ALL_STEPS: dict[Callable[[Grower], None], int] = {**STEPS, **FRAGMENTS, **ODD_STEPS}
+ALL_STEPS: dict[Callable[[Grower], None], int] = {**STEPS, **FRAGMENTS, **ODD_STEPS, **RARE_STEPS}
 """Every step and how often it is thought of."""
 
 

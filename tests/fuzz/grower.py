@@ -23,7 +23,7 @@ FEEDS = 3
 MOST_ELEMENTS = 4096
 LARGEST = 1e4  # of floats; beyond, one rounding is as large as other values
 _SIZES = (1, 2, 3, 4, 5, 7, 8, 16, 17, 33)
-OPSETS = (11, 12, 13, 14, 15, 16, 17, 18, 19, 20, 21, 22, 23, 23, 24, 24, 25, 26)
+OPSETS = (11, 12, 13, 14, 15, 16, 17, 18, 19, 20, 21, 22, 23, 23, 24, 24, 25, 26, 27, 27)
 _PRODUCTS = ("MatMul", "Gemm", "Conv", "Attention", "Einsum")
 _REDUCTIONS = ("ReduceMean", "ReduceMax", "ReduceMin", "ReduceSumSquare", "ReduceL1", "ReduceL2", "ReduceProd",
                "ReduceLogSum", "ReduceLogSumExp")

@@ -76,7 +76,7 @@ def conv(g: Grower) -> None:
     """A convolution of one or two dimensions, as the front of speech and image models."""
     if g.special:  # the reference multiplies what lies between the elements of dilated kernels by 0
         raise Discard
-    x = _image(g)
+    x = image(g)
     channels, groups = x.sizes(1)[0], 1
     if g.chance(0.3):
         groups = g.choice([d for d in range(1, channels + 1) if channels % d == 0])
@@ -88,7 +88,7 @@ def conv(g: Grower) -> None:
 
 
 def pool(g: Grower) -> None:
-    x = _image(g)
+    x = image(g)
     op = g.choice(["MaxPool", "AveragePool", "GlobalAveragePool", "GlobalMaxPool"])
     if x.rank < 4 or g.special:  # the reference makes other shapes, also of uneven padding, and passes over NaN
         raise Discard
@@ -104,7 +104,7 @@ def pool(g: Grower) -> None:
     g.add(op, x, kernel_shape=[g.integer(2, 3) for _ in range(x.rank - 2)], **attrs)
 
 
-def _image(g: Grower) -> Val:
+def image(g: Grower) -> Val:
     def fits(v: Val) -> bool:
         return v.static(1) and 0 < v.sizes(1)[0] <= 16 and all(min(v.sizes(a)) > 2 for a in range(2, v.rank))
     try:
@@ -128,7 +128,7 @@ def _window(g: Grower, rank: int) -> dict[str, Any]:
 
 
 def batch_norm(g: Grower) -> None:
-    x = _image(g)
+    x = image(g)
     vectors = [g.fill(x.sizes(1)[:1]) for _ in range(4)]
     vectors[3] = np.abs(vectors[3]) + np.float32(0.5)
     if g.chance(0.5):
@@ -141,7 +141,7 @@ def resize(g: Grower) -> None:
     """Position embeddings and images in other sizes."""
     if g.special:  # of which the reference makes other numbers
         raise Discard
-    x = _image(g)
+    x = image(g)
     none = g.const(np.zeros(0, np.float32))
     last = g.choice([0.5, 2.0, 1.5])
     scales = g.const(np.array([1, 1, *[last] * (x.rank - 2)], np.float32))
@@ -249,7 +249,7 @@ def compress(g: Grower) -> None:
 
 
 def other_norms(g: Grower) -> None:
-    x = _image(g)
+    x = image(g)
     channels = x.sizes(1)[0]
     way = g.integer(0, 2)
     if way == 0:
@@ -267,7 +267,7 @@ def other_norms(g: Grower) -> None:
 def conv_transpose(g: Grower) -> None:
     if g.special:
         raise Discard
-    x = _image(g)
+    x = image(g)
     channels, rank = x.sizes(1)[0], x.rank - 2
     w = g.const(g.fill((channels, g.integer(1, 3), *[g.integer(1, 3) for _ in range(rank)])))
     g.add("ConvTranspose", x, w, strides=[g.integer(1, 2) for _ in range(rank)])
