@@ -106,7 +106,8 @@ class FoldWeights(Pass):
         if w.producer is not None and w.producer.op == "dequantize_weight":
             return ""
         if not w.is_constant:
-            return "its second operand is not constant"
+            return "its constant operand is the first, not the second" if x.is_constant \
+                else "its second operand is not constant"
         if not set(node.source).isdisjoint(self.keep):
             return "it was asked to stay float"
         if x.dtype is not DType.f32:

@@ -1,4 +1,4 @@
-"""The subgraphs PyTorch's two exporters write around attention, small: nothing but the mask itself is left of them."""
+"""The subgraphs exporters write around attention, small: nothing but the mask itself is left of them."""
 from __future__ import annotations
 
 from typing import Any
@@ -8,6 +8,8 @@ import onnx
 import pytest
 from onnx import TensorProto, numpy_helper
 
+from q8c.passes.manager import run_passes
+from q8c.passes.pipeline import Options, pipeline
 from tests.frontend.support import F32, I64, compare, integers, model, node, normal
 
 LOWEST = np.array(np.finfo(np.float32).min)
@@ -144,3 +146,18 @@ def test_patches_of_an_image_with_a_class_token() -> None:
                    "places": normal(1, 7, 5)})
     graph = compare(proto, {"image": normal(2, 3, 8, 12)}, {"image": normal(1, 3, 8, 12)}, atol=1e-5, rtol=1e-4)
     assert str(graph.outputs[0].type) == "f32[batch, 7, 5]" and not graph.assumptions
+
+
+def test_heads_by_einsum_as_keras_writes_them() -> None:
+    """Weights and biases have an axis for heads, and scores name the keys before the queries."""
+    heads = [part for n in "qkv" for part in (
+        node("Einsum", f"x w{n}", f"{n}0", equation="abc,cde->abde"), node("Add", f"{n}0 b{n}", n))]
+    proto = model([*heads, node("Einsum", "k q", "scores", equation="aecd,abcd->acbe"),
+                   node("Softmax", "scores", "p", axis=-1), node("Einsum", "p v", "c", equation="acbe,aecd->abcd"),
+                   node("Einsum", "c wo", "y", equation="abcd,cde->abe")],
+                  {"x": (F32, ["batch", "seq", 8])}, {"y": F32},
+                  {**{f"w{n}": normal(8, 2, 4, seed=i) for i, n in enumerate("qkv")}, "wo": normal(2, 4, 8),
+                   **{f"b{n}": normal(2, 4, seed=i) for i, n in enumerate("qkv")}})
+    graph = compare(proto, {"x": normal(2, 5, 8)}, {"x": normal(1, 1, 8)}, atol=1e-5)
+    run_passes(graph, pipeline(Options(quantize=False)))
+    assert [n.op for n in graph.nodes] == ["linear", "attention", "linear"]

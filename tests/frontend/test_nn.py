@@ -149,7 +149,8 @@ def test_conv_of_an_image_whose_size_varies() -> None:
     ("i,i->", [(3,), (3,)]), ("ijk,k->ji", [(2, 3, 4), (4,)]), ("ab,bc->ca", [(2, 3), (3, 4)]),
     ("i,i->i", [(3,), (3,)]), ("bi,...->bi", [(2, 3), ()]), ("ii->i", [(3, 3)]), ("ii", [(3, 3)]),
     ("...iji->...j", [(4, 3, 5, 3)]), ("iij,j->i", [(3, 3, 4), (4,)]),
-    ("ij,jk,kl->il", [(3, 4), (4, 5), (5, 3)]), ("bi,ij,bj->b", [(2, 3), (3, 4), (2, 4)])])
+    ("ij,jk,kl->il", [(3, 4), (4, 5), (5, 3)]), ("bi,ij,bj->b", [(2, 3), (3, 4), (2, 4)]),
+    ("aecd,abcd->acbe", [(2, 6, 3, 4), (2, 5, 3, 4)]), ("bij,ki->bkj", [(2, 3, 4), (5, 3)])])
 def test_einsum(equation: str, shapes: list[tuple[int, ...]]) -> None:
     names = ["a", "b", "c"][:len(shapes)]
     proto = model([node("Einsum", " ".join(names), equation=equation)],

@@ -20,6 +20,26 @@ CASES = {
           %y: f32[n, 4] = abs(%x)
           return %y
         }"""),
+    "bias of heads": ("""
+        graph @g(%x: f32[2*n, 6]) {
+          const %b: f32[1, 2, 3] = [1.0, 2.0, 3.0, 4.0, 5.0, 6.0]
+          %s: f32[n, 2, 2, 3] = reshape(%x) {shape = (n, 2, 2, 3)}
+          %y: f32[n, 2, 2, 3] = add(%s, %b)
+          return %y
+        }""", """
+        graph @g(%x: f32[2*n, 6]) {
+          const %b: f32[6] = [1.0, 2.0, 3.0, 4.0, 5.0, 6.0]
+          %s: f32[2*n, 6] = add(%x, %b)
+          %y: f32[n, 2, 2, 3] = reshape(%s) {shape = (n, 2, 2, 3)}
+          return %y
+        }"""),
+    "bias of channels of all heads": ("""
+        graph @g(%x: f32[n, 6]) {
+          const %b: f32[3] = [1.0, 2.0, 3.0]
+          %s: f32[n, 2, 3] = reshape(%x) {shape = (n, 2, 3)}
+          %y: f32[n, 2, 3] = add(%s, %b)
+          return %y
+        }""", None),
     "product of depth zero": ("""
         graph @g(%x: f32[n, 0], %w: f32[0, m]) {
           %y: f32[n, m] = matmul(%x, %w)

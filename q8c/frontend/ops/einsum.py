@@ -73,6 +73,10 @@ def _summed(c: Call, x: Tensor, term: str, kept: set[str]) -> tuple[Tensor, str]
 
 
 def _product(c: Call, a: Tensor, left: str, b: Tensor, right: str, result: str) -> Tensor:
+    """The sum of products of two operands. Weights are the second matrix, and of two that are computed the one whose
+    axes come later in the result: so heads of keys that are named before those of queries are found all the same."""
+    if _comes_first(a, left, b, right, result):
+        a, left, b, right = b, right, a, left
     batch = [i for i in left if i in right and i in result]
     inner = [i for i in left if i in right and i not in result]
     rows = [i for i in left if i not in right]
@@ -95,3 +99,12 @@ def _product(c: Call, a: Tensor, left: str, b: Tensor, right: str, result: str) 
     order = [*batch, *rows, *cols]
     y = c.builder.reshape(y, [sizes[i] for i in order])
     return c.builder.transpose(y, [order.index(i) for i in result])
+
+
+def _comes_first(a: Tensor, left: str, b: Tensor, right: str, result: str) -> bool:
+    """Whether the first of two operands is better taken for the second one."""
+    if (a.known is None) is not (b.known is None):
+        return b.known is None
+    rows, cols = ([result.index(i) for i in result if i in own and i not in other]
+                  for own, other in ((left, right), (right, left)))
+    return bool(rows and cols) and cols[0] < rows[0]

@@ -60,6 +60,17 @@ def constant_to_the_right(r: Rewriter, node: Node) -> Value | None:
     return r.add(MIRRORED[node.op], b, a) if a.is_constant and not b.is_constant else None
 
 
+def add_before_split(r: Rewriter, node: Node) -> Value | None:
+    """reshape(x) + constant, the channels split and a number for each of them -> reshape(x + constant)."""
+    split, bias = producer(node.input(0), "reshape"), node.input(1)
+    if split is None or bias.data is None:
+        return None
+    x, shape = split.input(0), split.output.shape
+    if node.output.shape != shape or bias.shape[-2:] != shape[-2:] or (bias.data.size,) != x.shape[-1:]:
+        return None
+    return r.reshape(r.add("add", x, r.graph.constant(bias.data.reshape(-1), bias.name)), shape)
+
+
 def neutral(element: float | bool) -> Rule:
     """A rule that drops an op whose right operand changes nothing."""
     def drop_neutral(r: Rewriter, node: Node) -> Value | None:
@@ -195,7 +206,7 @@ def keeps_values(a: DType, b: DType) -> bool:
 
 
 _BY_OP: dict[str, tuple[Rule, ...]] = {
-    "add": (neutral(0),), "sub": (neutral(0),), "mul": (neutral(1), silu), "pow": (small_power,),
+    "add": (neutral(0), add_before_split), "sub": (neutral(0),), "mul": (neutral(1), silu), "pow": (small_power,),
     "div": (neutral(1), divide_by_power_of_two, reciprocal), "reciprocal": (reciprocal_root,),
     "max": (same_operands, relu), "min": (same_operands,), "neg": (undo_twice,),
     "and": (neutral(True), absorbing(False), same_operands), "or": (neutral(False), absorbing(True), same_operands),
