@@ -1,6 +1,9 @@
 """The linear kernels on AMX: tiles of rows in tile registers, and a handful of rows apart."""
 from __future__ import annotations
 
+from dataclasses import replace
+from functools import cached_property
+
 import llvmlite.ir as ir
 
 from q8c.codegen import amx
@@ -10,8 +13,9 @@ from q8c.codegen.amx_int8 import Int8Strip
 from q8c.codegen.amx_shape import FLAT, WIDE, Shape, register_bytes, register_rows
 from q8c.codegen.builder import I64, Builder, Value, constant
 from q8c.codegen.layout import PANEL
-from q8c.codegen.linear import LinearKernel, Schedule
+from q8c.codegen.linear import ZMM_BLOCK_SCHEDULE, LinearKernel, Schedule
 from q8c.codegen.linear_spec import STEP_BYTES
+from q8c.codegen.q8_spec import FEW as FEW_TOKENS
 from q8c.codegen.q8_spec import Q8LinearSpec
 from q8c.codegen.q8_tile import Q8TileEmitter
 from q8c.codegen.targets import Tier
@@ -22,6 +26,7 @@ GRAIN = 1 << 21
 FEW = Schedule(rows=4, panels=4, few_rows=4, few_panels=4)
 """Up to 4 rows are as fast as weights arrive, and `vpdpbusd` takes those 7 % faster."""
 FEW_BY_BLOCKS = Schedule(rows=amx.TILE_ROWS, panels=1, few_rows=0, few_panels=0, stream_rows=amx.TILE_ROWS)
+NO_ROW = -1
 BLOCK_THREAD_ROWS = 1 << 9
 """Each thread that takes rows by blocks makes all weights bfloat16 for them."""
 
@@ -125,25 +130,37 @@ class AmxBlockLinear(AmxLinear):
 
     def many(self, b: Builder, some: int) -> None:
         """All tasks of a thread. Rows are made bfloat16 when it draws the first of their tasks."""
-        wide, part = (self.emit_strip(WIDE, whole) for whole in (True, False))
         all_rows = constant(I64, WIDE.rows)
         amx.TileShapes(b, register_bytes(self.depth, WIDE)).configure(register_rows(b, self.depth, WIDE, all_rows))
-        wide_rows, ready = self._wide_rows(b), b.scratch(8)
-        b.store(constant(I64, -1), ready)
-
-        def run(task: Task) -> None:
-            operands = self._from_row(b, task.first_row)
-            with b.if_(b.icmp("!=", b.load(I64, ready), task.first_row)):
-                widen_rows(b, self.spec, operands, task.rows, wide_rows)
-                b.store(task.first_row, ready)
-            operands["a"] = wide_rows
-            begin, middle, end, after = self.panels_of(b, task)
-            tiles, lines = b.ceildiv(task.rows, WIDE.rows), self.lines(b, task.rows)
-            self.call(b, wide, operands, task.rows, tiles, begin, middle, after, lines=lines)
-            self.call(b, part, operands, task.rows, tiles, middle, end, after, lines=lines)
-
-        for_tasks(b, self.grid(BLOCK_THREAD_ROWS), b.arg("rows"), b.arg("threads"), b.arg("queue"), run)
+        self.ready = b.scratch(8)
+        b.store(constant(I64, NO_ROW), self.ready)
+        for_tasks(b, self.grid(BLOCK_THREAD_ROWS), b.arg("rows"), b.arg("threads"), b.arg("queue"),
+                  lambda task: self.task(b, task))
         amx.release(b)
+
+    @cached_property
+    def of_columns(self) -> tuple[ir.Function, ir.Function]:
+        """The strips of whole groups of columns, and of what is left."""
+        return self.emit_strip(WIDE, True), self.emit_strip(WIDE, False)
+
+    def task(self, b: Builder, task: Task) -> None:
+        """One task."""
+        with b.if_(b.icmp("!=", b.load(I64, self.ready), task.first_row)):
+            self.widen(b, task.first_row, task.rows)
+        self.products(b, task, task.first_row, task.rows)
+
+    def widen(self, b: Builder, first: Value, rows: Value) -> None:
+        """Make rows bfloat16."""
+        widen_rows(b, self.spec, self._from_row(b, first), rows, self._wide_rows(b))
+        b.store(first, self.ready)
+
+    def products(self, b: Builder, task: Task, first: Value, rows: Value) -> None:
+        """The results of rows that are bfloat16 in a task's columns."""
+        operands = self._from_row(b, first) | {"a": self._wide_rows(b)}
+        begin, middle, end, after = self.panels_of(b, task)
+        tiles, lines = b.ceildiv(rows, WIDE.rows), self.lines(b, rows)
+        for strip, panels in zip(self.of_columns, ((begin, middle), (middle, end)), strict=True):
+            self.call(b, strip, operands, rows, tiles, *panels, after, lines=lines)
 
     def _wide_rows(self, b: Builder) -> Value:
         return b.at(b.arg("scratch"), Bf16Strip.widened_bytes(self.spec))
@@ -159,3 +176,78 @@ class AmxBlockLinear(AmxLinear):
         for_tasks(b, grid, rows, b.arg("threads"), b.arg("queue"), lambda task: stream.panels(
             task.first_group, task.last_group))
         amx.release(b)
+
+
+class AmxCountedLinear(AmxBlockLinear):
+    """That of sequences: those that have few new tokens are multiplied in int8, whatever their mates do."""
+
+    def __init__(self, module: ir.Module, tier: Tier, spec: Q8LinearSpec) -> None:
+        super().__init__(module, tier, spec)
+        self.int8 = LinearKernel(module, tier, replace(spec, counted=False), ZMM_BLOCK_SCHEDULE, Q8TileEmitter)
+
+    def emit(self) -> ir.Function:
+        """Where all sequences have few, no row goes the way of many."""
+        inner, few = super().emit(), self.int8.emit()
+        for function in (inner, few):
+            function.linkage = "internal"
+        b = Builder(self.module, self.tier, f"{self.name}.counted", self.spec.params)
+
+        def call(function: ir.Function) -> list[Value]:
+            b.ir.call(function, [b.arg(a.name) for a in function.args])
+            return []
+        sequences = b.div(b.arg("rows"), b.imax(b.arg("tokens"), 1))
+        all_few = b.icmp("==", self._with_few(b, constant(I64, 0), sequences), sequences)
+        b.if_else(all_few, lambda: call(few), lambda: call(inner))
+        b.ret()
+        return b.function
+
+    def stream(self, b: Builder) -> None:
+        """One tile has all rows; but rows of sequences with few are apart."""
+        some = self._with_few(b, constant(I64, 0), b.div(b.arg("rows"), b.arg("tokens")))
+
+        def apart() -> list[Value]:
+            self.many(b, 0)
+            return []
+
+        def together() -> list[Value]:
+            super(AmxCountedLinear, self).stream(b)
+            return []
+        b.if_else(b.icmp("!=", some, 0), apart, together)
+
+    def task(self, b: Builder, task: Task) -> None:
+        """Where sequences with few are among others, one sequence after the other: that is rare."""
+        tokens, end = b.arg("tokens"), b.add(task.first_row, task.rows)
+        first, last = b.div(task.first_row, tokens), b.ceildiv(end, tokens)
+
+        def apart() -> list[Value]:
+            begin, _, stop, _ = self.panels_of(b, task)
+            with b.range(first, last) as sequence:
+                row = b.imax(b.mul(sequence, tokens), task.first_row)
+                after = b.imin(b.mul(b.add(sequence, 1), tokens), end)
+                b.if_else(self._has_few(b, sequence), lambda: self._in_int8(b, row, after, begin, stop),
+                          lambda: self._in_bf16(b, task, row, b.sub(after, row)))
+            b.store(constant(I64, NO_ROW), self.ready)
+            return []
+
+        def together() -> list[Value]:
+            super(AmxCountedLinear, self).task(b, task)
+            return []
+        b.if_else(b.icmp("!=", self._with_few(b, first, last), 0), apart, together)
+
+    def _has_few(self, b: Builder, sequence: Value) -> Value:
+        return b.icmp("<=", b.load(I64, b.at(b.arg("counts"), sequence, I64)), FEW_TOKENS)
+
+    def _with_few(self, b: Builder, first: Value, last: Value) -> Value:
+        """How many of some sequences have few new tokens."""
+        return b.loop(first, last, 1, [constant(I64, 0)], lambda sequence, found: [
+            b.add(found[0], b.select(self._has_few(b, sequence), 1, 0))])[0]
+
+    def _in_int8(self, b: Builder, row: Value, after: Value, first: Value, last: Value) -> list[Value]:
+        with b.range(row, after) as one:
+            self.int8.one_row(b, one, first, last)
+        return []
+
+    def _in_bf16(self, b: Builder, task: Task, row: Value, rows: Value) -> list[Value]:
+        self.widen(b, row, rows)
+        self.products(b, task, row, rows)
+        return []

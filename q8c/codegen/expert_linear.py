@@ -45,6 +45,7 @@ def _arguments(b: Builder, spec: LinearSpec, fixed: dict[str, int], expert: Valu
 
 
 def pointers_of(spec: LinearSpec, experts: int) -> list[tuple[str, ir.Type]]:
-    """A kernel's pointers in the order of the node's operands and result, `ends` before the result."""
+    """A kernel's pointers in the order of the node's operands and result, `ends` or counts before the result."""
     *operands, y = spec.pointers
-    return [(name, PTR) for name in (*operands, *(["ends"] if experts else []), y)]
+    more = [*(["ends"] if experts else []), *(name for name, typ in spec.counts if typ == PTR)]
+    return [(name, PTR) for name in (*operands, *more, y)]

@@ -130,6 +130,11 @@ class LinearKernel:
                 last = self._from_group(b, operands, constant(I64, whole), panels)
                 self._call(b, sizes, rows, tile, last, constant(I64, 1))
 
+    def one_row(self, b: Builder, row: Value, first: Value, last: Value) -> None:
+        """One row times the panels `first` to `last` - 1."""
+        one = constant(I64, 1)
+        self._across(b, self._from_row(b, row), [1], one, Task(row, one, first, last, last), 1)
+
     # -- operands of a strip, and its call
 
     def _from_row(self, b: Builder, row: Value) -> dict[str, Value]:

@@ -98,6 +98,12 @@ class LinearSpec(ABC):
         return [name for name in ("a", "w", "bias", "residual", "y") if present.get(name, True)]
 
     @property
+    def counts(self) -> list[tuple[str, ir.Type]]:
+        """Parameters `counts`, how many new tokens of each sequence are no padding (i64), and `tokens`, how many rows
+        each has here; if that is told."""
+        return []
+
+    @property
     def operands(self) -> list[tuple[str, ir.Type]]:
         """What a strip of tiles needs, in order: pointers, residual and result followed by their row strides."""
         strides = {"residual": [("ldr", I64)], "y": [("ldy", I64)]}

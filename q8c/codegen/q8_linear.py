@@ -3,7 +3,7 @@ from __future__ import annotations
 
 import llvmlite.ir as ir
 
-from q8c.codegen.amx_linear import AmxBlockLinear, AmxColumnLinear
+from q8c.codegen.amx_linear import AmxBlockLinear, AmxColumnLinear, AmxCountedLinear
 from q8c.codegen.builder import Builder, Value
 from q8c.codegen.linear import YMM_SCHEDULE, ZMM_BLOCK_SCHEDULE, ZMM_SCHEDULE, LinearKernel, Schedule
 from q8c.codegen.q8_spec import Q8LinearSpec
@@ -26,7 +26,7 @@ def emit_q8_linear(module: ir.Module, tier: Tier, spec: Q8LinearSpec) -> ir.Func
     if tier.has("amx-int8") and not spec.block:
         return AmxColumnLinear(module, tier, spec).emit()
     if tier.has("amx-bf16") and spec.block:
-        return AmxBlockLinear(module, tier, spec).emit()
+        return (AmxCountedLinear if spec.counted else AmxBlockLinear)(module, tier, spec).emit()
     if not tier.has_vnni:
         return _WidenedLinear(module, tier, spec, _WIDENED_SCHEDULE, WidenedTileEmitter).emit()
     wide = ZMM_BLOCK_SCHEDULE if spec.block else ZMM_SCHEDULE

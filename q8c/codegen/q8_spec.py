@@ -5,11 +5,15 @@ from dataclasses import dataclass
 
 import llvmlite.ir as ir
 
-from q8c.codegen.builder import PTR
+from q8c.codegen.builder import I64, PTR
 from q8c.codegen.layout import GROUP, groups
 from q8c.codegen.linear_spec import STEP_BYTES, LinearSpec
 from q8c.errors import CompileError
 from q8c.ir import q4, q8
+
+FEW = 8
+"""New tokens of a sequence up to which they are multiplied in int8 beside bfloat16: that is as fast as weights
+arrive, where making those bfloat16 takes a quarter longer."""
 
 
 @dataclass(frozen=True)
@@ -22,6 +26,7 @@ class Q8LinearSpec(LinearSpec):
         zero_point: whether rows have zero points.
         half: whether the weight's scales, which are per block then, are half floats.
         bits: of a weight in memory, 8 or 4 (`layout.pack_q4`); in registers it has 8.
+        counted: whether it is told how many new tokens each sequence has that are no padding.
         offsets: whether those of 4 bits become Q8 by numbers for each column and block (`layout.pack_offsets`), and are
             not simply 8 more than what they stand for.
     """
@@ -31,6 +36,7 @@ class Q8LinearSpec(LinearSpec):
     half: bool = False
     bits: int = 8
     offsets: bool = False
+    counted: bool = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -49,7 +55,8 @@ class Q8LinearSpec(LinearSpec):
         """R8 rows (z: with zero points), a Q8 weight with a scale per channel or block, a float result."""
         scales = f"b{self.block}{'' if self.half else 'f'}" if self.block else "c"
         weight = f"q{self.bits}{'z' if self.offsets else ''}"
-        return f"r8{'z' if self.zero_point else ''}_{weight}{scales}_f32"
+        rows = f"r8{'z' if self.zero_point else ''}{'n' if self.counted else ''}"
+        return f"{rows}_{weight}{scales}_f32"
 
     @property
     def steps(self) -> int:
@@ -99,7 +106,12 @@ class Q8LinearSpec(LinearSpec):
     @property
     def params(self) -> list[tuple[str, ir.Type]]:
         """The kernel's parameters."""
-        return [*super().params, *self.memory]
+        return [*super().params, *self.counts, *self.memory]
+
+    @property
+    def counts(self) -> list[tuple[str, ir.Type]]:
+        """What is told of sequences."""
+        return [("counts", PTR), ("tokens", I64)] if self.counted else []
 
     @property
     def pointers(self) -> list[str]:

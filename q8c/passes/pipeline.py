@@ -10,6 +10,7 @@ from q8c.passes.balance_scales import BalanceScales
 from q8c.passes.calibration import Calibration, Feeds
 from q8c.passes.canonicalize import Canonicalize
 from q8c.passes.choose_formats import ChooseFormats
+from q8c.passes.count_rows import CountRows
 from q8c.passes.default_format import DEFAULT
 from q8c.passes.eliminate_dead_code import EliminateDeadCode
 from q8c.passes.fold_constants import FoldConstants
@@ -120,6 +121,7 @@ def pipeline(options: Options, calibration: Calibration | None = None) -> tuple[
         LowerIntegerProducts(),   # behind all that quantizes: these are exact
         *((LastLogits(),) if options.last_logits else ()),  # behind all that looks at numbers, as packing
         *_packed(options),
+        CountRows(),              # which rows are whose is settled; in some code few tokens go another way than many
         FuseLoops(),              # whatever elementwise and row work is left, one pass over rows each
         OwnOutputs(),             # kernels write outputs into the caller's arrays
         PlanMemory(),             # last: slots are for the values that are left
@@ -169,8 +171,8 @@ def _linear(options: Options, calibration: Calibration, blocked: set[str]) -> tu
 
 
 PASSES: dict[str, type[Pass]] = {kind.name: kind for kind in (
-    BalanceScales, Canonicalize, ChooseFormats, EliminateDeadCode, FoldConstants, FoldWeights, FuseAttention, FuseGelu,
-    FuseLayerNorm, FuseLinear, FuseLoops, FuseRmsNorm, FuseRotary, FuseSoftmax, InsertDynamicQuantize, KeepCache,
-    LastLogits, LiftQuantized, LowerIntegerProducts, LowerQuantized, MergeMatmuls, NoteBlocks, OwnOutputs, PackNibbles,
-    PackRows, PlanMemory, QuantizeEmbeddings, ReduceRows, RoundWeights, RouteExperts, SettleSizes, ShareCommon,
-    SinkReshapes)}
+    BalanceScales, Canonicalize, ChooseFormats, CountRows, EliminateDeadCode, FoldConstants, FoldWeights, FuseAttention,
+    FuseGelu, FuseLayerNorm, FuseLinear, FuseLoops, FuseRmsNorm, FuseRotary, FuseSoftmax, InsertDynamicQuantize,
+    KeepCache, LastLogits, LiftQuantized, LowerIntegerProducts, LowerQuantized, MergeMatmuls, NoteBlocks, OwnOutputs,
+    PackNibbles, PackRows, PlanMemory, QuantizeEmbeddings, ReduceRows, RoundWeights, RouteExperts, SettleSizes,
+    ShareCommon, SinkReshapes)}

@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from typing import Any
@@ -93,9 +94,10 @@ def narrow_weight(spec: Q8LinearSpec, rng: np.random.Generator) -> NDArray[np.ui
     return q4.widen(n, (offsets if spec.block else offsets[0]) if spec.offsets else None, spec.block)
 
 
-def run(tier: Tier, p: Problem, threads: int = 1, ldy: int | None = None,
-        in_place: bool = False) -> NDArray[np.float32]:
-    """The kernel's y [rows, cols]; every operand ends at an unreadable page, gaps between rows of y are checked."""
+def run(tier: Tier, p: Problem, threads: int = 1, ldy: int | None = None, in_place: bool = False,
+        counts: Sequence[int] = ()) -> NDArray[np.float32]:
+    """The kernel's y [rows, cols]; every operand ends at an unreadable page, gaps between rows of y are checked.
+    `counts`: of each sequence, for a spec that is told of them."""
     loaded, name = kernel(tier, p.spec)
     rows, cols = p.residual.shape
     stride = ldy or cols
@@ -109,7 +111,8 @@ def run(tier: Tier, p: Problem, threads: int = 1, ldy: int | None = None,
     values: dict[str, NDArray[Any] | int] = {
         **p.packed, "a": guarded(a), "row_scale": guarded(p.row_scale), "row_sum": guarded(p.row_sums()),
         "row_zero": guarded(p.row_zero), "y": y, "ldy": stride, "residual": residual,
-        "ldr": stride if in_place else cols, "rows": rows, "threads": threads}
+        "ldr": stride if in_place else cols, "rows": rows, "threads": threads,
+        "counts": guarded(np.array(counts, np.int64)), "tokens": rows // max(len(counts), 1)}
     queues = Queues(threads)
     scratch = [aligned(np.zeros(scratch_bytes(p.spec) or 0, np.uint8)) for _ in range(threads)]
     calls = [[(values | {"queue": queues[t], "scratch": scratch[t]})[param] for param, _ in p.spec.params]

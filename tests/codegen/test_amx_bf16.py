@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from q8c.codegen.q8_spec import Q8LinearSpec
+from q8c.codegen.q8_spec import FEW, Q8LinearSpec
 from q8c.codegen.targets import TIERS
 from q8c.ir import q8
 from tests.codegen.jit import needs
@@ -95,3 +95,26 @@ def test_a_nan_row_stays_one_row(rows: int) -> None:
 def test_without_fast_numerics_there_is_none() -> None:
     p = problem(BLOCKS, 33, seed=7)
     assert run(TIERS["amx-int8"], p).tobytes() == run(TIERS["avx512-vnni"], p).tobytes() != run(FAST, p).tobytes()
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_each_sequence_goes_by_its_own_count(threads: int) -> None:
+    spec = replace(BLOCKS, counted=True)
+    tokens, counts = 40, [FEW + 1, 1, 40, FEW, 0, 33]
+    p = problem(spec, tokens * len(counts), seed=8)
+    plain = replace(p, spec=BLOCKS)
+    int8, bf16 = run(TIERS["amx-int8"], plain), run(FAST, plain)
+    of_rows = np.repeat(np.array(counts) <= FEW, tokens)
+    for in_place in (False, True):
+        y = run(FAST, p, threads=threads, counts=counts, in_place=in_place)
+        np.testing.assert_array_equal(y, np.where(of_rows[:, None], int8, bf16))
+    for n, count in enumerate(counts):
+        own = slice(n * tokens, n * tokens + max(count, 1))
+        assert run(FAST, p.rows(own.start, own.stop), counts=[count]).tobytes() == y[own].tobytes()
+
+
+@pytest.mark.parametrize("counts", [[40, 3, 9], [1, 1, 8], [9, 9, 9], [20, 2] * 10])
+def test_a_row_of_each_sequence_goes_by_its_count(counts: list[int]) -> None:
+    p = problem(replace(BLOCKS, counted=True), len(counts), seed=9)
+    int8, bf16 = (run(tier, replace(p, spec=BLOCKS)) for tier in (TIERS["amx-int8"], FAST))
+    np.testing.assert_array_equal(run(FAST, p, counts=counts), np.where(np.array(counts)[:, None] <= FEW, int8, bf16))

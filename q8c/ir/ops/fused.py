@@ -74,6 +74,9 @@ def _q8_linear(o: Operands) -> Sequence[TensorType]:
     if o.types[9] is not None:
         o.expect(o.attrs["bits"] == 4 and o.types[9] == TensorType(DType.u8, o.type(4).shape),
                  "expected one u8 offset per scale of weights of 4 bits")
+    if o.types[11] is not None:
+        o.expect(q.rank == 3 and o.types[11] == TensorType(DType.i64, q.shape[:1]) and o.types[10] is None,
+                 "expected i64 counts [batch] of rows [batch, tokens, depth], and no experts")
     return _finish(o, q, w.shape[1], 5, 6, 10)
 
 
@@ -85,8 +88,8 @@ def q8_weight(args: Sequence[Any], attrs: Mapping[str, Any]) -> Array:
 
 def q8_linear(args: Sequence[Any], attrs: Mapping[str, Any]) -> Sequence[Array]:
     """activation(dequantize(q8_matmul(q, w, zero)) + bias) + residual; with `ends`, of the columns of each expert for
-    its rows."""
-    if len(args) > 10:
+    its rows. `counts`, how many new tokens of each sequence are no padding, change nothing here."""
+    if len(args) > 10 and args[10] is not None:
         return [by_expert(args[:10], args[10], Q8_ROWS, lambda given: q8_linear(given, attrs)[0])]
     q, row_scale, _, _, col_scale, _, _, zero = (*args, None, None, None)[:8]
     acc = q8.matmul_ref(q, q8_weight(args, attrs), zero, attrs["block"])
@@ -246,7 +249,7 @@ def _run_body(args: Sequence[Any], attrs: Mapping[str, Any]) -> Sequence[Array]:
 
 _ACTIVATION = {"activation": AttrSpec("str", "none")}
 
-register(OpDef("q8_linear", "q row_scale row_sum w col_scale bias? residual? row_zero? col_sum? offset? ends?",
+register(OpDef("q8_linear", "q row_scale row_sum w col_scale bias? residual? row_zero? col_sum? offset? ends? counts?",
                _q8_linear, q8_linear, {**_ACTIVATION, **BLOCK, "bits": AttrSpec("int", 8)}, Level.fused,
                doc="Q8 weight, perhaps kept in 4 bits, times R8 rows, dequantized, biased, activated, added, in "
                    "registers."))
