@@ -44,7 +44,7 @@ ENCODERS: dict[str, Family] = {
         "rel_pos_bins": 8, "rel_2d_pos_bins": 8}, {**TEXT, "bbox": Input("boxes", (*ROWS, 4))}, forms=EAGER[1:]),
     "xlnet": Family("XLNetModel", {
         "vocab_size": VOCABULARY, "d_model": HIDDEN, "n_layer": 2, "n_head": HEADS, "d_inner": 2 * HIDDEN,
-        "use_mems_eval": False}, PAIRS, forms=EAGER[1:], float_products={**COMPUTED, "Einsum": GROUPS[""]}),
+        "use_mems_eval": False}, PAIRS, forms=EAGER[1:], float_products={**COMPUTED, "Einsum": MATRICES[""]}),
     "nomic-bert": Family("NomicBertModel", SMALL, PAIRS),
     "eurobert": Family("EuroBertModel", {**SMALL, "num_key_value_heads": 1, "pad_token_id": 0, "bos_token_id": 1,
                                          "eos_token_id": 2}, TEXT),
