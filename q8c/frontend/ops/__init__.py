@@ -24,6 +24,7 @@ from q8c.frontend.ops import (
     quantized,
     reduce,
     resize,
+    sample,
     scatter,
     select,
     shape,
@@ -33,5 +34,5 @@ from q8c.frontend.ops import (
 
 __all__ = ["attention", "constants", "contrib", "contrib_attention", "contrib_experts", "contrib_group",
            "contrib_rotary", "conv", "einsum", "elementwise", "fused", "known", "movement", "nbits", "nn", "norm",
-           "pad", "pool", "qlinear", "quantized", "reduce", "resize", "scatter", "select", "shape", "spectral",
-           "unfold"]
+           "pad", "pool", "qlinear", "quantized", "reduce", "resize", "sample", "scatter", "select", "shape",
+           "spectral", "unfold"]
