@@ -59,7 +59,7 @@ def _linear(args: Sequence[Any], attrs: Mapping[str, Any]) -> Sequence[Array]:
 
 
 def _q8_linear(args: Sequence[Any], attrs: Mapping[str, Any]) -> Sequence[Array]:
-    if len(args) > 10:
+    if len(args) > 10 and args[10] is not None:
         return [by_expert(args[:10], args[10], Q8_ROWS, lambda given: _q8_linear(given, attrs)[0])]
     q, row_scale, _, _, col_scale, _, _, zero = (*args, None, None, None)[:8]
     block, w = attrs["block"], q8_weight(args, attrs)

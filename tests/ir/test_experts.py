@@ -56,3 +56,14 @@ def test_columns_are_as_many_for_each() -> None:
     with pytest.raises(CompileError, match="12 columns are not as many for each of 5"):
         parse_graph("""graph @g(%x: f32[n, 8], %w: f32[8, 12], %ends: i64[5]) {
           %y: f32[n, 4] = expert_matmul(%x, %w, %ends) return %y }""")
+
+
+def test_counts_of_rows_are_no_experts() -> None:
+    u, scale = q8.quantize_weight(W, 0)
+    q, row_scale, row_sum = q8.quantize_rows(X[None], 0)
+    graph = parse_graph("""graph @g(%q: i8[1, n, 8], %rs: f32[1, n, 1], %sum: i32[1, n, 1], %u: u8[8, 12], %s: f32[12],
+                                    %counts: i64[1]) {
+      %y: f32[1, n, 12] = q8_linear(%q, %rs, %sum, %u, %s, -, -, -, -, -, -, %counts) return %y }""")
+    feed: dict[str, Array] = {"q": q, "rs": row_scale, "sum": row_sum, "u": u, "s": scale, "counts": np.array([2])}
+    np.testing.assert_allclose(interpret(graph, feed, instead=single)[0], interpret(graph, feed)[0], rtol=1e-5,
+                               atol=1e-6)
