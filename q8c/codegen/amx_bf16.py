@@ -15,7 +15,7 @@ from collections.abc import Mapping
 from q8c.codegen import amx, bf16
 from q8c.codegen.amx_deep import DeepStrip
 from q8c.codegen.amx_finish import Finish, FinishFloats, Group, Operands
-from q8c.codegen.amx_shape import SINGLE, Depth, Shape, register_bytes, register_rows
+from q8c.codegen.amx_shape import Depth, Shape, register_bytes, register_rows
 from q8c.codegen.builder import F32, I16, I32, I64, LANES, V16B, V16I, Builder, Operand, Value, constant
 from q8c.codegen.layout import GROUP, PANEL
 from q8c.codegen.linear_spec import STEP_BYTES
@@ -216,47 +216,59 @@ class Bf16Strip(DeepStrip):
 
 
 class Bf16Stream:
-    """One tile of rows over one panel after the other. A tile of weights is made while the one before is multiplied."""
+    """Up to as many rows as a shape has over its panels, one group of them after the other. Tiles of weights are made
+    while those before are multiplied, and never leave the first-level cache."""
 
-    def __init__(self, b: Builder, spec: Q8LinearSpec, values: Mapping[str, Value], rows: Value) -> None:
-        self.b, self.spec, self.values, self.rows, self.depth = b, spec, values, rows, depth_of(spec)
-        self.buffer, self.ring = b.scratch(TILE), b.scratch(2 * TILE)
+    def __init__(self, b: Builder, spec: Q8LinearSpec, shape: Shape, values: Mapping[str, Value], rows: Value) -> None:
+        self.b, self.spec, self.shape, self.values, self.rows = b, spec, shape, values, rows
+        self.depth = depth_of(spec)
+        self.buffer, self.ring = b.scratch(shape.bytes), b.scratch(2 * shape.panels * TILE)
         self.widener = Widener(b, spec, values)
-        amx.TileShapes(b, register_bytes(self.depth, SINGLE)).configure(register_rows(b, self.depth, SINGLE, rows))
+        amx.TileShapes(b, register_bytes(self.depth, shape)).configure(register_rows(b, self.depth, shape, rows))
 
-    def panels(self, first: Value, last: Value) -> None:
+    def groups(self, first: Value, last: Value) -> None:
         """The results of panels `first` to `last` - 1."""
-        b, none = self.b, constant(I64, 0)
-        operands = Operands(self.spec, SINGLE, self.values, self.rows, last, whole=False)
-        with b.range(first, last) as panel:
-            self._sums(panel)
+        b, none, shape = self.b, constant(I64, 0), self.shape
+        operands = Operands(self.spec, shape, self.values, self.rows, last, whole=False)
+        with b.range(first, last, shape.panels) as panel:
+            self._sums([b.imin(b.add(panel, n), b.sub(last, 1)) for n in range(shape.panels)])
             work = FinishFloats(b, operands, Group(none, panel, self.rows), self.buffer)
-            work.loop(work.start(none), SINGLE.rows)
+            work.loop(work.start(none), shape.rows)
 
-    def _sums(self, panel: Value) -> None:
-        """The sums of a panel, to memory."""
-        b, (total,) = self.b, SINGLE.sums
+    def _sums(self, panels: list[Value]) -> None:
+        """The sums of a group, to memory."""
+        b, shape = self.b, self.shape
         whole, rest = divmod(self.spec.steps, GROUPS)
-        amx.zero(b, total)
+        for total in shape.sums:
+            amx.zero(b, total)
         if whole:
-            self._widen(panel, constant(I64, 0), GROUPS)
+            self._widen(panels, constant(I64, 0), GROUPS)
             with b.range(1, whole) as step:
-                self._widen(panel, step, GROUPS)
+                self._widen(panels, step, GROUPS)
                 self._multiply(b.sub(step, 1))
         if rest:
-            self._widen(panel, constant(I64, whole), rest)
+            self._widen(panels, constant(I64, whole), rest)
         for step in range(max(whole - 1, 0), self.depth.whole):
             self._multiply(constant(I64, step))
-        amx.store(b, total, self.buffer, STEP_BYTES)
+        for total in shape.sums:
+            amx.store(b, total, b.at(self.buffer, shape.place(total)), shape.stride)
 
-    def _place(self, step: Value) -> Value:
-        return self.b.at(self.ring, self.b.mul(self.b.and_(step, 1), TILE))
+    def _place(self, step: Value, number: int) -> Value:
+        """Where a step's tile of the group's panel `number` is."""
+        b, count = self.b, self.shape.panels
+        return b.at(self.ring, b.add(b.mul(b.and_(step, 1), count * TILE), number * TILE))
 
-    def _widen(self, panel: Value, step: Value, groups: int) -> None:
-        self.widener.step(panel, step, self._place(step), groups, STREAM_BYTES)
+    def _widen(self, panels: list[Value], step: Value, groups: int) -> None:
+        for number, panel in enumerate(panels):
+            self.widener.step(panel, step, self._place(step, number), groups, STREAM_BYTES)
 
     def _multiply(self, step: Value) -> None:
-        b, (total,), (left,), right = self.b, SINGLE.sums, SINGLE.left, SINGLE.right[0]
-        amx.load(b, left, b.at(self.values["a"], b.mul(step, TILE)), amx.TILE_BYTES)
-        amx.load(b, right, self._place(step), STEP_BYTES)
-        amx.dot_bf16(b, total, left, right)
+        b, shape, depth = self.b, self.shape, self.depth
+        rows = b.at(self.values["a"], b.mul(step, depth.step_bytes))
+        for i, register in enumerate(shape.left):
+            amx.load(b, register, b.at(rows, amx.TILE_ROWS * i * depth.row_bytes), depth.row_stride)
+        for j in range(shape.panels):
+            right = shape.right[j]
+            amx.load(b, right, self._place(step, j), STEP_BYTES)
+            for i, left in enumerate(shape.left):
+                amx.dot_bf16(b, i * shape.panels + j, left, right)

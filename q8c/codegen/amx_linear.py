@@ -10,7 +10,7 @@ from q8c.codegen import amx
 from q8c.codegen.amx_bf16 import Bf16Stream, Bf16Strip, widen_rows
 from q8c.codegen.amx_deep import DeepStrip
 from q8c.codegen.amx_int8 import Int8Strip
-from q8c.codegen.amx_shape import FLAT, WIDE, Shape, register_bytes, register_rows
+from q8c.codegen.amx_shape import FLAT, SINGLE, WIDE, Shape, register_bytes, register_rows
 from q8c.codegen.builder import I64, Builder, Value, constant
 from q8c.codegen.layout import PANEL
 from q8c.codegen.linear import ZMM_BLOCK_SCHEDULE, LinearKernel, Schedule
@@ -25,7 +25,7 @@ GRAIN = 1 << 21
 """Multiply-adds below which another task is not worth its dispatch and its first and last group (some 2 us)."""
 FEW = Schedule(rows=4, panels=4, few_rows=4, few_panels=4)
 """Up to 4 rows are as fast as weights arrive, and `vpdpbusd` takes those 7 % faster."""
-FEW_BY_BLOCKS = Schedule(rows=amx.TILE_ROWS, panels=1, few_rows=0, few_panels=0, stream_rows=amx.TILE_ROWS)
+FEW_BY_BLOCKS = Schedule(rows=WIDE.rows, panels=WIDE.panels, few_rows=0, few_panels=0, stream_rows=WIDE.rows)
 NO_ROW = -1
 BLOCK_THREAD_ROWS = 1 << 9
 """Each thread that takes rows by blocks makes all weights bfloat16 for them."""
@@ -166,16 +166,23 @@ class AmxBlockLinear(AmxLinear):
         return b.at(b.arg("scratch"), Bf16Strip.widened_bytes(self.spec))
 
     def stream(self, b: Builder) -> None:
-        """All tasks of a thread where one tile has all rows."""
+        """All tasks of a thread where one tile of rows, or two, have all."""
+        few = b.icmp("<=", b.arg("rows"), SINGLE.rows)
+        b.if_else(few, lambda: self._stream(b, SINGLE), lambda: self._stream(b, WIDE))
+
+    def _stream(self, b: Builder, shape: Shape) -> list[Value]:
         spec, rows, wide_rows = self.spec, b.arg("rows"), self._wide_rows(b)
         values = {n: b.arg(n) for n, _ in spec.operands}
         widen_rows(b, spec, values, rows, wide_rows)
-        stream = Bf16Stream(b, spec, values | {"a": wide_rows}, rows)
-        grid = Grid(groups=spec.panels, work=spec.depth * spec.cols, tile_rows=amx.TILE_ROWS,
-                    block_rows=amx.TILE_ROWS)
-        for_tasks(b, grid, rows, b.arg("threads"), b.arg("queue"), lambda task: stream.panels(
-            task.first_group, task.last_group))
+        stream = Bf16Stream(b, spec, shape, values | {"a": wide_rows}, rows)
+
+        def run(task: Task) -> None:
+            stream.groups(*(b.imin(b.mul(g, shape.panels), spec.panels) for g in (task.first_group, task.last_group)))
+        grid = Grid(groups=-(-spec.panels // shape.panels), work=spec.depth * spec.cols, tile_rows=shape.rows,
+                    block_rows=shape.rows)
+        for_tasks(b, grid, rows, b.arg("threads"), b.arg("queue"), run)
         amx.release(b)
+        return []
 
 
 class AmxCountedLinear(AmxBlockLinear):
@@ -202,7 +209,7 @@ class AmxCountedLinear(AmxBlockLinear):
         return b.function
 
     def stream(self, b: Builder) -> None:
-        """One tile has all rows; but rows of sequences with few are apart."""
+        """There are few rows; but those of sequences with few new tokens are apart."""
         some = self._with_few(b, constant(I64, 0), b.div(b.arg("rows"), b.arg("tokens")))
 
         def apart() -> list[Value]:
