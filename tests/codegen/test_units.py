@@ -104,7 +104,7 @@ def new_function(module: ir.Module, name: str) -> None:
 SPECS: list[tuple[Any, dict[str, Any]]] = [
     (Q8LinearSpec(64, 32, block=32, bits=4), {
         "depth": 128, "cols": 33, "bias": True, "activation": "relu", "residual": True, "block": 64, "zero_point": True,
-        "half": True, "bits": 8, "offsets": True, "streamed": True}),
+        "half": True, "bits": 8, "offsets": True, "streamed": True, "counted": True}),
     (F32LinearSpec(64, 32), {
         "depth": 65, "cols": 33, "bias": True, "activation": "relu", "residual": True, "streamed": True}),
     (F32MatmulSpec(2), {"batch_dims": 1, "transpose_b": True}),
