@@ -9,6 +9,7 @@ import numpy as np
 
 from q8c.ir import q8
 from q8c.ir.graph import Array
+from q8c.ir.ops.experts import by_expert
 from q8c.ir.ops.registry import Reference
 from q8c.ir.single import product
 
@@ -64,10 +65,14 @@ def relative_error(rows: Array, w: Array, block: int) -> float:
 
 
 def quantized_product(block: int, zero_point: bool) -> Reference:
-    """What to run for a float matmul with a constant weight to see it quantized."""
+    """What to run for a float product with a constant weight, or of experts, to see it quantized."""
 
     def reference(args: Sequence[Any], attrs: Mapping[str, Any]) -> Sequence[Array]:
         x, w = args[0], args[1].reshape(args[1].shape[-2:])
-        return [product(rounded_rows(x, block, zero_point), rounded_weight(w.T if attrs["transpose_b"] else w, block))]
+        rounded = [rounded_rows(x, block, zero_point),
+                   rounded_weight(w.T if attrs.get("transpose_b", False) else w, block)]
+        if len(args) > 2:
+            return [by_expert(rounded, args[2], {0}, lambda own: product(own[0], own[1]))]
+        return [product(rounded[0], rounded[1])]
 
     return reference

@@ -13,7 +13,9 @@ from q8c.errors import CompileError, UnsupportedError
 from q8c.frontend import import_onnx
 from q8c.frontend.weights import unpack
 from q8c.ir import interpret
+from q8c.layers import layer_errors
 from q8c.passes.manager import run_passes
+from q8c.passes.pipeline import Options
 from q8c.passes.route_experts import RouteExperts
 from tests.frontend.support import F32, Array, compare, integers, model, node, normal
 
@@ -109,6 +111,14 @@ def test_experts_are_known_to_the_pass_that_computes_them() -> None:
     run_passes(graph, [RouteExperts()])
     assert not any(n.op == "matmul" and not n.input(1).is_constant for n in graph.nodes)
     np.testing.assert_allclose(interpret(graph, FEED)[0], result(proto), rtol=1e-5, atol=1e-6)
+
+
+def test_the_error_of_each_product_of_experts_is_known() -> None:
+    """By which formats are chosen for them, and `q8c check --layers` lists them."""
+    found = layer_errors(mixture("MoE", "w1 b1 w2 b2", weights(INNER), activation_type="silu"), Options(), [FEED])
+    assert [(layer.depth, layer.cols) for layer in sorted(found.layers, key=lambda layer: layer.depth)] == [
+        (HIDDEN, EXPERTS * INNER), (INNER, EXPERTS * HIDDEN)]
+    assert all(0 < layer.effect <= 0.02 for layer in found.layers) and found.total < 0.03
 
 
 @pytest.mark.parametrize(("attrs", "error", "message"), [
