@@ -94,7 +94,7 @@ class Scores:
     softcap: float = 0.0
 
 
-def find_scores(value: Value) -> Scores | None:
+def find_scores(graph: Graph, value: Value) -> Scores | None:
     """What a value that goes into a softmax was made of; None if there is no product of two computed values in it."""
     node = value.producer
     if node is None:
@@ -104,7 +104,7 @@ def find_scores(value: Value) -> Scores | None:
     scaled = scaling(node)
     if scaled is not None:
         x, factor = scaled
-        found = find_scores(x)
+        found = find_scores(graph, x)
         if found is None:
             return None
         masks = tuple(m for step in found.masks if factor > 0 and (m := step.scaled(factor)) is not None)
@@ -112,39 +112,44 @@ def find_scores(value: Value) -> Scores | None:
         return replace(found, scale=found.scale * factor, softcap=found.softcap * factor, masks=masks,
                        problem=found.problem or lost)
     if node.op == "tanh":
-        found = find_scores(node.input(0))
+        found = find_scores(graph, node.input(0))
         if found is None:
             return None
         problem = found.problem or ("masked scores are bounded" if found.masks or found.softcap else "")
         return replace(found, softcap=1.0, problem=problem)
     if node.op == "reshape" and node.input(0).shape[-2:] == node.output.shape[-2:]:
-        return find_scores(node.input(0))
+        return find_scores(graph, node.input(0))
     shape = node.output.shape
     if node.op == "add":
         a, b = node.input(0), node.input(1)
-        return _masked(node, [(a, Added(b, shape)), (b, Added(a, shape))])
+        return _masked(graph, node, [(a, Added(b, shape)), (b, Added(a, shape))])
     if node.op == "sub":
-        return _masked(node, [(node.input(0), Added(node.input(1), shape, -1.0))])
+        return _masked(graph, node, [(node.input(0), Added(node.input(1), shape, -1.0))])
     if node.op == "max":
-        return _masked(node, [(x, Raised(float(least))) for x, bound in orders(node)
-                              if (least := uniform(bound)) is not None and least <= ABSORBS])
+        return _masked(graph, node, [(x, Raised(float(least))) for x, bound in orders(node)
+                                     if (least := uniform(bound)) is not None and least <= ABSORBS])
     if node.op == "where":
         condition, a, b = node.input(0), node.input(1), node.input(2)
-        return _masked(node, [(a, Filled(condition, b, False, shape)), (b, Filled(condition, a, True, shape))])
+        return _masked(graph, node, [(a, Filled(condition, b, False, shape)), (b, Filled(condition, a, True, shape))])
     return None
 
 
-def _masked(node: Node, choices: Sequence[tuple[Value, Step]]) -> Scores | None:
+def _masked(graph: Graph, node: Node, choices: Sequence[tuple[Value, Step]]) -> Scores | None:
     for scores, step in choices:
-        found = find_scores(scores)
+        found = find_scores(graph, scores)
         if found is None:
             continue
         problem = found.problem
-        if scores.shape != node.output.shape:
+        if not same_sizes(graph, scores.shape, node.output.shape):
             problem = problem or "a mask is larger than the scores"
         masks = found.masks if isinstance(step, Raised) and not found.masks else (*found.masks, step)
         return replace(found, masks=masks, problem=problem or _unlike_added(masks))
     return None
+
+
+def same_sizes(graph: Graph, a: Sequence[Dim], b: Sequence[Dim]) -> bool:
+    """Whether two shapes are known to be equal, however their sizes are called."""
+    return len(a) == len(b) and all(map(graph.known_equal, a, b))
 
 
 def _unlike_added(masks: Sequence[Step]) -> str:

@@ -8,7 +8,17 @@ from q8c.ir.dims import Dim
 from q8c.ir.graph import Attr, Graph, Node, Value
 from q8c.ir.types import DType, TensorType
 from q8c.passes.attention_heads import Heads, find_heads, ordered_heads
-from q8c.passes.attention_scores import Masks, Raised, Scores, Step, aligned, batch_of, find_scores, scale_queries
+from q8c.passes.attention_scores import (
+    Masks,
+    Raised,
+    Scores,
+    Step,
+    aligned,
+    batch_of,
+    find_scores,
+    same_sizes,
+    scale_queries,
+)
 from q8c.passes.axis_parts import Moved, move, run, whole
 from q8c.passes.causal_mask import Seen, causal_mask
 from q8c.passes.manager import Pass, Report
@@ -80,7 +90,7 @@ class FuseAttention(Pass):
 def find_attention(graph: Graph, product: Node) -> Found | str | None:
     """The attention whose weights times values a matmul is, why it cannot be fused, or None if it is none."""
     weights = find_weights(product.input(0))
-    scores = None if weights is None else find_scores(weights.scores)
+    scores = None if weights is None else find_scores(graph, weights.scores)
     if weights is None or scores is None:
         return None
     if scores.problem:
@@ -139,7 +149,7 @@ def operand(graph: Graph, value: Value, transposed: bool, result: Value, queries
     if transposed:
         order[-2:] = order[:-3:-1]
     found = find_heads(graph, value, order)
-    if value.shape[:-2] != result.shape[:-2] or found is not None and (
+    if not same_sizes(graph, value.shape[:-2], result.shape[:-2]) or found is not None and (
             queries is None or value.type.rank != 3 or found.batch == queries.batch):
         return found
     return ordered_heads(value, transposed, queries) or found

@@ -27,7 +27,7 @@ JOIN = """
   return %z
 }"""
 ATTRS = "heads = 3, kv_heads = 3, head_size = 8"
-SIZES = {"b": 2, "s": 3, "t": 5}
+SIZES = {"b": 2, "s": 3, "t": 5, "u": 5}
 
 
 def fused(mask: str, attrs: str) -> str:

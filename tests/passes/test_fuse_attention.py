@@ -85,6 +85,15 @@ def test_scales_and_masks(scores: str, mask: str, attrs: str) -> None:
     run(INPUTS + HEADS + scores + "\n" + SOFTMAX + JOIN, fused(mask, attrs))
 
 
+def test_sizes_of_masks_that_go_by_another_name() -> None:
+    """As PyTorch's newer exporter calls the sizes of every input."""
+    inputs = INPUTS.replace("%m: f32[b, 1, 1, t]", "%m: f32[b, 1, 1, u]").replace(", %c: bool[b, 1, 1, t]", "") + "assume u == t\n"
+    run(inputs + HEADS + RAW + """
+      %masked: f32[b, 3, s, u] = add(%m, %raw)
+      %p: f32[b, 3, s, u] = softmax(%masked)
+    """ + JOIN, f"{inputs} %z: f32[b, s, 24] = attention(%q, %k, %v, %m) {{{ATTRS}, scale = 1.0}}\n return %z\n}}")
+
+
 NAN = """  %weights: f32[b, 3, s, t] = softmax(%masked)
   %bad: bool[b, 3, s, t] = is_nan(%weights)
   %p: f32[b, 3, s, t] = where(%bad, %zero, %weights)
