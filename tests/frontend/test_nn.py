@@ -1,12 +1,14 @@
 """Products, norms, convolutions, einsum, attention against the reference evaluator."""
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx
 import pytest
 
+import q8c
 from q8c.errors import CompileError
 from q8c.ir import interpret
 from tests.frontend.support import BOOL, F32, Array, compare, integers, load, model, node, normal, text
@@ -32,6 +34,14 @@ def test_gemm(attrs: dict[str, Any], bias: tuple[int, ...] | None, constant: boo
         constants["c"] = normal(*bias, seed=2)
     proto = model([node("Gemm", "a b" if bias is None else "a b c", **attrs)], inputs, {"y": F32}, constants, opset=13)
     compare(proto, {"a": a} if constant else {"a": a, "b": b})
+
+
+@pytest.mark.parametrize("dtype", [np.float64, np.int32])
+def test_gemm_of_other_types_compiles_with_a_transposed_operand(dtype: Any, tmp_path: Path) -> None:
+    proto = model([node("Gemm", "a b", transB=1)], {"a": (dtype, ["n", 4]), "b": (dtype, ["m", 4])}, {"y": dtype})
+    a, b = (integers(n, 4, dtype=dtype, seed=n) for n in (2, 3))
+    y, = q8c.load(q8c.compile(proto, tmp_path / "m.q8c")).run(None, {"a": a, "b": b})
+    np.testing.assert_array_equal(y, a @ b.T)
 
 
 def test_gemm_with_a_transposed_weight_is_a_plain_product() -> None:

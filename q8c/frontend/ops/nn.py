@@ -4,6 +4,7 @@ from __future__ import annotations
 from q8c.frontend.registry import MICROSOFT, Call, importer
 from q8c.frontend.tensor import Tensor
 from q8c.ir.dims import product
+from q8c.ir.types import DType
 
 
 @importer("MatMul")
@@ -30,7 +31,7 @@ def gemm(c: Call) -> Tensor:
     if a.rank != 2 or b.rank != 2:
         c.fail(f"expected matrices, got {a.type} and {b.type}")
     a = c.builder.transpose(a, (1, 0)) if c.attr_int("transA", 0) else a
-    if c.attr_int("transB", 0) and b.known is None:
+    if c.attr_int("transB", 0) and b.known is None and b.dtype is DType.f32:  # which has a kernel for it
         y = c.emit("matmul", a, b, transpose_b=True)
     else:
         y = c.emit("matmul", a, c.builder.transpose(b, (1, 0)) if c.attr_int("transB", 0) else b)
