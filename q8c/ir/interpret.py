@@ -34,6 +34,7 @@ def interpret(graph: Graph, feeds: Mapping[str, Any], keep: dict[str, Array] | N
             raise InputError(f"input {value.name!r} is missing; expected {value.type}")
         arrays[value.name] = np.asarray(feeds[value.name])
     try:
+        arrays = stretched(graph, arrays)
         sizes = bind_sizes(graph, arrays)
         outputs = _run(graph, arrays, sizes, keep is None, observe, instead)
     except ZeroDivisionError as error:
@@ -41,6 +42,28 @@ def interpret(graph: Graph, feeds: Mapping[str, Any], keep: dict[str, Array] | N
     if keep is not None:
         keep.update(arrays)
     return outputs
+
+
+def stretched(graph: Graph, arrays: dict[str, Array]) -> dict[str, Array]:
+    """The inputs with axes of 1 as long as others say, where the graph says that they may be given as 1."""
+    axes = [(v, axis) for v in graph.inputs if arrays[v.name].ndim == v.type.rank for axis in range(v.type.rank)]
+    ones = [(v, axis) for v, axis in axes if axis in graph.stretches.get(v, ()) and arrays[v.name].shape[axis] == 1]
+    if not ones:
+        return arrays
+    sizes: dict[str, int] = {}
+    told = [(v.shape[axis], arrays[v.name].shape[axis]) for v, axis in axes if (v, axis) not in ones]
+    for d, actual in told:
+        if (name := as_symbol(d)) is not None:
+            sizes.setdefault(name, actual)
+    for d, actual in told:
+        _solve(d, actual, sizes)
+    found = dict(arrays)
+    for value, axis in ones:
+        d, array = value.shape[axis], found[value.name]
+        if symbols(d) <= sizes.keys() and evaluate(d, sizes) > 1:
+            shape = (*array.shape[:axis], evaluate(d, sizes), *array.shape[axis + 1:])
+            found[value.name] = np.broadcast_to(array, shape)
+    return found
 
 
 def bind_sizes(graph: Graph, arrays: Mapping[str, Array]) -> dict[str, int]:

@@ -11,7 +11,7 @@ import numpy as np
 from q8c.errors import Error, InputError
 from q8c.ir.feeds import typical_feeds
 from q8c.ir.graph import Array, Graph, Value
-from q8c.ir.interpret import bind_sizes, interpret
+from q8c.ir.interpret import bind_sizes, interpret, stretched
 from q8c.ir.single import single
 from q8c.ir.spill import spilled
 from q8c.passes.manager import Report
@@ -115,6 +115,7 @@ def _checked(graph: Graph, feed: Any, where: str) -> dict[str, Array]:
     if not any(a.size for a in arrays.values()):
         raise InputError(f"{where}: all its arrays are empty")
     try:
+        arrays = stretched(graph, arrays)
         bind_sizes(graph, arrays)
     except InputError as error:
         raise InputError(f"{where}: {error}") from error

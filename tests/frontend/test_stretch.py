@@ -8,6 +8,9 @@ import numpy as np
 import onnx
 import pytest
 
+from q8c.errors import InputError
+from q8c.ir import interpret
+from q8c.passes.calibration import checked_feeds
 from tests.frontend.support import F32, I64, load, model, node, normal
 
 Nodes = Sequence[onnx.NodeProto]
@@ -66,3 +69,16 @@ def test_of_inputs_that_an_output_has_the_axis_of_not_all_are_one() -> None:
     assert stretches(one, PAIR, ["y1"]) == {"x": (0,), "z": (0,)}
     assert stretches([*one, node("Add", "y1 w", "y2")], inputs, ["y2"]) == {"x": (0,), "z": (0,), "w": (0,)}
     assert stretches([*one, node("Add", "y1 w", "y2")], inputs, ["y1", "y2"]) == {"z": (0,), "w": (0,)}
+
+
+def test_what_is_given_as_one_is_stretched_for_the_interpreter_and_for_calibration() -> None:
+    graph = load(model([node("Concat", "x k", "all", axis=0), node("Add", "all z")], {
+        "x": (F32, ["a", 4]), "k": (F32, ["past", 4]), "z": (F32, ["past + a", "b"])}, {"y": F32}, CONSTANTS))
+    feed = {"x": normal(3, 4), "k": normal(2, 4, seed=1)}
+    for shape in ((1, 1), (5, 1), (1, 4), (5, 4)):
+        z = normal(*shape)
+        y = interpret(graph, {**feed, "z": z})[0]
+        assert np.array_equal(y, np.concatenate([feed["x"], feed["k"]]) + z)
+        assert [a.shape for a in checked_feeds(graph, ({**feed, "z": z},))[0].values()] == [(3, 4), (2, 4), (5, 4)]
+    with pytest.raises(InputError, match=r"expected f32\[.*, got \[3, 4\]"):
+        interpret(graph, {**feed, "z": normal(3, 4)})
