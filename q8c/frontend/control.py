@@ -86,8 +86,10 @@ class _Flow:
         """The one element of a tensor, which must be known."""
         if tensor.type.size != 1:
             self.fail(f"{purpose} is {tensor.type}, expected one element")
-        if tensor.known is None or tensor.is_symbolic:
+        if tensor.known is None:
             raise unknown(tensor, purpose)
+        if tensor.is_symbolic:
+            raise UnsupportedError(f"{purpose} is {tensor.known.reshape(-1)[0]}; it must be the same for all sizes")
         return int(tensor.known.reshape(-1)[0])
 
     def stacked(self, parts: Sequence[Tensor], axis: int) -> Tensor:

@@ -25,19 +25,19 @@ def message(proto: Any, kind: type[Error] = CompileError) -> str:
 
 
 def test_everything_unsupported_is_listed_before_anything_else() -> None:
-    nodes = [node("GridSample", "x", "a", name="first"), node("Det", "x", "b"), node("GridSample", "x", "c"),
+    nodes = [node("LSTM", "x", "a", name="first"), node("Det", "x", "b"), node("LSTM", "x", "c"),
              node("Magic", "nowhere", "d", domain="com.acme"), node("Neg", "x")]
     proto = model(nodes, {"x": (F32, ["n", "n"])}, {"y": F32}, opset=13,
                   opset_imports=[helper.make_opsetid("com.acme", 3)])
     assert message(proto, UnsupportedError) == (
-        "cannot compile 4 nodes of this model: GridSample (opset 13) 'first', 'c'; Det (opset 13) 'b'; "
+        "cannot compile 4 nodes of this model: LSTM (opset 13) 'first', 'c'; Det (opset 13) 'b'; "
         "com.acme.Magic (opset 3) 'd'")
 
 
 def test_many_unsupported_nodes_are_abbreviated_but_every_op_is_named() -> None:
-    nodes = [node("GridSample", "x", f"a{i}") for i in range(30)] + [node("Det", "x", "b")]
+    nodes = [node("LSTM", "x", f"a{i}") for i in range(30)] + [node("Det", "x", "b")]
     assert message(model(nodes, {"x": (F32, [2, 2])}, {"b": F32}), UnsupportedError) == (
-        "cannot compile 31 nodes of this model: GridSample (opset 20) 'a0', 'a1', 'a2' and 27 more; Det (opset 20) 'b'")
+        "cannot compile 31 nodes of this model: LSTM (opset 20) 'a0', 'a1', 'a2' and 27 more; Det (opset 20) 'b'")
 
 
 def test_unsupported_variants_are_collected_too() -> None:
@@ -284,6 +284,19 @@ def test_loops_within_loops_end(monkeypatch: pytest.MonkeyPatch) -> None:
     proto = model([inner, node("ReduceSum", "s3", "y", keepdims=0)], {"s": (F32, ["n"])}, {"y": F32},
                   {"steps": np.array(1000)})
     assert "written out are more than 3000 nodes" in message(proto)
+
+
+@pytest.mark.parametrize(("counted", "problem"), [
+    ([node("Shape", "x", "steps")], "its trip count is n; it must be the same for all sizes"),
+    ([node("Cast", "x", "i", to=TensorProto.INT64), node("ReduceMax", "i", "steps", keepdims=0)],
+     r"its trip count is computed from data (of input x); it must follow from shapes and constants")])
+def test_loops_of_steps_that_vary(counted: list[onnx.NodeProto], problem: str) -> None:
+    condition = helper.make_tensor_value_info("c", TensorProto.BOOL, [])
+    body = helper.make_graph([node("Neg", "s", "t")], "body", [
+        helper.make_tensor_value_info("i", TensorProto.INT64, []), condition, onnx.ValueInfoProto(name="s")],
+        [condition, onnx.ValueInfoProto(name="t")])
+    proto = model([*counted, node("Loop", "steps - x", "y", body=body)], {"x": (F32, ["n"])}, {"y": F32})
+    assert problem in message(proto, UnsupportedError)
 
 
 def test_functions_that_call_themselves_or_grow_without_bound() -> None:
