@@ -9,7 +9,7 @@ import numpy as np
 
 from q8c.codegen.attention import attention_kernel
 from q8c.codegen.kernel import Kernel
-from q8c.codegen.module import compile_module, new_module
+from q8c.codegen.module import new_module
 from q8c.codegen.targets import Tier
 from q8c.ir.dims import Dim, evaluate
 from q8c.ir.graph import Array, Graph
@@ -124,7 +124,7 @@ def _kernel(case: Case, tier: Tier) -> tuple[Kernel, Loaded, Graph]:
     kernel = attention_kernel(module, tier, graph.nodes[-1])
     for step in kernel.steps:
         step.function.linkage = "external"
-    return kernel, Loaded(compile_module(module, tier)), graph
+    return kernel, Loaded(module, tier), graph
 
 
 def run(case: Case, feeds: Mapping[str, Array], tier: Tier, threads: int = 1) -> Array:

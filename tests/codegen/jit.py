@@ -15,7 +15,7 @@ import pytest
 from numpy.typing import NDArray
 
 from q8c.codegen.constants import packed_constants
-from q8c.codegen.module import Compiled, compile_module, new_module
+from q8c.codegen.module import compile_module, new_module
 from q8c.codegen.targets import TIERS, Tier
 from q8c.ir import Graph
 from q8c.runtime import cpu
@@ -62,13 +62,16 @@ _linking = threading.Lock()  # what LLVM gives for a name is gone with the last 
 
 
 class Loaded:
-    """A compiled object, callable by symbol: `loaded("name", argument...)` takes arrays, integers and None. Threads may
-    call it at once."""
+    """A module's code, callable by symbol: `loaded("name", argument...)` takes arrays, integers and None. Threads may
+    call it at once. The module's functions are emptied: tests keep kernels, which would keep millions of instructions.
+    """
 
     _count = 0
 
-    def __init__(self, compiled: Compiled) -> None:
-        self.compiled = compiled
+    def __init__(self, module: ir.Module, tier: Tier) -> None:
+        compiled = compile_module(module, tier)
+        for function in module.functions:
+            function.blocks.clear()
         with _linking:
             Loaded._count += 1
             self._name = f"test{Loaded._count}"
@@ -93,7 +96,7 @@ def build(tier: Tier, *emitters: Callable[[ir.Module, Tier], None]) -> Loaded:
     module = new_module("test")
     for emit in emitters:
         emit(module, tier)
-    return Loaded(compile_module(module, tier))
+    return Loaded(module, tier)
 
 
 def guarded(values: NDArray[Any]) -> NDArray[Any]:

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from q8c.codegen.f32_matmul import SCRATCH_PER_DEPTH, F32MatmulSpec, emit_f32_matmul
 from q8c.codegen.matmul import matmul_kernel
-from q8c.codegen.module import compile_module, new_module
+from q8c.codegen.module import new_module
 from q8c.codegen.targets import Tier
 from q8c.ir import interpret, parse_graph
 from q8c.ir.dims import evaluate
@@ -27,7 +27,7 @@ def kernel(tier: Tier, spec: F32MatmulSpec) -> tuple[Loaded, str]:
     module = new_module("test")
     function = emit_f32_matmul(module, tier, spec)
     function.linkage = "external"
-    return Loaded(compile_module(module, tier)), function.name
+    return Loaded(module, tier), function.name
 
 
 def run(tier: Tier, a: Floats, b: Floats, transpose_b: bool) -> Floats:
@@ -98,6 +98,6 @@ def test_nodes_find_their_matrices(shapes: tuple[str, str], transpose_b: bool) -
         sizes = [evaluate(d, dims) for d in kernel.sizes]
         y, scratch = np.zeros_like(exact), np.zeros(evaluate(kernel.scratch or 0, dims), np.uint8)
         queues = Queues(1)
-        run_kernel = Loaded(compile_module(module, tier))
+        run_kernel = Loaded(module, tier)
         run_kernel(kernel.function.name, a, b, y, *sizes, scratch, 1, queues[0])
         np.testing.assert_allclose(y, exact, rtol=0, atol=8 * 2.0**-24 * 30)

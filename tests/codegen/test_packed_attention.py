@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from q8c.codegen.attention import attention_kernel
 from q8c.codegen.kernel import Kernel
-from q8c.codegen.module import compile_module, new_module
+from q8c.codegen.module import new_module
 from q8c.codegen.targets import TIERS, Tier
 from q8c.ir import Graph, interpret, parse_graph
 from q8c.ir.dims import evaluate
@@ -45,7 +45,7 @@ def kernel_of(case: Case, tier: Tier) -> tuple[Kernel, str, Loaded]:
     module = new_module("attention")
     kernel = attention_kernel(module, tier, packed_graph(case).nodes[0])
     kernel.function.linkage = "external"
-    return kernel, kernel.function.name, Loaded(compile_module(module, tier))
+    return kernel, kernel.function.name, Loaded(module, tier)
 
 
 def rows_of(case: Case, lengths: Sequence[int], seed: int) -> list[dict[str, Array]]:
