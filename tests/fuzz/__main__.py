@@ -1,15 +1,19 @@
 """Many random models: `python -m tests.fuzz --seeds 5000`.
 
-Seeds run in subprocesses of some each, so that what kills the process is caught and laid to the seed that did it.
+Seeds run in subprocesses of some each, so that what kills the process is caught and laid to the seed that did it; one
+that hangs is killed by an alarm.
 """
 from __future__ import annotations
 
 import argparse
 import json
+import signal
 import subprocess
 import sys
 from collections import Counter
 from collections.abc import Iterator
+
+SECONDS = 600  # of one seed
 
 
 def main() -> int:
@@ -57,7 +61,7 @@ def _outcomes(seeds: range, chunk: int, mode: list[str]) -> Iterator[dict[str, s
 def _child(seeds: range, native: bool) -> int:
     from tests.fuzz.judge import judge, shrink, text_of
 
-    for seed in seeds:
+    for seed in _timed(seeds):
         verdict, g = judge(seed, native)
         line = {"seed": seed, "outcome": verdict.outcome, "why": verdict.why[:1000]}
         if verdict.failed:
@@ -67,11 +71,17 @@ def _child(seeds: range, native: bool) -> int:
     return 0
 
 
+def _timed(seeds: range) -> Iterator[int]:
+    for seed in seeds:
+        signal.alarm(SECONDS)
+        yield seed
+
+
 def _hostile_child(seeds: range) -> int:
     from tests.fuzz.hostile import judge_hostile
     from tests.fuzz.judge import text_of
 
-    for seed in seeds:
+    for seed in _timed(seeds):
         verdict, model = judge_hostile(seed)
         line = {"seed": seed, "outcome": verdict.outcome, "why": verdict.why[:1000]}
         print(json.dumps(line | ({"text": text_of(model)[:3000]} if verdict.failed else {})), flush=True)
