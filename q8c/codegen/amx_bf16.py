@@ -101,16 +101,13 @@ class Widener:
         source = b.at(source, b.mul(b.add(b.mul(step, GROUPS), first), spec.step_bytes))
         target = b.at(target, b.mul(first, 2 * STEP_BYTES))
         for n in range(groups):
-            at = b.at(source, n * spec.step_bytes)
-            if spec.bits == 8:
-                weights = b.load(V16I, at, align=STEP_BYTES)
-            elif n % 2 == 0:
-                both = b.load(V16I, at, align=STEP_BYTES)
-                weights = nibbles(b, both, 0, offsets)
-            else:
-                weights = nibbles(b, both, 1, offsets)
-            if ahead and (spec.bits == 8 or n % 2 == 0):
-                b.prefetch(b.at(at, ahead), 1)
+            odd = n % 2 if spec.bits == 4 else 0
+            if not odd:
+                at = b.at(source, n * spec.step_bytes)
+                line = b.load(V16I, at, align=STEP_BYTES)
+                if ahead:
+                    b.prefetch(b.at(at, ahead), 1)
+            weights = line if spec.bits == 8 else nibbles(b, line, odd, offsets)
             self._group(weights, factors, b.at(target, 2 * n * STEP_BYTES))
 
     def step(self, panel: Value, step: Value, target: Value, groups: int = GROUPS, ahead: int = 0) -> None:
