@@ -27,6 +27,8 @@ FEW = Schedule(rows=4, panels=4, few_rows=4, few_panels=4)
 """Up to 4 rows are as fast as weights arrive, and `vpdpbusd` takes those 7 % faster."""
 FEW_BY_BLOCKS = Schedule(rows=WIDE.rows, panels=WIDE.panels, few_rows=0, few_panels=0, stream_rows=WIDE.rows)
 NO_ROW = -1
+BLOCK_GRAIN = 1 << 23
+"""A task's first weights are made bfloat16 before any product."""
 BLOCK_THREAD_ROWS = 1 << 9
 """Each thread that takes rows by blocks makes all weights bfloat16 for them."""
 
@@ -52,11 +54,11 @@ class AmxLinear(LinearKernel):
         self.depth = self.strip.depth_of(spec)
         self.name = f"{spec.name}_{WIDE.rows}x{PANEL * WIDE.panels}__{tier.name.replace('-', '')}"
 
-    def grid(self, thread_rows: int) -> Grid:
-        """How many rows are cut into tasks."""
+    def grid(self, grain: int, thread_rows: int) -> Grid:
+        """How the result of many rows is cut into tasks."""
         spec = self.spec
         return Grid(groups=-(-spec.panels // WIDE.panels), work=spec.depth * spec.cols, tile_rows=WIDE.rows,
-                    block_rows=self.strip.most_rows(spec), grain=GRAIN, thread_rows=thread_rows)
+                    block_rows=self.strip.most_rows(spec), grain=grain, thread_rows=thread_rows)
 
     def panels_of(self, b: Builder, task: Task) -> tuple[Value, Value, Value, Value]:
         """A task's first panel, the one after those in whole groups of whole columns, the one after its last, and the
@@ -118,7 +120,7 @@ class AmxColumnLinear(AmxLinear):
             strip(part, WIDE, first, b.select(few, 0, rest), one, begin, end)
             strip(flat, FLAT, first, b.select(few, rest, 0), one, begin, end)
 
-        for_tasks(b, self.grid(THREAD_ROWS), b.arg("rows"), b.arg("threads"), b.arg("queue"), run)
+        for_tasks(b, self.grid(GRAIN, THREAD_ROWS), b.arg("rows"), b.arg("threads"), b.arg("queue"), run)
         amx.release(b)
 
 
@@ -134,7 +136,7 @@ class AmxBlockLinear(AmxLinear):
         amx.TileShapes(b, register_bytes(self.depth, WIDE)).configure(register_rows(b, self.depth, WIDE, all_rows))
         self.ready = b.scratch(8)
         b.store(constant(I64, NO_ROW), self.ready)
-        for_tasks(b, self.grid(BLOCK_THREAD_ROWS), b.arg("rows"), b.arg("threads"), b.arg("queue"),
+        for_tasks(b, self.grid(BLOCK_GRAIN, BLOCK_THREAD_ROWS), b.arg("rows"), b.arg("threads"), b.arg("queue"),
                   lambda task: self.task(b, task))
         amx.release(b)
 
