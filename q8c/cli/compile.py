@@ -148,7 +148,10 @@ def part_lines(part: Built, verbose: bool) -> list[str]:
         lines.append(f"error {part.measured}")
     lines += [f"packed: {n.text}" for n in part.report.rewrites if n.pass_name == "pack-rows"]
     lines += [f"not packed: {n.node}: {n.text}" for n in part.report.declines if n.pass_name == "pack-rows"]
+    lines += [f"logits of all tokens: {n.text}" for n in part.report.declines if n.pass_name == "last-logits"]
     lines += cache_lines(part.report)
+    if part.options.kv_cache == "int8" and all(n.pass_name != "keep-cache" for n in part.report.rewrites):
+        lines.append("nothing is kept in 8 bits: no cache of keys and values grows in place")
     lines.append(f"nodes {len(part.graph.nodes)}: " + ", ".join(f"{n} {op}" for op, n in counts.most_common()))
     lines.append("code " + ", ".join(f"{g.tier.name} {size_text(len(g.image.code))}" for g in part.generated))
     return lines + ([str(n) for n in (*part.report.rewrites, *part.report.declines)] if verbose else [])

@@ -26,6 +26,12 @@ def test_the_summary_says_what_became_of_each_product(cli: Cli, mlp: Path, tmp_p
     assert "0 of 2 matrix products are int8\n    2 float: nothing was to be int8 (matmul0, matmul1)" in text
 
 
+def test_the_summary_says_what_was_asked_for_in_vain(cli: Cli, mlp: Path, tmp_path: Path) -> None:
+    lines = cli.good("compile", mlp, "-o", tmp_path / "m.q8c", "--last-logits", "--kv-cache", "int8").splitlines()
+    assert "  nothing is kept in 8 bits: no cache of keys and values grows in place" in lines
+    assert "  logits of all tokens: no output is a product [batch, seq, columns] that shows logits" in lines
+
+
 def test_products_that_are_too_far_off_stay_float(cli: Cli, mlp: Path, tmp_path: Path) -> None:
     output = tmp_path / "m.q8c"
     text = cli.good("compile", mlp, "-o", output, "--max-layer-error", "1e-6")
