@@ -148,3 +148,17 @@ def test_what_depends_on_other_rows_is_refused(nodes: list[onnx.NodeProto], prob
     with pytest.raises(UnsupportedError, match=rf"NonZero.*computed from data \(of input mask\).*{problem}") as caught:
         import_onnx(experts(*nodes))
     assert caught.value.inputs == {"mask"}
+
+
+@pytest.mark.parametrize(("language", "count"), [(3, 1), (2, 0)])
+def test_places_of_what_is_one_element_throughout(language: int, count: int) -> None:
+    """As X-MOD asks which rows have its default language, and Longformer where ones are that it has just made."""
+    nodes = [node("Shape", "x", "shape"), node("ConstantOfShape", "shape", "ones", value=onnx.numpy_helper.from_array(
+                 np.array([1], np.int64))), node("Mul", "ones three", "languages"),
+             node("Equal", "languages wanted", "mask"), node("NonZero", "mask", "at"),
+             node("Transpose", "at", "places", perm=[1, 0]), node("GatherND", "x places", "y")]
+    proto = model(nodes, {"x": (F32, ["rows", "cols"])}, {"y": F32},
+                  {"three": np.array(3), "wanted": np.array([language])})
+    feeds = [{"x": RNG.standard_normal(shape).astype(np.float32)} for shape in ((2, 3), (1, 4), (0, 2))]
+    graph = compare(proto, *feeds)
+    assert str(graph.outputs[0].shape[0]) == ("cols*rows" if count else "0")
