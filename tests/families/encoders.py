@@ -45,6 +45,8 @@ ENCODERS: dict[str, Family] = {
     "xlnet": Family("XLNetModel", {
         "vocab_size": VOCABULARY, "d_model": HIDDEN, "n_layer": 2, "n_head": HEADS, "d_inner": 2 * HIDDEN,
         "use_mems_eval": False}, PAIRS, forms=EAGER[1:], float_products={**COMPUTED, "Einsum": MATRICES[""]}),
+    "xmod": Family("XmodModel", {**SMALL, "languages": ["en_XX", "de_DE"], "default_language": "en_XX"}, TEXT,
+                   forms=EAGER[1:]),
     "nomic-bert": Family("NomicBertModel", SMALL, PAIRS),
     "eurobert": Family("EuroBertModel", {**SMALL, "num_key_value_heads": 1, "pad_token_id": 0, "bos_token_id": 1,
                                          "eos_token_id": 2}, TEXT),
