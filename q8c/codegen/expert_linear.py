@@ -35,7 +35,7 @@ def each_expert(b: Builder, spec: LinearSpec, inner: ir.Function, fixed: dict[st
 def _arguments(b: Builder, spec: LinearSpec, fixed: dict[str, int], expert: Value, first: Value,
                rows: Value) -> Sequence[Value]:
     """What the kernel of one expert is given."""
-    moved = {"a": b.at(b.arg("a"), b.mul(first, spec.lda)), "y": b.at(b.arg("y"), b.mul(first, spec.cols), F32),
+    moved = {"a": b.at(b.arg("a"), b.mul(first, spec.lda)), "y": b.at(b.arg("y"), b.mul(first, fixed["ldy"]), F32),
              "w": b.at(b.arg("w"), b.mul(expert, spec.weight_bytes)), "rows": rows}
     for name, count in spec.row_values.items():
         moved[name] = b.at(b.arg(name), b.mul(first, count), F32)

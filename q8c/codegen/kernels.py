@@ -29,6 +29,7 @@ from q8c.errors import CompileError
 from q8c.ir.dims import Dim, product
 from q8c.ir.graph import Node
 from q8c.ir.graph import Value as Operand
+from q8c.ir.memory import row_pitch
 from q8c.ir.types import DType
 
 STREAMED_COLS = 1 << 14
@@ -55,8 +56,7 @@ def q8_linear_kernel(module: ir.Module, tier: Tier, node: Node) -> Kernel:
                         block=int(str(node.attrs.get("block", 0))), zero_point=_present(node, 7),
                         half=node.input(4).dtype is DType.f16, bits=int(str(node.attrs.get("bits", 8))),
                         offsets=_present(node, 9), streamed=_streamed(node), counted=_present(node, COUNTS))
-    kernel = _adapt(module, tier, spec, node, _experts(node, 10), {"ldy": cols, "ldr": cols},
-                    lambda unit: emit_q8_linear(unit, tier, spec))
+    kernel = _adapt(module, tier, spec, node, _experts(node, 10), {}, lambda unit: emit_q8_linear(unit, tier, spec))
     return replace(kernel, scratch=scratch_bytes(spec))
 
 
@@ -66,16 +66,19 @@ def linear_kernel(module: ir.Module, tier: Tier, node: Node) -> Kernel:
     depth, cols = _fixed(node.input(1).shape[0]), _fixed(node.output.shape[-1])
     spec = F32LinearSpec(depth, cols, bias=bias, residual=residual, activation=_activation(node),
                          streamed=_streamed(node))
-    return _adapt(module, tier, spec, node, _experts(node, 4), {"lda": depth, "ldy": cols, "ldr": cols},
+    return _adapt(module, tier, spec, node, _experts(node, 4), {"lda": depth},
                   lambda unit: emit_f32_linear(unit, tier, spec))
 
 
 def _adapt(module: ir.Module, tier: Tier, spec: LinearSpec, node: Node, experts: int, fixed: dict[str, int],
            emit: Callable[[ir.Module], ir.Function]) -> Kernel:
-    """A linear kernel behind a function with the parameters of a `Kernel`, for each expert if there are any; strides
-    are `fixed`, rows come last."""
+    """A linear kernel behind a function with the parameters of a `Kernel`, for each expert if there are any; rows come
+    last, strides are known: those of operands are `fixed`."""
     rows: Dim = product(node.output.shape[:-1])
-    symbol = f"{spec.name}_{f'e{experts}' if experts else 'dense'}__{tier.name.replace('-', '')}"
+    pitch = row_pitch(node.output)
+    fixed = {**fixed, "ldy": pitch or spec.cols, "ldr": spec.cols}
+    symbol = f"{spec.name}_{f'e{experts}' if experts else 'dense'}{f'_every{pitch}' if pitch else ''}__" \
+             f"{tier.name.replace('-', '')}"
 
     def emit_adapted(unit: ir.Module) -> None:
         inner = emit(unit)

@@ -11,6 +11,7 @@ from q8c.codegen.targets import Tier
 from q8c.codegen.units import shared
 from q8c.errors import CompileError
 from q8c.ir.graph import Graph, Node, Value
+from q8c.ir.memory import row_pitch
 
 
 def loop_kernel(module: ir.Module, tier: Tier, node: Node) -> Kernel:
@@ -19,7 +20,7 @@ def loop_kernel(module: ir.Module, tier: Tier, node: Node) -> Kernel:
     Results must not overlap operands or each other. Raises CompileError for a body with an op that cannot loop.
     """
     body = node.body if node.body is not None else loop_of(node)
-    plan = make_plan(body)
+    plan = make_plan(body, [0 if v is None else row_pitch(v) for v in node.inputs])
     name = f"{plan.symbol()}__{tier.name.replace('-', '')}"
     function, = shared(module, [name], lambda unit: emit_loop(unit, tier, plan, len(body.inputs), name))
     return Kernel(function, tuple(plan.sizes.dims), plan.scratch if plan.scratch != 0 else None)

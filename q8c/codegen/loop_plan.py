@@ -6,6 +6,7 @@ columns.
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from q8c.codegen.loop_body import build_program
@@ -129,9 +130,10 @@ class Plan:
         return f"q8c_loop_{shown}_{cols}_{hashlib.sha256(self.key().encode()).hexdigest()[:10]}"
 
 
-def outline(body: Graph) -> Plan:
-    """The plan of a body as far as its space and its program; `loop_schedule` completes it."""
-    reads = reads_of(body)
+def outline(body: Graph, pitches: Sequence[int] = ()) -> Plan:
+    """The plan of a body, whose operands have a `row_pitch` if any are given, as far as its space and its program;
+    `loop_schedule` completes it."""
+    reads = reads_of(body, pitches)
     computed = [n for n in body.nodes if not is_read(body, n)]
     values = [*(r.value for r in reads), *(v for n in computed for v in n.outputs if not _per_block(n, v))]
     shape = broadcast_shape([v.shape for v in values])

@@ -6,6 +6,7 @@ of a result of a later pass, or in scratch.
 """
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 from q8c.codegen.loop_plan import COSTS, Blocks, Kept, Plan, RowPass, outline
@@ -20,9 +21,9 @@ RECOMPUTE_COST = 4
 """A vector whose operations and loads are no more than this is computed again rather than kept."""
 
 
-def make_plan(body: Graph) -> Plan:
-    """The plan of a body."""
-    plan = outline(body)
+def make_plan(body: Graph, pitches: Sequence[int] = ()) -> Plan:
+    """The plan of a body, whose operands have a `row_pitch` if any are given."""
+    plan = outline(body, pitches)
     _schedule(plan)
     _keep(plan)
     plan.together = _rows_together(plan)

@@ -88,7 +88,7 @@ def start_in_slot(value: Value, slots: Sequence[Dim]) -> Dim:
     would have to come from there (4 ns each, twice as long as from the last-level cache)."""
     root = view_root(value)
     assert root.slot is not None
-    return floordiv(slots[root.slot] - stored_bytes(root.type), 2 * CACHE_LINE) * CACHE_LINE
+    return floordiv(slots[root.slot] - stored_bytes(root), 2 * CACHE_LINE) * CACHE_LINE
 
 
 def phases_of(calls: Sequence[Call]) -> list[list[Call]]:

@@ -3,7 +3,7 @@ from __future__ import annotations
 
 from q8c.ir.dims import Dim, Expr, dim_max, floordiv, product
 from q8c.ir.graph import Graph, Node, Value
-from q8c.ir.types import DType, TensorType
+from q8c.ir.types import DType
 
 ROW_GROUP = 4   # kernels read R8 rows in dwords, so an int8 row is padded to a multiple of this
 CACHE_LINE = 64
@@ -19,11 +19,21 @@ SCALE_BYTES = 4
 """Of a row that is kept in 8 bits. A head has its rows, then their scales in float32."""
 
 
-def stored_bytes(type: TensorType) -> Dim:
-    """Bytes a value takes in the arena: dense, but for int8 rows, which are padded to whole dwords."""
-    if type.dtype is DType.i8 and type.shape:
-        return product(type.shape[:-1]) * round_up(type.shape[-1], ROW_GROUP)
-    return type.nbytes
+def stored_bytes(value: Value) -> Dim:
+    """Bytes a value takes in the arena: dense, but for int8 rows, which are padded to whole dwords, and those with a
+    `row_pitch`."""
+    shape = value.shape
+    if value.dtype is DType.i8 and shape:
+        return product(shape[:-1]) * round_up(shape[-1], ROW_GROUP)
+    pitch = row_pitch(value)
+    return product(shape[:-1]) * pitch * value.dtype.itemsize if pitch else value.type.nbytes
+
+
+def row_pitch(value: Value) -> int:
+    """Elements from one row of a value to the next where it lies, if they are more than the row has (pad-rows); else
+    0."""
+    pitch = value.producer.attrs.get("pitch", 0) if value.producer is not None else 0
+    return int(str(pitch))
 
 
 def rows_held(value: Value) -> Dim:
@@ -65,5 +75,5 @@ def slot_sizes(graph: Graph) -> list[Dim]:
     for node in graph.nodes:
         for value in node.outputs:
             if value.slot is not None:
-                sizes[value.slot] = dim_max(sizes.get(value.slot, 0), stored_bytes(value.type))
+                sizes[value.slot] = dim_max(sizes.get(value.slot, 0), stored_bytes(value))
     return [round_up(sizes.get(slot, 0), CACHE_LINE) for slot in range(max(sizes, default=-1) + 1)]

@@ -35,6 +35,7 @@ from q8c.passes.note_blocks import NoteBlocks
 from q8c.passes.own_outputs import OwnOutputs
 from q8c.passes.pack_nibbles import PackNibbles
 from q8c.passes.pack_rows import PackRows
+from q8c.passes.pad_rows import PadRows
 from q8c.passes.plan_memory import PlanMemory
 from q8c.passes.quantize_embeddings import QuantizeEmbeddings
 from q8c.passes.reduce_rows import ReduceRows
@@ -123,6 +124,7 @@ def pipeline(options: Options, calibration: Calibration | None = None) -> tuple[
         *_packed(options),
         CountRows(),              # which rows are whose is settled; in some code few tokens go another way than many
         FuseLoops(),              # whatever elementwise and row work is left, one pass over rows each
+        PadRows(),                # behind what makes loops of all that may read them
         OwnOutputs(),             # kernels write outputs into the caller's arrays
         PlanMemory(),             # last: slots are for the values that are left
     )
@@ -174,5 +176,5 @@ PASSES: dict[str, type[Pass]] = {kind.name: kind for kind in (
     BalanceScales, Canonicalize, ChooseFormats, CountRows, EliminateDeadCode, FoldConstants, FoldWeights, FuseAttention,
     FuseGelu, FuseLayerNorm, FuseLinear, FuseLoops, FuseRmsNorm, FuseRotary, FuseSoftmax, InsertDynamicQuantize,
     KeepCache, LastLogits, LiftQuantized, LowerIntegerProducts, LowerQuantized, MergeMatmuls, NoteBlocks, OwnOutputs,
-    PackNibbles, PackRows, PlanMemory, QuantizeEmbeddings, ReduceRows, RoundWeights, RouteExperts, SettleSizes,
+    PackNibbles, PackRows, PadRows, PlanMemory, QuantizeEmbeddings, ReduceRows, RoundWeights, RouteExperts, SettleSizes,
     ShareCommon, SinkReshapes)}

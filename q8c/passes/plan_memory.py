@@ -73,7 +73,7 @@ def assign(graph: Graph) -> None:
             root = view_root(value)
             value.slot = root.slot
             if root is value and root not in written and node.op not in NO_CODE:
-                value.slot = arena.take(stored_bytes(value.type))
+                value.slot = arena.take(stored_bytes(value))
                 dying.setdefault(ends.get(value, index), []).append(value)
             elif root in written:
                 value.slot = None

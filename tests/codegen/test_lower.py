@@ -24,7 +24,7 @@ def test_values_lie_in_the_middle_of_their_slot(n: int) -> None:
     """So that the first half of one is in the first half of another, but for a cache line."""
     sizes = slot_sizes(SHARED)
     for value in (node.output for node in SHARED.nodes[:3]):
-        size, slot = evaluate(stored_bytes(value.type), {"n": n}), evaluate(sizes[0], {"n": n})
+        size, slot = evaluate(stored_bytes(value), {"n": n}), evaluate(sizes[0], {"n": n})
         start = evaluate(start_in_slot(value, sizes), {"n": n})
         assert start % CACHE_LINE == 0 and 0 <= start <= slot - size
         assert abs(2 * start + size - slot) <= 2 * CACHE_LINE

@@ -247,13 +247,14 @@ def _run_body(args: Sequence[Any], attrs: Mapping[str, Any]) -> Sequence[Array]:
     raise AssertionError("the interpreter runs the body of a loop itself")
 
 
-_ACTIVATION = {"activation": AttrSpec("str", "none")}
+_LINEAR = {"activation": AttrSpec("str", "none"), "pitch": AttrSpec("int", 0)}
+"""`pitch`, if not 0, is how many elements lie from one row of the result to the next."""
 
 register(OpDef("q8_linear", "q row_scale row_sum w col_scale bias? residual? row_zero? col_sum? offset? ends? counts?",
-               _q8_linear, q8_linear, {**_ACTIVATION, **BLOCK, "bits": AttrSpec("int", 8)}, Level.fused,
+               _q8_linear, q8_linear, {**_LINEAR, **BLOCK, "bits": AttrSpec("int", 8)}, Level.fused,
                doc="Q8 weight, perhaps kept in 4 bits, times R8 rows, dequantized, biased, activated, added, in "
                    "registers."))
-register(OpDef("linear", "x w bias? residual? ends?", _linear, linear, _ACTIVATION, Level.fused))
+register(OpDef("linear", "x w bias? residual? ends?", _linear, linear, _LINEAR, Level.fused))
 ATTENTION = {
     "heads": AttrSpec("int"), "kv_heads": AttrSpec("int"), "head_size": AttrSpec("int"),
     "value_size": AttrSpec("int", 0), "scale": AttrSpec("float"),
