@@ -18,8 +18,8 @@ class PadRows(Pass):
     apart and only loops read them.
 
     A product writes some columns of many rows at a time: lines that are whole pages apart do not stay in the cache
-    until they are whole. On AMX 512 rows of 3072 columns took a quarter longer than those of 3040 or 3104; 128 rows, and
-    products with `vpdpbusd`, take no less time.
+    until they are whole. On AMX 512 rows of 3072 columns took a quarter longer than those of 3040 or 3104; 128 rows,
+    and products with `vpdpbusd`, take no less time.
     """
 
     name: ClassVar[str] = "pad-rows"
