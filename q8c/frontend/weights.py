@@ -152,7 +152,10 @@ def _external(tensor: onnx.TensorProto, folder: Path | None, dtype: DType) -> Ar
                            f"{location!r} ({available} bytes); is the data file complete and of this model?")
     if not count:
         return np.zeros(tuple(tensor.dims), dtype=dtype.numpy)
-    flat = np.frombuffer(_mapped(path), stored, count, offset)
+    try:
+        flat = np.frombuffer(_mapped(path), stored, count, offset)
+    except OSError as error:  # no right to read it, or no room for a mapping
+        raise CompileError(f"{what}: cannot read its external data, {location!r}: {error.strerror}") from error
     return _widen(flat.reshape(tuple(tensor.dims)), tensor.data_type, dtype)
 
 

@@ -1,6 +1,7 @@
 """Models as paths, bytes and protos; initializers in all forms; functions; names."""
 from __future__ import annotations
 
+import errno
 import os
 from pathlib import Path
 from typing import Any
@@ -115,6 +116,17 @@ def test_wrong_places_in_external_data(tmp_path: Path, entries: dict[str, str]) 
     (tmp_path / "w").write_bytes(bytes(64))
     onnx.save(external({"location": "w", **entries}), tmp_path / "m.onnx")
     with pytest.raises(CompileError, match="external data|its entry names"):
+        import_onnx(tmp_path / "m.onnx")
+
+
+def test_external_data_nobody_may_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def denied(*args: object, **kwargs: object) -> None:
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+
+    (tmp_path / "w").write_bytes(bytes(64))
+    onnx.save(external({"location": "w"}), tmp_path / "m.onnx")
+    monkeypatch.setattr("q8c.frontend.weights._mapped", denied)
+    with pytest.raises(CompileError, match="tensor '.': cannot read its external data, 'w': Permission denied"):
         import_onnx(tmp_path / "m.onnx")
 
 
