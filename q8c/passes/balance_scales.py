@@ -97,9 +97,12 @@ def _digest(w: Array) -> bytes:
 
 
 def best_factors(rows: Array, weights: list[Array], block: int) -> Array:
-    """The factor of each channel, f32[depth], of the strength that leaves the least error."""
+    """The factor of each channel, f32[depth], of the strength that leaves the least error; 1 for all where a weight is
+    not finite, which rounding it refuses by its name."""
     a = absmax(rows, axis=0)
     b = np.max([absmax(w, axis=1) for w in weights], axis=0)
+    if not np.isfinite(b).all():
+        return np.ones(len(b), np.float32)
     step = max(sum(w.shape[1] for w in weights) // SAMPLED_COLS, 1)
     w = np.ascontiguousarray(np.concatenate([w[:, ::step] for w in weights], axis=1))
     sample = np.ascontiguousarray(rows[::max(len(rows) // SAMPLED_ROWS, 1)])

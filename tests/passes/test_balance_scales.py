@@ -6,7 +6,7 @@ import pytest
 
 from q8c.ir import Array, Graph, clone, interpret
 from q8c.ir.feeds import typical_feeds
-from q8c.passes.balance_scales import BalanceScales, factors
+from q8c.passes.balance_scales import BalanceScales, best_factors, factors
 from q8c.passes.calibration import Calibration
 from q8c.passes.fold_weights import FoldWeights
 from q8c.passes.insert_dynamic_quantize import InsertDynamicQuantize
@@ -194,3 +194,10 @@ def test_a_model_that_made_up_inputs_do_not_fit_is_left_as_it_is() -> None:
     text = normal_text(graph)
     report = run_passes(graph, [BalanceScales()])
     assert normal_text(graph) == text and "give inputs to calibrate on" in report.declines[0].text
+
+
+@pytest.mark.parametrize("odd", [np.nan, np.inf])
+def test_weights_that_are_not_finite_are_left_to_be_refused_by_name(odd: float) -> None:
+    rows, w = np.ones((64, 8), np.float32), np.ones((8, 4), np.float32)
+    w[3, 2] = odd
+    assert (best_factors(rows, [w], 0) == 1).all()
