@@ -29,7 +29,8 @@ class Row:
             return constant(typ, size)
         if isinstance(size, int):
             count = instr.dtype.numpy.type(size)  # f32 arithmetic, as the code for a run-time size does
-            value = count if instr.op == "columns" else instr.dtype.numpy.type(1) / max(count, type(count)(1))
+            one = instr.dtype.numpy.type(1)
+            value = count if instr.op == "columns" else one / count if size else one * np.inf  # a mean of none is NaN
             return loop_ops.number(value, instr.dtype, typ)
         cols = self.plan.sizes.value(b, size)
         if instr.dtype.is_int:

@@ -1,6 +1,7 @@
 """Loops with row ops: against the reference, and the same bits whatever the tier, the threads and the other rows."""
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 import numpy as np
@@ -141,6 +142,16 @@ def test_reductions(cols: int | str, dtype: str) -> None:
             np.testing.assert_allclose(y, want, rtol=1e-3 if dtype == "f16" else 1e-15)
         else:
             np.testing.assert_array_equal(y, want)
+
+
+@pytest.mark.parametrize("dtype", ["f32", "f64"])
+def test_the_mean_of_none_is_no_number(dtype: str) -> None:
+    for cols in (0, "cols"):
+        text = rows_text(cols, f"%y: {dtype}[R] = reduce_mean(%x) {{axes = (-1)}}", {"y": f"{dtype}[R]"}, dtype=dtype)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # numpy's, of the reference
+            got, expected = run(text, x=np.zeros((3, 0), DType[dtype].numpy))
+        assert np.isnan(got[0]).all() and np.isnan(expected[0]).all()
 
 
 @pytest.mark.parametrize("dtype", ["f32", "i64", "bool"])
