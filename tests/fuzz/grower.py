@@ -32,7 +32,7 @@ _SUMS = (*_PRODUCTS, *_REDUCTIONS, "ReduceSum", "LayerNormalization", "RMSNormal
 _OPERAND_SINCE = {"Squeeze": 13, "Unsqueeze": 13, "Split": 13, "ReduceSum": 13, **dict.fromkeys(_REDUCTIONS, 18)}
 _LAST_ONLY = ("Softmax", "LogSoftmax")  # which took all axes from one on, before opset 13
 _ODD_FLOATS = np.array([np.nan, np.inf, -np.inf, -0.0, 1e-40, 1e6, 0.0], np.float32)
-_BY_TYPE = ("Gelu",)  # whose definition depends on the types of operands, which a node alone does not have
+_IN_A_MODEL = ("Gelu", "Squeeze")  # definitions by types of operands, or by opset, that a node alone is not given
 
 
 class Discard(Exception):
@@ -259,7 +259,7 @@ def _run(node: onnx.NodeProto, opset: int, feed: dict[str, Array]) -> list[Array
 
 
 def _evaluator(node: onnx.NodeProto, opset: int, feed: dict[str, Array]) -> ReferenceEvaluator:
-    if node.op_type not in _BY_TYPE:
+    if node.op_type not in _IN_A_MODEL:
         return ReferenceEvaluator(node, opsets={"": opset})
     inputs = [helper.make_tensor_value_info(n, helper.np_dtype_to_tensor_dtype(a.dtype), a.shape)
               for n, a in feed.items()]
