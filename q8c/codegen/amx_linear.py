@@ -72,8 +72,7 @@ class AmxLinear(LinearKernel):
              *panels: Value, lines: Value) -> None:
         """Call a strip for `tiles` tiles of rows times the panels from the first of `panels` to before the second."""
         memory = [b.arg(name) for name, _ in self.spec.memory]
-        with b.if_(b.and_(b.icmp(">", b.mul(rows, tiles), 0), b.icmp("<", *panels[:2]))):
-            b.ir.call(strip, [*operands.values(), *memory, rows, tiles, *panels, lines])
+        b.ir.call(strip, [*operands.values(), *memory, rows, tiles, *panels, lines])
 
     def lines(self, b: Builder, rows: Value) -> Value:
         """Lines of weights that each tile of so many rows asks for ahead in a step, an equal part; a single tile is as
@@ -108,7 +107,7 @@ class AmxColumnLinear(AmxLinear):
             lines = self.lines(b, task.rows)
 
             def strip(function: ir.Function, shape: Shape, first: Value, rows: Value, count: Value, *to: Value) -> None:
-                with b.if_(b.icmp(">", b.mul(rows, count), 0)):
+                with b.if_(b.and_(b.icmp(">", b.mul(rows, count), 0), b.icmp("<", *to))):
                     shapes[shape].configure(register_rows(b, self.depth, shape, rows))
                     operands = self._from_row(b, b.add(task.first_row, first))
                     self.call(b, function, operands, rows, count, *to, after, lines=lines)
@@ -162,7 +161,8 @@ class AmxBlockLinear(AmxLinear):
         begin, middle, end, after = self.panels_of(b, task)
         tiles, lines = b.ceildiv(rows, WIDE.rows), self.lines(b, rows)
         for strip, panels in zip(self.of_columns, ((begin, middle), (middle, end)), strict=True):
-            self.call(b, strip, operands, rows, tiles, *panels, after, lines=lines)
+            with b.if_(b.icmp("<", *panels)):
+                self.call(b, strip, operands, rows, tiles, *panels, after, lines=lines)
 
     def _wide_rows(self, b: Builder) -> Value:
         return b.at(b.arg("scratch"), Bf16Strip.widened_bytes(self.spec))
