@@ -2,7 +2,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from functools import cached_property
 
 import llvmlite.ir as ir
 
@@ -131,6 +130,7 @@ class AmxBlockLinear(AmxLinear):
 
     def many(self, b: Builder, some: int) -> None:
         """All tasks of a thread. Rows are made bfloat16 when it draws the first of their tasks."""
+        self.of_columns = [self.emit_strip(WIDE, whole) for whole in (True, False)]
         all_rows = constant(I64, WIDE.rows)
         amx.TileShapes(b, register_bytes(self.depth, WIDE)).configure(register_rows(b, self.depth, WIDE, all_rows))
         self.ready = b.scratch(8)
@@ -138,11 +138,6 @@ class AmxBlockLinear(AmxLinear):
         for_tasks(b, self.grid(BLOCK_GRAIN, BLOCK_THREAD_ROWS), b.arg("rows"), b.arg("threads"), b.arg("queue"),
                   lambda task: self.task(b, task))
         amx.release(b)
-
-    @cached_property
-    def of_columns(self) -> tuple[ir.Function, ir.Function]:
-        """The strips of whole groups of columns, and of what is left."""
-        return self.emit_strip(WIDE, True), self.emit_strip(WIDE, False)
 
     def task(self, b: Builder, task: Task) -> None:
         """One task."""
@@ -210,18 +205,10 @@ class AmxCountedLinear(AmxBlockLinear):
         b.ret()
         return b.function
 
-    def stream(self, b: Builder) -> None:
-        """There are few rows; but those of sequences with few new tokens are apart."""
-        some = self._with_few(b, constant(I64, 0), b.div(b.arg("rows"), b.arg("tokens")))
-
-        def apart() -> list[Value]:
-            self.many(b, 0)
-            return []
-
-        def together() -> list[Value]:
-            super(AmxCountedLinear, self).stream(b)
-            return []
-        b.if_else(b.icmp("!=", some, 0), apart, together)
+    def has_many(self, b: Builder, some: int) -> Value:
+        """Few rows, too, are tasks where those of sequences with few new tokens are apart."""
+        apart = self._with_few(b, constant(I64, 0), b.div(b.arg("rows"), b.imax(b.arg("tokens"), 1)))
+        return b.or_(super().has_many(b, some), b.icmp(">", apart, 0))
 
     def task(self, b: Builder, task: Task) -> None:
         """Where sequences with few are among others, one sequence after the other: that is rare."""

@@ -64,10 +64,11 @@ class LinearKernel:
         b = Builder(self.module, self.tier, self.name, self.spec.params)
         rows, few = b.arg("rows"), self.schedule.few_rows
         some = max(few, self.schedule.stream_rows)
-        with b.if_(b.icmp(">", rows, some)):
+        many = self.has_many(b, some)
+        with b.if_(many):
             self.many(b, some)
         if some > few:
-            with b.if_(b.and_(b.icmp(">", rows, few), b.icmp("<=", rows, some))):
+            with b.if_(b.and_(b.icmp(">", rows, few), b.icmp("==", many, 0))):
                 self.stream(b)
         if few:
             with b.if_(b.and_(b.icmp(">", rows, 0), b.icmp("<=", rows, few))):
@@ -76,6 +77,10 @@ class LinearKernel:
             b.stream_end()
         b.ret()
         return b.function
+
+    def has_many(self, b: Builder, some: int) -> Value:
+        """Whether rows go the way of more than `some`."""
+        return b.icmp(">", b.arg("rows"), some)
 
     def many(self, b: Builder, some: int) -> None:
         """All tasks of a thread where there are more than `some` rows: tiles as even as can be."""
