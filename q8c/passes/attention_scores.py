@@ -12,25 +12,10 @@ from q8c.ir.types import DType, TensorType
 from q8c.passes.attention_heads import scaling
 from q8c.passes.loop_body import broadcast
 from q8c.passes.padding_mask import PADDED
-from q8c.passes.rules import Rewriter, orders, producer, uniform
+from q8c.passes.rules import orders, uniform
 
 # From here on a float32 fill swallows any score added to it, so that adding it and putting it in place are the same.
 ABSORBS = -1e30
-
-
-def scale_queries(r: Rewriter, node: Node) -> Value | None:
-    """(q k^T) * factor -> (q * factor) k^T, for a factor that is the same for all keys, as each head's own."""
-    for scores, factor in orders(node):
-        inner = producer(scores, "matmul")
-        if inner is None or scores.users != [node] or r.graph.is_output(scores) or any(
-                v.is_constant for v in inner.operands):
-            continue
-        q, rank = inner.input(0), scores.type.rank
-        own = (1,) * (rank - factor.type.rank) + factor.shape
-        if uniform(factor) is None and q.type.rank == rank >= len(own) and own[-1] == 1 and all(
-                d in (1, size) for d, size in zip(own[:-1], q.shape, strict=False)):
-            return r.add("matmul", r.add("mul", q, factor), inner.input(1), **inner.attrs)
-    return None
 
 
 @dataclass(frozen=True)

@@ -17,13 +17,13 @@ from q8c.passes.attention_scores import (
     batch_of,
     find_scores,
     same_sizes,
-    scale_queries,
 )
 from q8c.passes.axis_parts import Moved, move, run, whole
 from q8c.passes.causal_mask import Seen, causal_mask
 from q8c.passes.manager import Pass, Report
 from q8c.passes.rewrite import sole_reader, sources, substitute
 from q8c.passes.rules import attr, nodes_between, producer, rewrite, uniform
+from q8c.passes.score_spellings import RULES
 
 SINKS = 7
 """The operand of attention that holds one more score for each head."""
@@ -70,7 +70,7 @@ class FuseAttention(Pass):
     def run(self, graph: Graph, report: Report) -> bool:
         """Whether an attention was fused."""
         masks = SharedMasks(graph)
-        changed = rewrite(graph, {"mul": (scale_queries,)}, report)
+        changed = rewrite(graph, RULES, report)
         for node in list(graph.nodes):
             if node.op == "attention":
                 changed |= join_operands(graph, node)
@@ -128,7 +128,10 @@ def find_attention(graph: Graph, product: Node) -> Found | str | None:
 
 def foreign_mask(graph: Graph, q: Heads, scores: Scores) -> str:
     """Which mask has other batch and heads than the queries, empty if none has."""
+    shape = scores.product.output.shape
     for step in (s for s in scores.masks if not isinstance(s, Raised)):
+        if len(shape) > 3 and same_sizes(graph, step.scores, shape):
+            continue  # axis by axis the queries' own, however their sizes are called
         for value in (v for v in vars(step).values() if isinstance(v, Value)):
             *batch, heads, _, _ = aligned(value, step.scores) if len(step.scores) > 3 else (1, 1, 1, 1)
             if any(d != 1 for d in batch) and not graph.known_equal(batch_of(step.scores), q.batch) or (

@@ -54,6 +54,9 @@ ENCODERS: dict[str, Family] = {
     "t5-encoder": Family("T5EncoderModel", {
         "vocab_size": VOCABULARY, "d_model": HIDDEN, "d_kv": 32, "d_ff": 2 * HIDDEN, "num_layers": 2,
         "num_heads": HEADS}, TEXT, int8_error=0.08, compiled=True),
+    "longt5-encoder": Family("LongT5EncoderModel", {
+        "vocab_size": VOCABULARY, "d_model": HIDDEN, "d_kv": 32, "d_ff": 2 * HIDDEN, "num_layers": 2,
+        "num_heads": HEADS, "local_radius": 4}, TEXT, forms=EAGER[:1], int8_error=0.08),
     "torch-encoder": Family("TorchEncoder", LAYERS, {
         "inputs_embeds": Input("normal", (*ROWS, HIDDEN)), "attention_mask": TEXT["attention_mask"]},
         forms=("dynamo-sdpa",)),
@@ -94,6 +97,9 @@ ENCODERS: dict[str, Family] = {
         "query_stride": [2, 2], "masked_unit_size": [4, 4], "num_query_pool": 1,
         "masked_unit_attention": [True, False]}, {"pixel_values": Input("normal", ("batch", 3, 64, 64))},
         sizes=IMAGES, attentions=3, forms=EAGER[:1]),
+    "vitdet": Family("VitDetModel", {
+        **PATCHES, "window_size": 3, "window_block_indices": [0], "use_relative_position_embeddings": True}, IMAGE,
+        sizes=IMAGES, forms=EAGER[1:], float_products=MATRICES),
     "whisper-encoder": Family("WhisperModel", {
         "vocab_size": VOCABULARY, "d_model": HIDDEN, "encoder_layers": 2, "encoder_attention_heads": HEADS,
         "encoder_ffn_dim": 2 * HIDDEN, "decoder_layers": 1, "decoder_attention_heads": HEADS,
