@@ -50,12 +50,22 @@ def inline_functions(model: onnx.ModelProto) -> onnx.ModelProto:
     if not model.functions:
         return model
     _check_growth(model)
+    _write_defaults(model)
     from onnx import inliner
 
     try:
         return inliner.inline_local_functions(model)
     except Exception as error:  # the inliner's C++ errors have no common type
         raise CompileError(f"the model's functions cannot be inlined: {' '.join(str(error).split())}") from error
+
+
+def _write_defaults(model: onnx.ModelProto) -> None:
+    """Give every call of a function the attributes it leaves to their defaults, which the inliner knows nothing of."""
+    defaults = {function_key(f): f.attribute_proto for f in model.functions if f.attribute_proto}
+    for nodes in (model.graph.node, *(f.node for f in model.functions)) if defaults else ():
+        for node in all_nodes(nodes):
+            given = {a.name for a in node.attribute}
+            node.attribute.extend(a for a in defaults.get(function_key(node), ()) if a.name not in given)
 
 
 def _check_growth(model: onnx.ModelProto) -> None:
