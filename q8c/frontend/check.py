@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from q8c.errors import CompileError
+from q8c.frontend.functions import all_nodes
 from q8c.frontend.registry import MICROSOFT, find_importer
 
 if TYPE_CHECKING:
@@ -31,13 +32,31 @@ def check(model: Model) -> None:
         if name not in declared:
             copy.graph.input.append(onnx.helper.make_tensor_value_info(name, elem_type, shape))
     for value in (*copy.graph.input, *copy.graph.output):
-        if value.type.HasField("tensor_type"):  # a shape may be left out: of inputs the importer asks for it itself
+        if value.type.WhichOneof("value") in (None, "tensor_type"):
             value.type.tensor_type.shape.SetInParent()
     _set_aside_extensions(copy, model.opsets)
+    _fill_in(copy)
     try:
         onnx.checker.check_model(copy, skip_opset_compatibility_check=True)
     except Exception as error:  # the checker raises ValidationError, and others for what it cannot serialize
         raise CompileError(f"not a valid ONNX model: {' '.join(str(error).split())[:600]}") from error
+
+
+def _fill_in(model: onnx.ModelProto) -> None:
+    """What the checker wants and nothing here needs: names, a newer format, and data in files, which are looked for
+    when they are read."""
+    import onnx
+
+    model.ir_version = max(model.ir_version, 3)
+    model.graph.name = model.graph.name or "graph"
+    for value in model.graph.output:
+        if value.type.HasField("tensor_type"):
+            value.type.tensor_type.elem_type = value.type.tensor_type.elem_type or onnx.TensorProto.FLOAT
+    for node in all_nodes(model.graph.node):
+        for attribute in node.attribute:
+            for tensor in (attribute.t, *attribute.g.initializer):
+                if tensor.data_location == onnx.TensorProto.EXTERNAL:
+                    tensor.CopyFrom(onnx.TensorProto(name=tensor.name, data_type=tensor.data_type, dims=[0]))
 
 
 def _texts(message: Message) -> Iterator[str | bytes]:

@@ -1,6 +1,7 @@
 """Reads, checks and flattens an ONNX model: weights aside, model-local functions inlined."""
 from __future__ import annotations
 
+import logging
 import mmap
 import os
 from collections.abc import Iterable, Iterator, Sequence
@@ -11,14 +12,15 @@ from typing import TYPE_CHECKING, TypeAlias
 
 from q8c.errors import CompileError
 from q8c.frontend.functions import all_nodes, inline_functions
-from q8c.frontend.weights import sparse_to_array, to_array
+from q8c.frontend.order import ordered, reads
+from q8c.frontend.weights import is_known, sparse_to_array, to_array
 from q8c.frontend.wire import NotProtobuf, Split, TooLarge, split
 from q8c.ir.graph import Array
 
 if TYPE_CHECKING:
     import onnx
 
-
+log = logging.getLogger("q8c.frontend")
 Source: TypeAlias = "str | os.PathLike[str] | bytes | bytearray | memoryview | onnx.ModelProto"
 
 
@@ -122,6 +124,7 @@ def load(model: Source) -> Model:
     weights = Weights(folder)
     weights.add(proto.graph, raw)
     skeleton = inline_functions(_skeleton(proto))
+    _arrange(skeleton.graph)
     return Model(skeleton, weights, opsets(skeleton.opset_import))
 
 
@@ -185,6 +188,27 @@ def _skeleton(proto: onnx.ModelProto) -> onnx.ModelProto:
     graph.output.extend(proto.graph.output)
     _resolve_alias(copy)
     return copy
+
+
+def _arrange(graph: onnx.GraphProto) -> None:
+    """Leave what the outputs need: sorted nodes, as ONNX's checker and the importer expect, and inputs, besides those
+    that nothing reads of a known rank and type."""
+    outputs = [v.name for v in graph.output]
+    places = ordered(graph.node, outputs)
+    if places != list(range(len(graph.node))):
+        kept = type(graph)(node=[graph.node[i] for i in places])
+        del graph.node[:]
+        graph.node.extend(kept.node)
+    read = set(outputs).union(*map(reads, graph.node))
+    left_out = [v for v in graph.input if v.name not in read and not _can_be_fed(v)]
+    for info in left_out:
+        log.warning("input %r is left out: nothing reads it, and q8c does not know its rank or type", info.name)
+        graph.input.remove(info)
+
+
+def _can_be_fed(info: onnx.ValueInfoProto) -> bool:
+    tensor = info.type.tensor_type
+    return tensor.HasField("shape") and is_known(tensor.elem_type)
 
 
 def _resolve_alias(model: onnx.ModelProto) -> None:

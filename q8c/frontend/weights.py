@@ -40,6 +40,11 @@ def type_name(elem_type: int) -> str:
         return f"element type {elem_type}"
 
 
+def is_known(elem_type: int) -> bool:
+    """Whether q8c computes with an element type."""
+    return type_name(elem_type) in _NAMES
+
+
 def compute_type(elem_type: int, what: str) -> DType:
     """The element type q8c computes with for ONNX's. Raises UnsupportedError if there is none."""
     name = type_name(elem_type)

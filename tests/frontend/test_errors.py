@@ -27,7 +27,7 @@ def message(proto: Any, kind: type[Error] = CompileError) -> str:
 def test_everything_unsupported_is_listed_before_anything_else() -> None:
     nodes = [node("LSTM", "x", "a", name="first"), node("Det", "x", "b"), node("LSTM", "x", "c"),
              node("Magic", "nowhere", "d", domain="com.acme"), node("Neg", "x")]
-    proto = model(nodes, {"x": (F32, ["n", "n"])}, {"y": F32}, opset=13,
+    proto = model(nodes, {"x": (F32, ["n", "n"])}, dict.fromkeys("abcdy", F32), opset=13,
                   opset_imports=[helper.make_opsetid("com.acme", 3)])
     assert message(proto, UnsupportedError) == (
         "cannot compile 4 nodes of this model: LSTM (opset 13) 'first', 'c'; Det (opset 13) 'b'; "
@@ -36,7 +36,8 @@ def test_everything_unsupported_is_listed_before_anything_else() -> None:
 
 def test_many_unsupported_nodes_are_abbreviated_but_every_op_is_named() -> None:
     nodes = [node("LSTM", "x", f"a{i}") for i in range(30)] + [node("Det", "x", "b")]
-    assert message(model(nodes, {"x": (F32, [2, 2])}, {"b": F32}), UnsupportedError) == (
+    proto = model(nodes, {"x": (F32, [2, 2])}, {name: F32 for n in nodes for name in n.output})
+    assert message(proto, UnsupportedError) == (
         "cannot compile 31 nodes of this model: LSTM (opset 20) 'a0', 'a1', 'a2' and 27 more; Det (opset 20) 'b'")
 
 
@@ -152,6 +153,13 @@ def test_broken_models(change: str, tmp_path: Path) -> None:
     path.write_bytes(broken(change).SerializeToString())
     with pytest.raises((CompileError, UnsupportedError)):
         import_onnx(path)
+
+
+def test_nodes_in_a_circle_are_named() -> None:
+    nodes = [node("Add", "x b", "a", name="first"), node("Neg", "a", "b"), node("Abs", "a")]
+    assert message(model(nodes, {"x": (F32, ["n"])}, {"y": F32})) == (
+        "Add 'first': it reads what is computed from its own result, or from that of nodes that wait for each other; "
+        "expected a graph without a cycle")
 
 
 @pytest.mark.parametrize("data", [b"", b"\x00", b"not an ONNX file at all" * 9, b"\x08\x07", bytes(1000), b"\xff" * 64])

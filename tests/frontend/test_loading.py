@@ -14,7 +14,7 @@ from onnx import TensorProto, helper, numpy_helper
 from q8c.errors import CompileError, Error, UnsupportedError
 from q8c.frontend import content_digest, import_onnx
 from q8c.ir import interpret, print_graph, verify
-from tests.frontend.support import F32, I64, Array, compare, load, model, node, normal, value
+from tests.frontend.support import BOOL, F32, I64, Array, compare, load, model, node, normal, value
 
 
 def linear(weight: Array) -> onnx.ModelProto:
@@ -201,6 +201,54 @@ def test_the_default_domain_has_two_names() -> None:
     assert print_graph(load(proto)) == print_graph(graph)
 
 
+def test_what_a_file_may_leave_out(tmp_path: Path) -> None:
+    """A name of the graph, what an output is; and it may be of an older format than says which opset it is of."""
+    proto = model([node("Neg", "x")], {"x": (F32, ["n"])}, {"y": F32}, opset=8)
+    proto.ir_version, proto.graph.name = 2, ""
+    proto.graph.output[0].ClearField("type")
+    assert [str(v.type) for v in load(proto).outputs] == ["f32[n]"]
+
+
+def test_constants_in_nodes_may_lie_in_files(tmp_path: Path) -> None:
+    (tmp_path / "data").write_bytes(bytes(8) + normal(5).tobytes())
+    apart = TensorProto(name="w", data_type=TensorProto.FLOAT, dims=[5], data_location=TensorProto.EXTERNAL)
+    for key, text in (("location", "data"), ("offset", "8")):
+        apart.external_data.add(key=key, value=text)
+    branch = helper.make_graph([node("Add", "x w", "z")], "b", [], [value("z", F32, None)], [apart])
+    nodes = [node("Constant", "", "v", value=apart), node("Add", "x v", "s"),
+             node("If", "c", "i", then_branch=branch, else_branch=branch), node("Mul", "s i")]
+    proto = model(nodes, {"x": (F32, ["n"])}, {"y": F32}, {"c": np.array(True)})
+    (tmp_path / "m.onnx").write_bytes(proto.SerializeToString())
+    y, = interpret(import_onnx(tmp_path / "m.onnx"), {"x": np.ones(5, F32)})
+    np.testing.assert_array_equal(y, (1 + normal(5)) ** 2)
+
+
+def test_nodes_may_stand_in_any_order() -> None:
+    def branch(name: str, op: str) -> onnx.GraphProto:
+        return helper.make_graph([node(op, "b", name)], name, [], [value(name, F32, None)])
+
+    chosen = node("If", "c", "d", then_branch=branch("t", "Neg"), else_branch=branch("e", "Abs"))
+    nodes = [node("Exp", "d"), chosen, node("Tanh", "a", "b"), node("Sin", "x", "a")]
+    inputs: dict[str, Any] = {"x": (F32, ["n"])}
+    upside_down = load(model(nodes, inputs, {"y": F32}, {"c": np.array(True)}))
+    assert [n.op for n in upside_down.nodes] == ["sin", "tanh", "neg", "exp"]
+    sorted_ = load(model(nodes[::-1], inputs, {"y": F32}, {"c": np.array(True)}))
+    assert print_graph(upside_down) == print_graph(sorted_)
+
+
+def test_what_nothing_needs_is_not_looked_at() -> None:
+    """Nodes of unknown ops and inputs of unknown types among it."""
+    inner = helper.make_graph([node("Magic", "x", "z", domain="com.acme")], "g", [], [value("z", F32, None)])
+    nodes = [node("Constant", "", "text", value_string="abc"), node("Neg", "x"),
+             node("Magic", "text", "m", domain="com.acme"), node("If", "c", "i", then_branch=inner, else_branch=inner)]
+    proto = model(nodes, {"x": (F32, ["n"]), "c": (BOOL, []), "u": (F32, ["m"])}, {"y": F32})
+    proto.graph.input.append(helper.make_tensor_value_info("words", TensorProto.STRING, ["n"]))
+    proto.graph.input.append(helper.make_tensor_sequence_value_info("list", TensorProto.FLOAT, None))
+    proto.graph.input.append(value("shapeless", F32, None))
+    graph = load(proto)
+    assert [n.op for n in graph.nodes] == ["neg"] and [v.name for v in graph.inputs] == ["x", "c", "u"]
+
+
 def test_sources_are_node_names_or_output_names() -> None:
     proto = model([node("Neg", "x", "a", name="layer/Neg"), node("Abs", "a", "out")], {"x": (F32, ["n"])}, {"out": F32})
     assert [n.source for n in load(proto).nodes] == [("layer/Neg",), ("out",)]
@@ -235,6 +283,17 @@ def test_a_function_of_another_opset_keeps_its_meaning() -> None:
     assert [n.op for n in graph.nodes if n.op != "reshape"] == ["mul", "softmax", "mul"] * 2
     y = interpret(graph, {"x": normal(2, 2, 3)})[0]
     np.testing.assert_allclose(y.sum(axis=(1, 2)), [0.5, 0.5], rtol=1e-5)
+
+
+@pytest.mark.parametrize("opset", [20, 12], ids=["inlined", "of another opset"])
+def test_what_a_function_s_attributes_are_by_default(opset: int) -> None:
+    body = helper.make_node("LeakyRelu", ["a"], ["b"])
+    body.attribute.add(name="alpha", type=onnx.AttributeProto.FLOAT).ref_attr_name = "alpha"
+    own = helper.make_function("own", "Leak", ["a"], ["b"], [body], [helper.make_opsetid("", opset)],
+                               attribute_protos=[helper.make_attribute("alpha", 0.75)])
+    nodes = [node("Leak", "x", "y", domain="own"), node("Leak", "x", "z", domain="own", alpha=0.25)]
+    compare(model(nodes, {"x": (F32, ["n"])}, {"y": F32, "z": F32}, opset_imports=[helper.make_opsetid("own", 1)],
+                  functions=[own]), {"x": normal(9)}, runtime=True)
 
 
 def test_a_function_may_take_the_name_of_an_op() -> None:
