@@ -65,13 +65,14 @@ class Built:
 @dataclass(frozen=True)
 class Result:
     """What a compilation left: the file; its parts, of which most models have one, and behind those the conditions that
-    choose among them; of branches that are not compiled, when they are taken and why; how long each stage took, and
-    sizes in bytes (`model_weight_bytes`: the model's constants as they came)."""
+    choose among them; of branches that are not compiled, when they are taken and why; how long all took and each stage,
+    some of which run side by side; and sizes in bytes (`model_weight_bytes`: the model's constants as they came)."""
 
     path: Path
     parts: tuple[Built, ...]
     conditions: tuple[Built, ...]
     refused: tuple[str, ...]
+    elapsed: float
     seconds: dict[str, float]
     model_weight_bytes: int
     weight_bytes: int
@@ -84,6 +85,7 @@ class _Stages:
 
     progress: Progress
     seconds: dict[str, float] = field(default_factory=dict)
+    start: float = field(default_factory=time.perf_counter)
 
     @contextlib.contextmanager
     def stage(self, name: str) -> Iterator[None]:
@@ -141,8 +143,8 @@ def compile_model(model: Source, output: str | os.PathLike[str] | None = None, *
         with stages.stage("write"):
             _write(writer, [*built, *conditions], parts.choice)
     weights = {c.offset: c.nbytes for one in (*built, *conditions) for c in one.constants}
-    return Result(path, built, conditions, parts.refused, stages.seconds, model_weight_bytes, sum(weights.values()),
-                  path.stat().st_size)
+    return Result(path, built, conditions, parts.refused, time.perf_counter() - stages.start, stages.seconds,
+                  model_weight_bytes, sum(weights.values()), path.stat().st_size)
 
 
 def _build(part: Part, options: Options, calibration: Calibration, tiers: Sequence[Tier],

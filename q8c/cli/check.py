@@ -20,6 +20,7 @@ from q8c.cli.common import (
     add_json_argument,
     add_model_argument,
     add_threads_argument,
+    alike,
     is_onnx,
     print_json,
     table,
@@ -60,16 +61,28 @@ def run(args: argparse.Namespace) -> int:
                     "logits": {n: vars(e) for n, e in logits.items()},
                     **({"layers": layers_json(layers)} if layers else {})})
         return 0
-    rows = [["output", "shape", "cosine", "worst row", "relative L2", "max"]]
-    rows += [[n, "x".join(map(str, results[n].shape)), f"{e.cosine:.6f}", f"{e.worst_cosine:.6f}",
-              f"{e.relative_l2:.5f}", f"{e.max_abs:.5g}"] for n, e in errors.items()]
     print(f"error against fp32 ({source}), {'given' if args.inputs else 'made-up'} inputs")
-    print(table(rows, right=[2, 3, 4, 5]))
+    print(error_rows(errors, {n: "x".join(map(str, results[n].shape)) for n in names}, args.verbose > 0))
     for name, found in logits.items():
         print(f"{name} as logits: {logit_text(found)}")
     if layers is not None:
         print(f"\n{layer_rows(layers)}")
     return 0
+
+
+def error_rows(errors: Mapping[str, Error], shapes: Mapping[str, str], everything: bool) -> str:
+    """The errors of the outputs for people; of those that differ in a number of their names the worst, unless all are
+    asked for. NaN is the worst of all."""
+    import numpy as np
+    groups = {name: [name] for name in errors} if everything else alike(shapes.items())
+    rows = [["output", "shape", "cosine", "worst row", "relative L2", "max"]]
+    for title, names in groups.items():
+        found = [errors[name] for name in names]
+        rows.append([title, shapes[names[0]], f"{np.min([e.cosine for e in found]):.6f}",
+                     f"{np.min([e.worst_cosine for e in found]):.6f}", f"{np.max([e.relative_l2 for e in found]):.5f}",
+                     f"{np.max([e.max_abs for e in found]):.5g}"])
+    several = "\nof several outputs in a line the worst; -v shows each" if len(groups) < len(errors) else ""
+    return table(rows, right=[2, 3, 4, 5]) + several
 
 
 def distance(name: str, result: Any, reference: Mapping[str, Any], feeds: Mapping[str, Any]) -> Error:

@@ -3,11 +3,14 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import re
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+_NUMBER = re.compile(r"\d+")
 
 
 class UsageError(Exception):
@@ -142,6 +145,23 @@ def table(rows: Sequence[Sequence[str]], right: Sequence[int] = ()) -> str:
         cells = [c.rjust(w) if i in right else c.ljust(w) for i, (c, w) in enumerate(zip(row, widths, strict=True))]
         lines.append("  ".join(cells).rstrip())
     return "\n".join(lines)
+
+
+def alike(names: Iterable[tuple[str, str]]) -> dict[str, list[str]]:
+    """Of names, each with what is to be said of it, those that differ in their first number alone under one title,
+    `past_key_values.{0..29}.key`, where that are three or more of which the same is said; all others under their own.
+    """
+    groups: dict[tuple[str, str], list[str]] = {}
+    for name, said in names:
+        groups.setdefault((_NUMBER.sub("#", name, count=1), said), []).append(name)
+    titles: dict[str, list[str]] = {}
+    for (pattern, _), group in groups.items():
+        numbers = [int(found[0]) for name in group if (found := _NUMBER.search(name))]
+        if len(numbers) >= 3 and numbers == list(range(numbers[0], numbers[0] + len(numbers))):
+            titles[pattern.replace("#", f"{{{numbers[0]}..{numbers[-1]}}}", 1)] = group
+        else:
+            titles.update((name, [name]) for name in group)
+    return titles
 
 
 def count(n: int, what: str) -> str:

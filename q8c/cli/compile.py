@@ -102,7 +102,7 @@ def summary(result: Result) -> dict[str, Any]:
     parts = [part_summary(part) for part in result.parts]
     return {
         "path": str(result.path), "file_bytes": result.file_bytes, "weight_bytes": result.weight_bytes,
-        "model_weight_bytes": result.model_weight_bytes, "seconds": result.seconds,
+        "model_weight_bytes": result.model_weight_bytes, "elapsed": result.elapsed, "seconds": result.seconds,
         **({"parts": [{"when": part.when, **facts} for part, facts in zip(result.parts, parts, strict=True)],
             "refused": list(result.refused)} if result.conditions else parts[0])}
 
@@ -131,8 +131,7 @@ def text(result: Result, verbose: bool) -> str:
         lines += [f"  where {part.when}:"] if several else []
         lines += [f"  {'  ' * several}{line}" for line in part_lines(part, verbose)]
     lines += [f"  not compiled {reason}" for reason in result.refused]
-    total = sum(result.seconds.values())
-    lines.append(f"  {total:.1f} s: " + ", ".join(f"{n} {s:.1f}" for n, s in result.seconds.items()))
+    lines.append(f"  {result.elapsed:.1f} s: " + ", ".join(f"{n} {s:.1f}" for n, s in result.seconds.items()))
     return "\n".join(lines)
 
 

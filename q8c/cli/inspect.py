@@ -5,7 +5,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from q8c.cli.common import add_json_argument, print_json, size_text, table
+from q8c.cli.common import add_json_argument, alike, print_json, size_text, table
 
 if TYPE_CHECKING:
     from q8c.runtime.artifact import Artifact
@@ -67,7 +67,8 @@ def part_lines(part: Part) -> list[str]:
     model = part.model
     lines = []
     for title, tensors in (("input", model.inputs), ("output", model.outputs)):
-        lines += [f"  {title:7}{t.name}: {t.dtype}[{', '.join(t.text)}]" for t in tensors]
+        types = {t.name: f"{t.dtype}[{', '.join(t.text)}]" for t in tensors}
+        lines += [f"  {title:7}{name}: {types[names[0]]}" for name, names in alike(types.items()).items()]
     lines += [f"  needs  {c.text}" for c in model.constraints]
     lines += _state(model)
     lines += [f"  code   {i.tier}: {size_text(i.section.size)}" + "".join(f", {f}" for f in i.features)

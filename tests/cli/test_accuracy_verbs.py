@@ -12,6 +12,8 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 import q8c
+from q8c.accuracy import Error
+from q8c.cli.check import error_rows
 from q8c.cli.feeds import write_npz
 from tests import models
 from tests.cli.support import Cli
@@ -59,6 +61,15 @@ def test_logits_are_compared_as_distributions(cli: Cli, bigram: Path, tmp_path: 
     assert 0 < found["kl"] < 0.01 and found["top1"] > 0.85
     text = cli.good(*words)
     assert "given inputs" in text and "logits as logits: KL 0.00" in text and "next tokens' NLL" in text
+
+
+def test_several_outputs_in_a_line_show_the_worst() -> None:
+    errors = {f"present.{n}": Error(1 - n / 10, 1 - n / 5, n / 10, float(n)) for n in range(3)}
+    _, line, note = error_rows(errors, dict.fromkeys(errors, "2x3"), everything=False).splitlines()
+    assert line.split() == ["present.{0..2}", "2x3", "0.800000", "0.600000", "0.20000", "2"] and "-v" in note
+    assert len(error_rows(errors, dict.fromkeys(errors, "2x3"), everything=True).splitlines()) == 4
+    errors["present.1"] = Error(*[float("nan")] * 4)
+    assert error_rows(errors, dict.fromkeys(errors, "2x3"), everything=False).splitlines()[1].count("nan") == 4
 
 
 def test_masked_rows_do_not_count(cli: Cli, bigram: Path, tmp_path: Path) -> None:

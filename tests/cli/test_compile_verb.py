@@ -51,6 +51,7 @@ def test_the_summary_as_json(cli: Cli, mlp: Path, tmp_path: Path) -> None:
     assert found["model_weight_bytes"] == 4 * (32 * 64 + 64 + 64 * 16 + 16)
     assert list(found["code_bytes"]) == ["avx2"] and found["nodes"]["q8_linear"] == 1
     assert {"import", "passes", "error", "code for avx2", "write"} == set(found["seconds"])
+    assert found["elapsed"] > max(found["seconds"].values())
 
 
 def test_attention_is_told_from_what_could_not_be_quantized(cli: Cli, tmp_path: Path) -> None:

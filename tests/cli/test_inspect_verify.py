@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 import q8c
+from q8c.cli.common import alike
 from q8c.codegen.targets import TIERS
 from q8c.ir import parse_graph, print_graph
 from q8c.runtime import strict_json
@@ -35,6 +36,16 @@ def test_inspect_as_json(cli: Cli, compiled: Path) -> None:
     assert found["bytes"] == compiled.stat().st_size and found["text"].startswith("graph @")
     told = found["parts"][0]["model"]
     assert told["options"]["weights"] == "default" and told["tools"]["q8c"] == q8c.__version__
+
+
+def test_names_that_differ_in_a_number_are_one_line() -> None:
+    kept = [(f"past.{n}.{what}", "f32[b, past, 4]") for n in range(3, 6) for what in ("key", "value")]
+    assert alike([("ids", "i64[b]"), *kept]) == {
+        "ids": ["ids"], "past.{3..5}.key": ["past.3.key", "past.4.key", "past.5.key"],
+        "past.{3..5}.value": ["past.3.value", "past.4.value", "past.5.value"]}
+    apart = [("x1", "f32"), ("x2", "f32"), ("y1", "f32"), ("y2", "i64"), ("y3", "f32"),
+             *((f"z{n}", "f32") for n in (1, 3, 5))]
+    assert alike(apart) == {name: [name] for name, _ in apart}
 
 
 def altered(path: Path, folder: Path, change: str) -> Path:
