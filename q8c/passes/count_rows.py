@@ -28,8 +28,10 @@ class CountRows(Pass):
         found = [n for n in graph.nodes if said is not None and goes_by(said, n)]
         if said is None or not found:
             return False
-        attrs = {"tokens": said.attrs["tokens"]}
-        counts = graph.add("new_counts", said.inputs, attrs, name="counts", before=found[0]).output
+        first = next(n for n in graph.nodes if n is said or n in found)  # attention's stands behind some products
+        counts = graph.add("new_counts", said.inputs, dict(said.attrs), name="counts", before=first).output
+        graph.replace_uses(said.output, counts)
+        graph.erase(said)
         for node in found:
             graph.set_inputs(node, [*node.inputs, *[None] * (COUNTS - len(node.inputs)), counts])
         return True

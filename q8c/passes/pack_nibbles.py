@@ -31,7 +31,8 @@ class PackNibbles(Pass):
                 continue
             weight = node.input(3)
             if any(reader.op != "q8_linear" for reader in weight.users):
-                report.decline(node, f"%{weight.name} is a table too, which is read in 8 bits")
+                if narrowed(node) is not None:
+                    report.decline(node, f"%{weight.name} is a table too, which is read in 8 bits")
                 continue
             operands: list[Value | None] = [*node.inputs, *[None] * 11][:11]
             key = (weight, *(v for v in (operands[4], operands[8]) if v is not None))
@@ -53,8 +54,7 @@ class PackNibbles(Pass):
 def packed(graph: Graph, node: Node, operands: Sequence[Value | None]) -> list[Value | None] | None:
     """The weight in 4 bits, its scales, its sums and its offsets if there are any; None if it does not fit."""
     weight, scale, sums = node.input(3), node.input(4), operands[8]
-    found = q4.narrow(weight.array(), attr(node, "block"))
-    release(weight.array())
+    found = narrowed(node)
     if found is None:
         return None
     offsets = None if found.offsets is None else graph.constant(found.offsets, f"{weight.name}.offset")
@@ -62,3 +62,11 @@ def packed(graph: Graph, node: Node, operands: Sequence[Value | None]) -> list[V
         scale = graph.constant(np.asarray(scale.array() * found.sign.astype(scale.dtype.numpy)), scale.name)
         sums = None if sums is None else graph.constant(np.asarray(sums.array() * found.sign), sums.name)
     return [graph.constant(spilled(found.numbers), f"{weight.name}.n"), scale, sums, offsets]
+
+
+def narrowed(node: Node) -> q4.Narrow | None:
+    """The weight of a q8_linear in 4 bits, None if it does not fit."""
+    weight = node.input(3).array()
+    found = q4.narrow(weight, attr(node, "block"))
+    release(weight)
+    return found

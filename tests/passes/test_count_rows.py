@@ -39,8 +39,8 @@ def test_rows_of_new_tokens_are_told_and_others_not() -> None:
             "other": rng.standard_normal((2, 4, 32), np.float32)}
     before = interpret(graph, feed)
     assert run_passes(graph, [CountRows()]).steps[0].changed
-    wanted = TEXT.format(first=said.format("counts"), counts=", -, -, -, -, -, -, %counts", last=said.format("c"),
-                         said="%c")
+    wanted = TEXT.format(first=said.format("counts"), counts=", -, -, -, -, -, -, %counts", last="",
+                         said='%counts as "c"')
     assert print_graph(graph) == print_graph(parse_graph(wanted, arrays()))
     for value, expected in zip(interpret(graph, feed), before, strict=True):
         np.testing.assert_array_equal(value, expected)
