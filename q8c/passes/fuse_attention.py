@@ -1,14 +1,19 @@
 """Attention as exporters write it, as one kernel."""
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import ClassVar
+
+import numpy as np
 
 from q8c.ir.dims import Dim
 from q8c.ir.graph import Attr, Graph, Node, Value
 from q8c.ir.types import DType, TensorType
 from q8c.passes.attention_heads import Heads, find_heads, ordered_heads
 from q8c.passes.attention_scores import (
+    ABSORBS,
+    Added,
     Masks,
     Raised,
     Scores,
@@ -247,21 +252,35 @@ def fuse(graph: Graph, found: Found, masks: SharedMasks) -> Node:
         attrs["softcap"] = found.scores.softcap
     if isinstance(masks.meaning, Seen):
         attrs |= {name: value for name in ("causal", "window", "spread") if (value := getattr(masks.meaning, name))}
-    if found.sinks is not None:
+    behind = rows_without_keys(graph, product)
+    sinks = None if found.sinks is None else graph.add(
+        "reshape", [found.sinks], {"shape": (q.heads,)}, name="sinks", before=product).output
+    if sinks is None and behind is not None and says_unseen(behind.input(0), steps, masks.meaning):
+        product, behind = behind, None
+        sinks = graph.constant(np.full(q.heads, ABSORBS, np.float32), "sinks")  # all that a query without keys has left
+    if sinks is not None:
         attrs.pop("spread", None)  # a query that sees no key has its sink left
-        sinks = graph.add("reshape", [found.sinks], {"shape": (q.heads,)}, name="sinks", before=product).output
-        leaves.append(found.sinks)
+        leaves.append(found.sinks or sinks)
         seen = [*seen, *[None] * SINKS][:SINKS - 3] + [sinks]
     if any(heads.offset for heads in (q, k, v)):
         attrs["offsets"] = (q.offset, k.offset, v.offset)
     node = graph.add("attention", [*operands, *seen], attrs, name="attention",
                      source=sources(nodes_between(product, leaves)), before=product)
-    behind = rows_without_keys(graph, product)
     if behind is None:
         give_result(graph, product, node.output, found)
     else:
         give_result(graph, behind, zero_rows(graph, behind, node.output), found)
     return node
+
+
+def says_unseen(test: Value, steps: Sequence[Step], meaning: Seen | str | None) -> bool:
+    """Whether a test is that the greatest of all that a mask adds to a query's scores is minus infinity, which it adds
+    to keys that are not seen and to no others."""
+    highest = None if (node := producer(test, "equal")) is None else producer(node.input(0), "reduce_max")
+    return (highest is not None and node is not None and uniform(node.input(1)) == -np.inf
+            and isinstance(meaning, Seen) and not meaning.spread and len(steps) == 1
+            and isinstance(steps[0], Added) and steps[0].mask is highest.input(0) and steps[0].factor > 0
+            and attr(highest, "axes") in ((-1,), (highest.input(0).type.rank - 1,)))
 
 
 def rows_without_keys(graph: Graph, product: Node) -> Node | None:

@@ -83,7 +83,7 @@ DECODERS: dict[str, Family] = {
     "gpt-neox": decoder("GPTNeoXForCausalLM", SMALL, SCRIPT, HEADS),
     "opt": decoder("OPTForCausalLM", {
         **SMALL, "ffn_dim": 2 * HIDDEN, "word_embed_proj_dim": HIDDEN}, DYNAMO, HEADS, kernels={"append": 4}),
-    "llama": decoder("LlamaForCausalLM", SMALL_KV, (*DYNAMO, *SCRIPT), compiled=True),
+    "llama": decoder("LlamaForCausalLM", SMALL_KV, ("dynamo23-sdpa", *DYNAMO, *SCRIPT), compiled=True),
     "llama-no-cache": Family("LlamaForCausalLM", SMALL_KV, TEXT, ("logits",), "decoder", DYNAMO, causal=2,
                              kernels={"rotary": 4}),
     "mistral": decoder("MistralForCausalLM", {**SMALL_KV, "sliding_window": 6}, SCRIPT, windows=2),

@@ -142,10 +142,10 @@ def export(family: Family, form: Form) -> onnx.ModelProto:
     names: dict[str, Any] = {"input_names": list(family.inputs), "output_names": list(family.outputs)}
     with torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        if exporter == "dynamo":
+        if exporter.startswith("dynamo"):
             vary = tuple(dict.fromkeys(a, torch.export.Dim.DYNAMIC) for a in axes.values())
             program = torch.onnx.export(model, inputs, dynamo=True, dynamic_shapes={"inputs": vary}, verbose=False,
-                                        **names)
+                                        opset_version=int(exporter[len("dynamo"):] or 0) or None, **names)
             return onnx.load_from_string(program.model_proto.SerializeToString())
         file = io.BytesIO()
         torch.onnx.export(model, inputs, file, dynamo=False, opset_version=int(exporter[len("script"):]),

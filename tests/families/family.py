@@ -10,8 +10,9 @@ from numpy.typing import NDArray
 
 Array = NDArray[Any]
 Size = int | str
-Form = Literal["dynamo-sdpa", "dynamo-eager", "script14-sdpa", "script17-sdpa", "script17-eager"]
-"""Exporter (`dynamo`: torch.export; `script`: TorchScript), its opset, and how transformers computes attention."""
+Form = Literal["dynamo-sdpa", "dynamo-eager", "dynamo23-sdpa", "script14-sdpa", "script17-sdpa", "script17-eager"]
+"""Exporter (`dynamo`: torch.export; `script`: TorchScript), its opset if not its default, and how transformers computes
+attention, for which there is an operator from opset 23 on."""
 Padding = Literal["none", "right", "left"]
 HIDDEN, HEADS, VOCABULARY = 64, 2, 99
 

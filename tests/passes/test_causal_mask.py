@@ -209,3 +209,19 @@ def test_a_mask_for_no_queries() -> None:
     }""", {"mask": np.zeros((0, 5), np.float32)})
     run_passes(graph, [FuseAttention()])
     assert interpret(graph, random_feeds(graph, sizes={"b": 3}))[0].shape == (3, 0, 8)
+
+
+def test_a_query_without_keys_has_zero_left_where_the_model_says_so() -> None:
+    masks = f"""{PADDED}
+  const %never: f32[] = -inf
+  %bias: f32[batch, 1, seq, {KEYS}] = where(%seen, %zero, %never)
+  %top: f32[batch, 1, seq, 1] = reduce_max(%bias) {{axes = (3), keepdims = true}}
+  %none: bool[batch, 1, seq, 1] = equal(%top, %never)"""
+    text = attention(masks, f"%m: {FULL} = add(%s, %bias)").replace(
+        "transpose(%o)", "transpose(%z)").replace("  %t: ", "  %z: f32[batch, 2, seq, 4] = where(%none, %zero, %o)\n  %t: ")
+    attrs, given, _ = fuse(text)
+    assert attrs["causal"] and not attrs.get("spread")
+    assert given == ["-", "mask", "-", "-", "sinks"]
+    text = text.replace("const %never: f32[] = -inf", "const %never: f32[] = -1e30")  # then all keys weigh alike
+    attrs, given, _ = fuse(text)
+    assert attrs["spread"] and given == ["-", "mask"]
