@@ -1,6 +1,7 @@
 """Give sizes of inputs that can only be one thing the form of that thing."""
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import ClassVar
@@ -45,12 +46,27 @@ def wanted(graph: Graph) -> Iterator[tuple[str, Expr]]:
     """Names of sizes, and what each has to be."""
     taken = [(a, b) for pair in graph.assumptions for a, b in (pair, pair[::-1])]
     read = [pair for node in graph.nodes if node.op in ("gather", "gather_nd") for pair in read_to(node)]
+    read += [(v.shape[0], n.output.shape[0]) for v in graph.inputs for n in v.users
+             if n.op == "reshape" and v.type.rank == n.output.type.rank > 1]
     for pairs, by_reading in ((taken, False), (read, True)):
         for a, b in pairs:
             for name, size in solved(_capped(a, b) - b):
                 fits = len(symbols(size)) > 1 or by_reading and is_twin(graph, name, size)
                 if fits and is_free(graph, name, size):
                     yield name, size
+    for (first, tokens), (other, new) in itertools.pairwise(pasts(graph)):
+        own = as_symbol(other)
+        if own is not None and isinstance(first, Expr) and tokens == new and is_free(graph, own, first):
+            yield own, first
+
+
+def pasts(graph: Graph) -> list[tuple[Dim, Dim]]:
+    """Of every cache of keys or values, how many tokens are kept in an input, and how many are put behind them into an
+    output."""
+    ends = set(graph.outputs)
+    return [(n.input(0).shape[2], n.input(1).shape[2]) for n in graph.nodes
+            if n.op == "concat" and n.output in ends and n.output.type.rank == 4 and len(n.inputs) == 2
+            and attr(n, "axis") in (2, -2) and n.input(0) in graph.inputs]
 
 
 def solved(difference: Dim) -> list[tuple[str, Expr]]:

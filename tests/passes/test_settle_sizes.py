@@ -74,6 +74,38 @@ def test_a_mask_is_of_the_tokens_it_is_read_for() -> None:
     assert not any(step.changed for step in run_passes(parse(floats), [SettleSizes()]).steps)
 
 
+def test_a_mask_has_as_many_rows_as_it_is_reshaped_to() -> None:
+    before = """graph @g(%x: f32[batch, seq], %m: i64[others, total]) {
+  assume others*total == (others*total // batch)*batch
+  %y: i64[batch, (others*total // batch)] = reshape(%m) {shape = (batch, (others*total // batch))}
+  return %x, %y
+}"""
+    sizes = {"batch": 2, "seq": 3, "others": 2, "total": 5}
+    check([SettleSizes(), Canonicalize()], before, """graph @g(%x: f32[batch, seq], %m: i64[batch, total]) {
+  return %x, %m
+}""", sizes=sizes)
+    floats = before.replace("i64", "f32")
+    assert not any(step.changed for step in run_passes(parse(floats), [SettleSizes()]).steps)
+
+
+PASTS = """graph @g(%new: f32[b, 2, s, 4], %k: f32[b, 2, past, 4], %v: f32[b, 2, {other}, 4]) {{
+  %keys: f32[b, 2, past + s, 4] = concat(%k, %new) {{axis = 2}}
+  %values: f32[b, 2, {other} + s, 4] = concat(%v, %{new}) {{axis = 2}}
+  return %keys{read}
+}}"""
+
+
+def test_pasts_that_grow_together_are_of_one_length() -> None:
+    sizes = {"b": 1, "s": 2, "past": 3, "other": 3}
+    values = ", %values"
+    check(SettleSizes(), PASTS.format(other="other", new="new", read=values),
+          PASTS.format(other="past", new="new", read=values), sizes=sizes)
+    for text in (PASTS.format(other="other", new="new", read=""),  # not kept
+                 PASTS.format(other="other", new="new2", read=values).replace(  # of tokens of its own
+                     ") {", ", %new2: f32[b, 2, s2, 4]) {", 1).replace("+ s, 4] = concat(%v", "+ s2, 4] = concat(%v")):
+        assert not any(step.changed for step in run_passes(parse(text), [SettleSizes()]).steps)
+
+
 @pytest.mark.parametrize(("assume", "inputs"), [
     ("assume total == seq\n  ", INPUTS),  # no sum: the names are as good as each other
     ("assume total == past + seq\n  ", INPUTS + ", %z: f32[2*total]"),  # another input has to do with it
