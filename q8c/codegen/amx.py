@@ -54,6 +54,11 @@ def load(b: Builder, tile: int, address: Value, stride: Operand) -> None:
     b.intrinsic("llvm.x86.tileloadd64", [constant(I8, tile), address, _i64(stride)], VOID)
 
 
+def load_once(b: Builder, tile: int, address: Value, stride: Operand) -> None:
+    """Load a tile of what the first-level cache need not keep: what is there already stays."""
+    b.intrinsic("llvm.x86.tileloaddt164", [constant(I8, tile), address, _i64(stride)], VOID)
+
+
 def store(b: Builder, tile: int, address: Value, stride: Operand) -> None:
     """Store a tile to rows `stride` bytes apart."""
     b.intrinsic("llvm.x86.tilestored64", [constant(I8, tile), address, _i64(stride)], VOID)

@@ -59,6 +59,11 @@ class DeepStrip(Strip):
 
     @staticmethod
     @abstractmethod
+    def load_rows(b: Builder, tile: int, address: Value, stride: int) -> None:
+        """Emit the load of a tile of rows."""
+
+    @staticmethod
+    @abstractmethod
     def dot(b: Builder, total: int, left: int, right: int) -> None:
         """Emit the product of two tiles, added to a tile of sums."""
 
@@ -135,7 +140,7 @@ class DeepStrip(Strip):
         as can be, since that waits for the tile: 1590 GMAC/s instead of 980 with 64 steps of depth."""
         b, shape = self.b, self.shape
         for i, register in enumerate(shape.left):
-            amx.load(b, register, b.at(a, amx.TILE_ROWS * i * each), stride)
+            self.load_rows(b, register, b.at(a, amx.TILE_ROWS * i * each), stride)
         for j in range(shape.panels):
             right = shape.right[j % len(shape.right)]
             amx.load(b, right, b.at(self.weights[j], w), STEP_BYTES)

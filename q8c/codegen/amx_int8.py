@@ -17,6 +17,7 @@ class Int8Strip(DeepStrip):
 
     CACHED_ROWS_BYTES = 512 << 10
     RUN_BYTES = 32 << 10
+    load_rows = staticmethod(amx.load)
     dot = staticmethod(amx.dot_s8u8)
 
     def __init__(self, b: Builder, spec: Q8LinearSpec, shape: Shape, whole: bool) -> None:

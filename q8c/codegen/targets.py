@@ -111,6 +111,7 @@ _INTRINSIC_FEATURES: dict[str, tuple[str, ...]] = {
     "llvm.x86.tilerelease": ("amx-tile",),
     "llvm.x86.tilezero": ("amx-tile",),
     "llvm.x86.tileloadd64": ("amx-tile",),
+    "llvm.x86.tileloaddt164": ("amx-tile",),
     "llvm.x86.tilestored64": ("amx-tile",),
     "llvm.x86.tdpbsud": ("amx-int8",),
     "llvm.x86.tdpbf16ps": ("amx-bf16",),
