@@ -1,7 +1,7 @@
 """The graph: SSA values with symbolic shapes, nodes with typed attributes, constants held aside by name."""
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
@@ -101,7 +101,7 @@ class Graph:
     def __init__(self, name: str = "graph") -> None:
         self.name = name
         self.inputs: list[Value] = []
-        self.outputs: list[Value] = []
+        self.outputs = ()
         self.output_names: list[str] = []
         self.nodes: list[Node] = []
         self.constants: dict[str, Value] = {}
@@ -111,6 +111,22 @@ class Graph:
         self.loose: frozenset[str] = frozenset()
         self._names: dict[str, int] = {}
         self._found = 0
+
+    @property
+    def outputs(self) -> tuple[Value, ...]:
+        """What the graph returns; a value may be there several times."""
+        return self._outputs
+
+    @outputs.setter
+    def outputs(self, values: Iterable[Value]) -> None:
+        self._outputs = tuple(values)
+        self._returned: frozenset[Value] | None = None  # made when it is asked for: outputs come one by one
+
+    def is_output(self, value: Value) -> bool:
+        """Whether the graph returns this value."""
+        if self._returned is None:
+            self._returned = frozenset(self._outputs)
+        return value in self._returned
 
     def fresh_name(self, hint: str) -> str:
         """`hint` if no value has that name yet, else `hint_1`, `hint_2`, …"""
@@ -132,7 +148,7 @@ class Graph:
 
     def add_output(self, value: Value, name: str | None = None) -> None:
         """Append a graph output; `name` is what the user calls it (the value's own name if not given)."""
-        self.outputs.append(value)
+        self.outputs = (*self.outputs, value)
         self.output_names.append(value.name if name is None else name)
 
     def constant(self, data: Array | np.generic | float | int, name: str = "c", *,
@@ -177,7 +193,8 @@ class Graph:
         for node in dict.fromkeys(readers):
             node.inputs = [new if v is old else v for v in node.inputs]
         new.users.extend(readers)
-        self.outputs = [new if v is old else v for v in self.outputs]
+        if self.is_output(old):
+            self.outputs = [new if v is old else v for v in self.outputs]
 
     def set_inputs(self, node: Node, inputs: Sequence[Value | None]) -> None:
         """Give a node other operands, keeping uses right."""
@@ -190,7 +207,7 @@ class Graph:
     def erase(self, node: Node) -> None:
         """Remove a node nobody reads. Raises CompileError if an output is still read."""
         for value in node.outputs:
-            if value.users or value in self.outputs:
+            if value.users or self.is_output(value):
                 raise CompileError(f"{node}: cannot be erased, %{value.name} is still read")
         del self.nodes[self._find(node)]
         for value in node.operands:
@@ -203,10 +220,6 @@ class Graph:
         except ValueError:
             self._found = self.nodes.index(node)
         return self._found
-
-    def is_output(self, value: Value) -> bool:
-        """Whether the graph returns this value."""
-        return any(v is value for v in self.outputs)
 
     def prune(self) -> bool:
         """Remove nodes and constants nobody needs; whether anything went."""

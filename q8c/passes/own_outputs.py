@@ -20,11 +20,12 @@ class OwnOutputs(Pass):
     def run(self, graph: Graph, report: Report) -> bool:
         """Whether a copy was inserted."""
         owned: set[Value] = set()
-        changed = False
-        for index, value in enumerate(graph.outputs):
+        outputs = list(graph.outputs)
+        for index, value in enumerate(outputs):
             root = view_root(value)
             if root.producer is None or root in owned:
-                graph.outputs[index] = graph.add("copy", [value]).output
-                changed = True
+                outputs[index] = graph.add("copy", [value]).output
             owned.add(root)
+        changed = outputs != list(graph.outputs)
+        graph.outputs = outputs
         return changed

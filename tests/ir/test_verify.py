@@ -75,7 +75,7 @@ def input_among_constants(g: Graph) -> None:
 
 
 def output_from_nowhere(g: Graph) -> None:
-    g.outputs[0] = Value("lost", g.outputs[0].type)
+    g.outputs = (Value("lost", g.outputs[0].type),)
 
 
 def output_without_name(g: Graph) -> None:

@@ -68,8 +68,7 @@ def test_a_weight_that_is_a_table_keeps_8_bits(high: int, told: list[str]) -> No
     graph = linear(-8, high, 0)
     ids = graph.constant(np.array([1, 2]), "ids")
     found = graph.add("lookup", [graph.constants["w"], graph.constants["s"], ids]).output
-    graph.outputs.append(found)
-    graph.output_names.append("rows")
+    graph.add_output(found, "rows")
     report = run_passes(graph, [PackNibbles()])
     assert graph.nodes[1].attrs.get("bits", 8) == 8
     assert [note.text for note in report.declines] == told
