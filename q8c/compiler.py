@@ -4,7 +4,6 @@ from __future__ import annotations
 import contextlib
 import os
 import time
-from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -32,6 +31,7 @@ from q8c.passes.manager import Observer, Report, run_passes
 from q8c.passes.pipeline import Options, pipeline
 from q8c.products import Product, product_names, products_of
 from q8c.runtime import cpu
+from q8c.runtime.model import MAX_SYMBOLS, MAX_TENSORS
 from q8c.runtime.sections import MAX_RANK, Constant
 from q8c.runtime.strict_json import fits
 from q8c.runtime.writer import Writer
@@ -294,8 +294,11 @@ def _check_mask(graph: Graph, mask: bool | str) -> None:
 
 def _check_signature(graph: Graph) -> None:
     """Raise CompileError for names that a compiled file has no room for, as people must be able to write them, and for
-    more axes than it has room for."""
-    for what, names in (("input", [v.name for v in graph.inputs]), ("output", graph.output_names)):
+    more of anything than it has room for."""
+    for what, names, most in (("input", [v.name for v in graph.inputs], MAX_TENSORS),
+                              ("output", graph.output_names, MAX_TENSORS), ("free size", graph.symbols(), MAX_SYMBOLS)):
+        if len(names) > most:
+            raise CompileError(f"the model has {len(names)} {what}s; a compiled file has room for {most}")
         for name in names:
             if not fits(name):
                 raise CompileError(f"{what} {name[:100]!r} has control characters in its name, or it is very long; "
@@ -303,9 +306,6 @@ def _check_signature(graph: Graph) -> None:
     for value in (*graph.inputs, *graph.outputs):
         if value.type.rank > MAX_RANK:
             raise CompileError(f"%{value.name} has {value.type.rank} axes; inputs and outputs have up to {MAX_RANK}")
-    twice = [name for name, count in Counter(graph.output_names).items() if count > 1]
-    if twice:
-        raise CompileError(f"two outputs are named {twice[0]!r}; rename one in the model")
 
 
 @contextlib.contextmanager

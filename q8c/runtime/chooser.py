@@ -1,7 +1,7 @@
 """Which part of a compiled file a run is of, where branches of the model are chosen by what its inputs hold."""
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -58,12 +58,17 @@ class Chooser:
         return layouts[0] if layouts else None
 
     def inputs(self) -> list[Argument]:
-        """All inputs, in the order of the parts."""
-        return _arguments([runner.model.inputs for runner in self._runners])
+        """All inputs, each name once, in the order of the parts."""
+        found: dict[str, list[Tensor]] = {}
+        for runner in self._runners:
+            for tensor in runner.model.inputs:
+                found.setdefault(tensor.name, []).append(tensor)
+        return [_argument(same) for same in found.values()]
 
     def outputs(self) -> list[Argument]:
-        """The outputs, which are the same in all parts that are no conditions, but for their shapes."""
-        return _arguments([runner.model.outputs for runner in self._ways])
+        """The outputs, which are the same in all parts that are no conditions, but for their shapes; one that the
+        model lists twice is there twice."""
+        return [_argument(list(same)) for same in zip(*(r.model.outputs for r in self._ways), strict=True)]
 
     def _chosen(self, feed: Feed) -> Runner:
         choice = self._choice
@@ -87,15 +92,6 @@ class Chooser:
 
 def _read(runner: Runner, feed: Feed) -> Feed:
     return {t.name: feed[t.name] for t in runner.model.inputs if t.name in feed}
-
-
-def _arguments(parts: Iterable[tuple[Tensor, ...]]) -> list[Argument]:
-    """The tensors of several parts, each name once."""
-    found: dict[str, list[Tensor]] = {}
-    for tensors in parts:
-        for tensor in tensors:
-            found.setdefault(tensor.name, []).append(tensor)
-    return [_argument(same) for same in found.values()]
 
 
 def _argument(tensors: list[Tensor]) -> Argument:

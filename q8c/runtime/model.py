@@ -19,8 +19,8 @@ FRAME_STAMPS = 5
 """The frame word with the address of the run's stamps, int64 [threads][nodes][2], or 0."""
 FRAME_ARGUMENTS = 9
 """First frame word after the fixed ones."""
-MAX_TENSORS = 1024
-MAX_SYMBOLS = 256
+MAX_TENSORS = 1 << 14
+MAX_SYMBOLS = 1 << 10
 MAX_FRAME = 1 << 16
 
 
@@ -149,9 +149,8 @@ def read_model(value: object, where: str) -> Model:
         read_cache(kept, f"{where}.cache", given, made),
         tuple(_node(n, at) for at, n in items(nodes, f"{where}.nodes")),
         mapping(options, f"{where}.options"), mapping(tools, f"{where}.tools"), mapping(notes, f"{where}.notes"))
-    for what, listed in (("inputs", [t.name for t in model.inputs]), ("outputs", [t.name for t in model.outputs]),
-                         ("symbols", list(names))):
-        unique(listed, f"{where}.{what}")
+    unique([t.name for t in model.inputs], f"{where}.inputs")
+    unique(list(names), f"{where}.symbols")
     if frame != vars(model.frame) or model.frame.size > MAX_FRAME:
         raise bad(f"{where}.frame", f"the layout its counts give, of at most {MAX_FRAME} words", frame)
     return model
