@@ -36,6 +36,11 @@ class Operands:
     last: Value
     whole: bool
 
+    @property
+    def streamed(self) -> bool:
+        """Whether results are whole cache lines, which go past the caches."""
+        return self.spec.streamed and self.whole
+
 
 class Group(NamedTuple):
     """Sums of `rows` rows from the strip's row `first` on, of the panels from `panel` on."""
@@ -93,9 +98,10 @@ class Finish(ABC):
         """Do one row; gives the state of the next."""
         b, values = self.b, self.operands.values
         row, sums, y, *residual = state
-        soon = b.at(y, b.mul(values["ldy"], ROWS_AHEAD), F32)
-        for j in range(self.shape.panels):
-            b.prefetch(b.at(soon, PANEL * j, F32), 1)
+        if not self.operands.streamed:
+            soon = b.at(y, b.mul(values["ldy"], ROWS_AHEAD), F32)
+            for j in range(self.shape.panels):
+                b.prefetch(b.at(soon, PANEL * j, F32), 1)
         for j, x in enumerate(self.floats(row, [b.at(sums, STEP_BYTES * j) for j in range(self.shape.panels)])):
             if self.spec.activation == "relu":
                 x = b.fmax(0.0, x)
@@ -117,7 +123,7 @@ class Finish(ABC):
 
     def _store(self, value: Value, address: Value, mask: Value | None) -> None:
         if mask is None:
-            self.b.store(value, address)
+            (self.b.stream if self.operands.streamed else self.b.store)(value, address)
             return
         self.b.intrinsic("llvm.masked.store.v16f32.p0", [value, address, constant(I32, 4), mask], VOID)
 

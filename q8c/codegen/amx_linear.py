@@ -14,6 +14,7 @@ from q8c.codegen.builder import I64, Builder, Value, constant
 from q8c.codegen.layout import PANEL
 from q8c.codegen.linear import ZMM_BLOCK_SCHEDULE, LinearKernel, Schedule
 from q8c.codegen.linear_spec import STEP_BYTES
+from q8c.codegen.linear_tile import begins_lines
 from q8c.codegen.q8_spec import FEW as FEW_TOKENS
 from q8c.codegen.q8_spec import Q8LinearSpec
 from q8c.codegen.q8_tile import Q8TileEmitter
@@ -82,10 +83,24 @@ class AmxLinear(LinearKernel):
         return b.select(b.icmp(">", tiles, 1), b.ceildiv(constant(I64, lines), tiles), 0)
 
     def emit_strip(self, shape: Shape, whole: bool) -> ir.Function:
-        """The function of a strip."""
+        """The function of a strip. One that may write past the caches goes there with whole cache lines only."""
         name = f"{self.name}.{shape.rows}x{PANEL * shape.panels}{'.whole' if whole else ''}"
+        if not (whole and self.spec.streamed):
+            return self._strip_function(name, self.spec, shape, whole)
+        ways = (self._strip_function(f"{name}.streamed", self.spec, shape, whole),
+                self._strip_function(f"{name}.stored", replace(self.spec, streamed=False), shape, whole))
         b = Builder(self.module, self.tier, name, self.strip.params(self.spec), internal=True)
-        self.strip(b, self.spec, shape, whole).emit()
+
+        def call(function: ir.Function) -> list[Value]:
+            b.ir.call(function, [b.arg(a.name) for a in function.args])
+            return []
+        b.if_else(begins_lines(b, b.arg("y"), b.arg("ldy")), *(lambda way=way: call(way) for way in ways))
+        b.ret()
+        return b.function
+
+    def _strip_function(self, name: str, spec: Q8LinearSpec, shape: Shape, whole: bool) -> ir.Function:
+        b = Builder(self.module, self.tier, name, self.strip.params(spec), internal=True)
+        self.strip(b, spec, shape, whole).emit()
         return b.function
 
 

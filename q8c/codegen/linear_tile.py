@@ -36,6 +36,12 @@ class Tile:
         return PANEL * (self.panels - 1) + self.tail
 
 
+def begins_lines(b: Builder, y: Value, ldy: Value) -> Value:
+    """Whether every row of a result at `y`, `ldy` floats apart, begins a cache line."""
+    either = b.or_(b.ir.ptrtoint(y, I64), b.mul(ldy, 4))
+    return b.icmp("==", b.and_(either, STEP_BYTES - 1), 0)
+
+
 class TileEmitter(ABC):
     """Emits one tile into an open function; `values` are the spec's operands by name."""
 
@@ -62,19 +68,14 @@ class TileEmitter(ABC):
         """The whole tile: sums, then scale, bias, activation and residual in registers."""
         sums = self.sums()
         if self.spec.streamed and self.tile.ahead:
-            with self.b.ir.if_else(self._aligned()) as (aligned, otherwise):
+            whole_lines = begins_lines(self.b, self.values["y"], self.values["ldy"])
+            with self.b.ir.if_else(whole_lines) as (aligned, otherwise):
                 with aligned:
                     self._results(sums, self.b.stream)
                 with otherwise:
                     self._results(sums, self.b.store)
         else:
             self._results(sums, self.b.store)
-
-    def _aligned(self) -> Value:
-        """Whether every row of the result begins a cache line."""
-        b, values = self.b, self.values
-        either = b.or_(b.ir.ptrtoint(values["y"], I64), b.mul(values["ldy"], 4))
-        return b.icmp("==", b.and_(either, STEP_BYTES - 1), 0)
 
     def _results(self, sums: list[list[Value]], store: Callable[[Value, Value], None]) -> None:
         """What becomes of the sums: whole panels through `store`."""

@@ -82,6 +82,13 @@ def test_output_may_have_gaps_and_be_the_residual() -> None:
     assert run(FAST, p, in_place=True).tobytes() == plain.tobytes()
 
 
+@pytest.mark.parametrize("stride", [96, 112, 97])
+def test_streamed_results_are_the_same(stride: int) -> None:
+    p = problem(Q8LinearSpec(96, 85, bias=True, block=32, half=True), 70, seed=10)
+    streamed = replace(p, spec=replace(p.spec, streamed=True))
+    assert run(FAST, streamed, ldy=stride).tobytes() == run(FAST, p).tobytes()
+
+
 @pytest.mark.parametrize("rows", [14, 40])
 def test_a_nan_row_stays_one_row(rows: int) -> None:
     p = problem(replace(BLOCKS, activation="none"), rows, seed=6)

@@ -128,7 +128,7 @@ def test_output_may_have_gaps_and_be_the_residual(tier: Tier) -> None:
 @all_tiers
 def test_streamed_results_are_exact_aligned_or_not(tier: Tier) -> None:
     spec = Q8LinearSpec(70, 64, block=32, zero_point=True, streamed=True)
-    for rows in (2, 7, 21):
+    for rows in (2, 7, 21, 70):
         p = problem(spec, rows, seed=7, plain=True)
         for stride in (64, 80, 65):
             np.testing.assert_array_equal(run(tier, p, ldy=stride), products(p).sum(axis=1))
