@@ -24,6 +24,7 @@ _PROMPT = 256
 """Tokens a state is given at a time."""
 OUTPUT = "out:"
 """Prefix of reference outputs in an inputs file."""
+_ARRAYS = (b"PK", b"\x93N")  # how files of several arrays and of one begin
 
 
 def feeds_for(session: Session, args: argparse.Namespace) -> dict[str, Array]:
@@ -115,6 +116,9 @@ def read_outputs(path: Path) -> dict[str, Array]:
 def read_npz(path: Path) -> dict[str, Array]:
     """All arrays of an .npz file by name. Raises UsageError if it is none, or holds more than plain arrays."""
     try:
+        with open(path, "rb") as file:
+            if file.read(2) not in _ARRAYS:  # numpy would take it for a pickle
+                raise UsageError(f"{path} holds no arrays; expected an .npz of arrays by name")
         loaded = np.load(path, allow_pickle=False)
         if not isinstance(loaded, np.lib.npyio.NpzFile):
             raise UsageError(f"{path} holds one array without a name; expected an .npz of arrays by name")

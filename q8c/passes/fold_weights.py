@@ -73,7 +73,7 @@ class FoldWeights(Pass):
         missing = set(self.keep) - {name for n in matmuls for name in n.source}
         if missing:
             raise CompileError(f"no matmul comes from node {sorted(missing)[0]!r}, which was to stay float; "
-                               f"`q8c inspect` lists the names")
+                               "`q8c explain -v` lists the names")
         found: dict[Node, str] = {}
         format = format_for(graph, self.format)
         for node in matmuls:

@@ -72,8 +72,9 @@ class State:
     """Keys and values of up to `max_tokens` tokens of each sequence of a batch; `Session.new_state` makes one.
 
     A run that is given the state reads what it holds and appends its tokens; nothing held is moved. One run at a time
-    may have it. The memory is zeros that take no room until they are written. Where no token sees further back than a
-    window, what lies before it is forgotten by and by, and its memory given back.
+    may have it. The memory is zeros that take no room until a token is written, and in huge pages, where the system has
+    them, maybe all of it then. Where no token sees further back than a window, what lies before it is forgotten by and
+    by, and its memory given back.
     """
 
     def __init__(self, layout: Layout, max_tokens: int, batch: int = 1) -> None:

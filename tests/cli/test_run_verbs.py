@@ -158,3 +158,11 @@ def test_arrays_of_any_name_and_kind_come_back(tmp_path: Path) -> None:
     assert list(found) == list(arrays)
     for name, array in arrays.items():
         assert found[name].dtype == array.dtype and np.array_equal(found[name], array)
+
+
+def test_inputs_of_another_kind_are_refused(cli: Cli, compiled: Path, tmp_path: Path) -> None:
+    text, one = tmp_path / "inputs.txt", tmp_path / "one.npy"
+    text.write_text("rows of 32")
+    np.save(one, np.zeros(3))
+    assert "holds no arrays; expected an .npz" in cli.bad(2, "run", compiled, "-i", text)
+    assert "holds one array without a name" in cli.bad(2, "run", compiled, "-i", one)
