@@ -8,7 +8,7 @@ import pytest
 from q8c.errors import UnsupportedError
 from q8c.frontend import import_onnx
 from q8c.ir import interpret
-from tests.frontend.support import BOOL, F32, I64, compare, model, node
+from tests.frontend.support import BOOL, F32, I64, compare, load, model, node
 
 TOKENS, HIDDEN, CHOICES = 5, 4, 2
 RNG = np.random.default_rng(0)
@@ -61,6 +61,12 @@ def test_rows_put_by_a_mask_of_rows() -> None:
     proto = model(nodes, {"x": (F32, ["n", 3]), "mask": (BOOL, ["n"])}, {"y": F32}, {"zero": np.array([0])})
     compare(proto, *({"x": RNG.standard_normal((4, 3)).astype(np.float32), "mask": mask} for mask in
                      (np.array([0, 1, 1, 0], np.bool_), np.zeros(4, np.bool_), np.ones(4, np.bool_))))
+
+
+@pytest.mark.parametrize(("scalar", "found"), [(0, 0), (7, 1)])
+def test_a_scalar_has_a_place_without_axes(scalar: int, found: int) -> None:
+    proto = model([node("NonZero", "x", "at"), node("Cast", "at", to=1)], {}, {"y": F32}, {"x": np.array(scalar)})
+    assert [y.shape for y in interpret(load(proto), {})] == [(0, found)]
 
 
 PLACES = [node("NonZero", "mask", "at"), node("Transpose", "at", "places", perm=[1, 0])]

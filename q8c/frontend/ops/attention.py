@@ -30,7 +30,8 @@ def attention(c: Call) -> list[Tensor]:
     size = q.shape[3]
     if not isinstance(size, int) or not all(isinstance(t.shape[1], int) for t in (q, k, v)):
         c.unsupported(f"heads of varying number or size: {q.type}, {k.type}")
-    scale = c.attr_float("scale", 0.0) or 1 / math.sqrt(max(size, 1))
+    given = c.attr("scale", "FLOAT")
+    scale = 1 / math.sqrt(max(size, 1)) if given is None else c.attr_float("scale")
     scores = c.emit("matmul", q, c.builder.transpose(repeated(c, k, q.shape[1]), (0, 1, 3, 2)))
     scores = c.emit("mul", scores, c.scalar(scale, scores))
     stages = [scores]

@@ -5,8 +5,9 @@ from collections.abc import Sequence
 
 from q8c.frontend.ops.scatter import position
 from q8c.frontend.registry import Call, importer
-from q8c.frontend.tensor import Tensor
-from q8c.ir.dims import Dim, product
+from q8c.frontend.tensor import Tensor, from_size
+from q8c.ir.dims import Dim, compare, product
+from q8c.ir.types import DType
 
 _DOTS = "0123456789"  # stand for the axes of an ellipsis, counted from the right
 
@@ -19,12 +20,26 @@ def einsum(c: Call) -> Tensor:
     terms = [term for _, term in single]
     operands = [_summed(c, x, term, set(result).union(*terms[:i], *terms[i + 1:]))
                 for i, (x, term) in enumerate(single)]
+    sizes = {a: d for (x, _), term in zip(single, terms, strict=True) for a, d in zip(term, x.shape, strict=True)}
     x, term = operands[0]
+    left = set(term)
     for i, (y, other) in enumerate(operands[1:], 2):
+        left = set(term + other)  # what the last product has still to sum over
         later = set(result).union(*terms[i:])
         kept = result if i == len(operands) else "".join(a for a in dict.fromkeys(term + other) if a in later)
         x, term = _product(c, x, term, y, other, kept), kept
-    return c.builder.transpose(x, [term.index(a) for a in result])
+    x = c.builder.transpose(x, [term.index(a) for a in result])
+    return _none_to_zero(c, x, [sizes[a] for a in sizes if a not in left]) if len(operands) > 1 else x
+
+
+def _none_to_zero(c: Call, x: Tensor, sizes: Sequence[Dim]) -> Tensor:
+    """The result, zero where an axis that was summed over before the last product is empty: a sum of no products is
+    that whatever the other operands hold, but 0 times an infinity is no number."""
+    size = product(sizes)
+    if compare(size, 0) == 1:
+        return x
+    empty = c.emit("equal", from_size(size), c.scalar(0, DType.i64))
+    return c.emit("where", empty, c.scalar(0, x), x)
 
 
 def _diagonal(c: Call, x: Tensor, term: str) -> tuple[Tensor, str]:

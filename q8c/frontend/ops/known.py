@@ -21,14 +21,18 @@ def _numbers(c: Call, index: int, purpose: str) -> Array:
 
 @importer("NonZero")
 def nonzero(c: Call) -> Tensor:
-    """The indices of elements that are not zero, an axis a row; how many is a size of its own until it is resolved."""
+    """The indices of elements that are not zero, an axis a row; how many is a size of its own until it is resolved.
+
+    A scalar has no axes, so its result is [0, 1] or [0, 0], which numpy would make a vector of first.
+    """
     x = c.input(0)
     if (x.known is None or x.is_symbolic) and x.rank:
         element = None if x.value is None else same_element(x.value)
         if element is None:
             return c.emit("nonzero", x, count=c.builder.fresh_size("nonzero"))
         return every_place(c, x) if element.any() else constant(np.zeros((x.rank, 0), np.int64))
-    return constant(np.array(np.nonzero(np.atleast_1d(_numbers(c, 0, "how many are not zero"))), dtype=np.int64))
+    places = np.argwhere(_numbers(c, 0, "how many are not zero"))
+    return constant(np.ascontiguousarray(places.T, dtype=np.int64))
 
 
 def same_element(value: Value, depth: int = _DEEPEST) -> Array | None:
