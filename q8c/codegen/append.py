@@ -1,4 +1,5 @@
-"""append: the keys or values of new tokens written behind those that are kept, which stay where they are."""
+"""append: the keys or values of new tokens written behind those that are kept, which stay where they are; kept: a copy
+of them."""
 from __future__ import annotations
 
 from collections.abc import Callable
@@ -38,6 +39,31 @@ def append_kernel(module: ir.Module, tier: Tier, node: Node) -> Kernel:
     if attributes(node)["in_place"]:
         return _place_tokens(module, tier, node)
     return replace(_copy_kept(module, tier, node), then=_place_tokens(module, tier, node))
+
+
+def kept_kernel(module: ir.Module, tier: Tier, node: Node) -> Kernel:
+    """The kernel of a `kept`: as many rows of each head as its result has, from a buffer with room for more."""
+    shape = node.output.shape
+    size = shape[3]
+    assert isinstance(size, int), "keep-cache declines others"
+    # where a row of the result begins, its head among those of the whole batch, and its token
+    space = Space((shape[0] * shape[1], shape[2]), ((shape[2] * size, size), (1, 0), (0, 1)))
+    m = Movement(node)
+    m.sizes.need_space(space)
+    m.sizes.need(CAPACITY)
+
+    def emit(b: Builder) -> None:
+        room = m.sizes.value(b, CAPACITY)
+
+        def item(offsets: list[Value]) -> None:
+            row, head, token = offsets
+            with b.if_(b.icmp("<", token, room)):  # there need not be room for tokens that are all padding
+                source = b.mul(b.add(b.mul(head, room), token), size)
+                copy_row(b, sizeof(F32), b.at(b.arg("p0"), source, F32), b.at(b.arg("p1"), row, F32), size)
+
+        each_item(b, m.sizes, space, item)
+
+    return m.kernel(module, tier, f"{m.sizes.space_name(space)} of {size} in {m.sizes.name(CAPACITY)}", emit)
 
 
 def _place_tokens(module: ir.Module, tier: Tier, node: Node) -> Kernel:

@@ -7,7 +7,7 @@ from dataclasses import replace
 import llvmlite.ir as ir
 
 from q8c.codegen.amx_linear import scratch_bytes
-from q8c.codegen.append import append_kernel
+from q8c.codegen.append import append_kernel, kept_kernel
 from q8c.codegen.attention import attention_kernel
 from q8c.codegen.builder import I64, PTR, Builder
 from q8c.codegen.conv import conv_kernel
@@ -129,6 +129,7 @@ _KERNELS: dict[str, EmitKernel] = {
     "q8_linear": q8_linear_kernel,
     "linear": linear_kernel,
     "append": append_kernel,
+    "kept": kept_kernel,
     "conv": conv_kernel,
     "rotary": rotary_kernel,
     "lookup": lookup_kernel,

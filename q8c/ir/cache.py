@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from q8c.ir.dims import Call, Dim, Expr, as_symbol, symbols
 from q8c.ir.graph import Graph, Node, Value
+from q8c.ir.key_rows import key_rows
 from q8c.ir.nested import names_in
 from q8c.ir.ops.registry import attributes
 from q8c.ir.types import DType
@@ -103,17 +104,21 @@ def _is_uniform(graph: Graph, past: Value, mask: Value | None) -> bool:
     told = {name} | {n for a, b in graph.assumptions for x, y in ((a, b), (b, a))
                      if name in symbols(y) and (n := as_symbol(x)) is not None}
     kept = {v for n in graph.nodes if in_place(n) for v in (n.input(0), n.output)}
-    masks = _casts(graph, mask)
+    masks, rows = _casts(graph, mask), set(key_rows(graph))
     counting = _for_lengths(graph)
     for value in graph.inputs:
         if value not in kept and value is not mask and names_in(value.shape) & told:
             return True
     for node in graph.nodes:
-        if in_place(node) or node.op in ("past_lengths", "new_counts") or node in counting:
+        if in_place(node) or node.op in ("past_lengths", "new_counts", "kept") or node in counting:
+            continue
+        if rows.issuperset(node.outputs):
+            if any(names_in(v.shape) & told for v in node.operands if v not in rows):
+                return True
             continue
         if (node.op == "attention" and node.inputs[5:6] not in ([], [None]) and node.inputs[3] is None
                 or node.op == "last_token" and len(node.inputs) > 2):
-            seen = kept | masks
+            seen = kept | masks | rows
         else:
             seen = masks if node.output in masks else set()
         touched = [v for v in (*node.operands, *node.outputs) if v not in seen]
@@ -128,6 +133,8 @@ def _window(appends: Iterable[Node]) -> int:
     found = 0
     for node in appends:
         for reader in node.output.users:
+            if reader.op != "attention":
+                return 0
             attrs, mask = attributes(reader), reader.inputs[3:4]
             if not attrs["causal"] or not attrs["window"] or mask not in ([], [None]):
                 return 0

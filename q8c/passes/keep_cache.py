@@ -10,6 +10,7 @@ from q8c.errors import CompileError
 from q8c.ir.cache import appended, find_tokens, in_place
 from q8c.ir.dims import Dim, as_symbol
 from q8c.ir.graph import Graph, Node, Value
+from q8c.ir.key_rows import key_rows
 from q8c.ir.types import DType
 from q8c.passes.attention_heads import find_heads
 from q8c.passes.fuse_attention import channels
@@ -25,11 +26,12 @@ LENGTHS, COUNTS = 5, 6
 @dataclass(frozen=True)
 class KeepCache(Pass):
     """Replaces present = concat(past, new) along the sequence axis by append(past, new, past_lengths) in place, where
-    past is an input, present an output, and attentions are all that reads them.
+    past is an input and present an output.
 
-    Both are then one buffer of the caller's, so that the kept tokens are never moved. Causal attentions to them take
-    lengths, one for each sequence; attentions of the new tokens to any others take new_counts. Lengths that the model
-    computes hold unless a state says others. `format`: how rows are kept, f32 or int8.
+    Both are then one buffer of the caller's, in which the kept tokens are never moved; attentions read them there, and
+    what else reads them gets a copy. Causal attentions to them take lengths, one for each sequence, and so do those to
+    what is computed from them token by token; attentions of the new tokens to any others take new_counts. Lengths that
+    the model computes hold unless a state says others. `format`: how rows are kept, f32 or int8.
     """
 
     name: ClassVar[str] = "keep-cache"
@@ -67,9 +69,10 @@ class KeepCache(Pass):
         for node in kept if self.format == "int8" else ():
             readers = [u for u in node.output.users if u.op == "attention"]
             roles = {i for u in readers for i in (1, 2) if u.inputs[i] is node.output}
-            if len(roles) > 1 or any(u.inputs[i] not in outputs for u in readers for i in (1, 2)):
-                report.decline(node, f"not in 8 bits: %{node.output.name} is both keys and values, or goes with some "
-                                     "that do not grow in place")
+            if len(roles) != 1 or len(readers) < len(node.output.users) or any(
+                    u.inputs[i] not in outputs for u in readers for i in (1, 2)):
+                report.decline(node, f"not in 8 bits: %{node.output.name} is not just keys, or values, or goes with "
+                                     "some that do not grow in place")
                 break
             formats.append("int8-keys" if roles == {1} else "int8-values")
         return formats if len(formats) == len(kept) else ["f32"] * len(kept)
@@ -88,9 +91,6 @@ def find_problem(graph: Graph, node: Node) -> str:
         return f"%{past.name} is read elsewhere too"
     if graph.outputs.count(present) > 1 or graph.is_output(past):
         return f"%{present.name} is more than one output"
-    others = [u for u in present.users if u.op != "attention" or present in (u.inputs[0], *u.inputs[3:])]
-    if others:
-        return f"%{present.name} is read by {others[0]}, not by attention alone"
     if node.op == "append" and len(node.inputs) > 2 and counted(node) is None:
         return "its lengths are not said to be those of a past"
     if find_tokens(graph, [past], appended(node)) is None:
@@ -132,11 +132,31 @@ def rewrite(graph: Graph, kept: list[Node], formats: list[str], report: Report) 
         substitute(graph, present, made.output)
         report.rewrote(made, f"%{past.name} grows in place into %{made.output.name}"
                              + ("" if format == "f32" else ", in 8 bits"))
+        copied = copy_rows(graph, made)
+        if copied is not None:
+            report.decline(made, f"all of %{made.output.name} is copied in every run: {copied.users[0]} reads it")
         for reader in made.output.users:
             if reader.op == "attention" and attr(reader, "causal") and operand(reader, LENGTHS) is None:
                 give(graph, reader, LENGTHS, lengths)
+    rows = key_rows(graph)
+    for node in graph.nodes:
+        if node.op == "attention" and attr(node, "causal") and operand(node, LENGTHS) is None and node.input(1) in rows:
+            give(graph, node, LENGTHS, held)
     count_queries(graph, held, appended(kept[0]))
     graph.prune()
+
+
+def copy_rows(graph: Graph, made: Node) -> Value | None:
+    """Give what is no attention to its keys and values a copy of what an append keeps; None if there is no such."""
+    present = made.output
+    others = [u for u in dict.fromkeys(present.users)
+              if u.op != "attention" or present in (u.inputs[0], *u.inputs[3:])]
+    if not others:
+        return None
+    copy = graph.add("kept", [present], name=f"{present.name}_kept", before=others[0]).output
+    for reader in others:
+        graph.set_inputs(reader, [copy if v is present else v for v in reader.inputs])
+    return copy
 
 
 def count_queries(graph: Graph, held: Value, tokens: Dim) -> None:

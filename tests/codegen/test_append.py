@@ -7,7 +7,7 @@ import llvmlite.ir as ir
 import numpy as np
 import pytest
 
-from q8c.codegen.append import append_kernel
+from q8c.codegen.append import append_kernel, kept_kernel
 from q8c.codegen.builder import Builder
 from q8c.codegen.kernel import Kernel
 from q8c.codegen.targets import TIERS, Tier
@@ -36,7 +36,7 @@ def compiled(tier: Tier, text: str) -> tuple[Kernel, Loaded]:
     kernels: list[Kernel] = []
 
     def emit(module: ir.Module, tier: Tier) -> None:
-        kernels.append(append_kernel(module, tier, node))
+        kernels.append((kept_kernel if node.op == "kept" else append_kernel)(module, tier, node))
         params = [(f"a{n}", a.type) for n, a in enumerate(kernels[0].function.args)]
         b = Builder(module, tier, "run", params)
         b.ir.call(kernels[0].function, [b.arg(name) for name, _ in params])
@@ -74,6 +74,22 @@ def test_rows_go_where_lengths_say(tier: Tier, text: str) -> None:
                 there = length if seq else max(held)
                 expected[row, :, :there] = past[row, :, :there]
         assert not frame.any()
+
+
+def test_a_copy_of_what_is_kept() -> None:
+    kernel, run = compiled(TIERS["avx2"], f"""graph @g(%x: f32[b, {HEADS}, t, {SIZE}]) {{
+      %y: f32[b, {HEADS}, t, {SIZE}] = kept(%x)
+      return %y
+    }}""")
+    rng = np.random.default_rng(2)
+    for batch, tokens, capacity in ((1, 1, 8), (3, 7, 7), (2, 9, 6), (2, 0, 4)):
+        present = guarded(rng.standard_normal((batch, HEADS, capacity, SIZE)).astype(np.float32))
+        copy = guarded(np.zeros((batch, HEADS, tokens, SIZE), np.float32))
+        values = [capacity if s == CAPACITY else evaluate(s, {"b": batch, "t": tokens}) for s in kernel.sizes]
+        for piece in range(3):
+            run("run", present, copy, *values, piece, 3)
+        np.testing.assert_array_equal(copy[:, :, :capacity], present[:, :, :tokens])
+        assert not copy[:, :, capacity:].any()
 
 
 @tiers

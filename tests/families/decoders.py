@@ -110,7 +110,7 @@ DECODERS: dict[str, Family] = {
         **{n: v for n, v in EXPERTS.items() if n != "head_dim"}, "num_key_value_heads": HEADS, "q_lora_rank": 32,
         "kv_lora_rank": 32, "qk_nope_head_dim": 32, "qk_rope_head_dim": 16, "v_head_dim": 32, "n_routed_experts": 4,
         "n_group": 1, "topk_group": 1, "moe_intermediate_size": 48, "first_k_dense_replace": 1}, (*DYNAMO, *SCRIPT),
-        size={"key": 32, "value": 16}, kernels={"scatter_nd": 1}),
+        size={"key": 32, "value": 16}, kernels={"scatter_nd": 1, "append": 4, "kept": 4}, compiled=True),
     "gpt-oss": decoder("GptOssForCausalLM", {
         **EXPERTS, "num_local_experts": 4, "sliding_window": 6,
         "layer_types": ["sliding_attention", "full_attention"]}, EAGER[:1], causal=2, windows=1,

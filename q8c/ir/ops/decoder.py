@@ -88,6 +88,16 @@ def append(args: Sequence[Any], attrs: Mapping[str, Any]) -> Sequence[Array]:
     return [present]
 
 
+def _kept(o: Operands) -> Sequence[TensorType]:
+    o.expect(o.type(0).rank == 4, "expected what is kept as f32[batch, heads, tokens, size]")
+    return [o.type(0)]
+
+
+def kept(args: Sequence[Any], attrs: Mapping[str, Any]) -> Sequence[Array]:
+    """What is kept, as it is."""
+    return [args[0].copy()]
+
+
 def _past_lengths(o: Operands) -> Sequence[TensorType]:
     past = o.type(0)
     o.expect(past.rank == 4, "expected what is kept as f32[batch, heads, past, size]")
@@ -153,6 +163,9 @@ register(OpDef("append", "past new lengths?", _append, append, {
     doc="New keys or values behind those of earlier tokens, heads split off, in 8 bits if their format says so. With "
         "in_place the earlier are not moved: operand and result are one buffer of the caller's, with room for more "
         "tokens. `rows`, if not 0, are those of the result."))
+register(OpDef("kept", "present", _kept, kept, level=Level.fused,
+               doc="A copy, without room for more tokens, of what an append in place keeps, for ops that read all of "
+               "it."))
 register(OpDef("last_token", "x mask? lengths?", _last_token, last_token, level=Level.fused,
                doc="The row of the last token of each sequence that is no padding."))
 register(OpDef("past_lengths", "past given?", _past_lengths, past_lengths, {"unknown": AttrSpec("bool", False)},
