@@ -36,11 +36,13 @@ def coerce(name: str, value: object, dtype: np.dtype[Any]) -> Array:
     try:
         array: Array = np.asarray(value)
     except Exception as error:  # whatever an array-like's own conversion raises
-        raise InputError(f"input {name!r} cannot be read as an array ({error}); pass a numpy array") from error
+        reason = " ".join(str(error).split())
+        raise InputError(f"input {name!r} cannot be read as an array ({reason}); pass a numpy array") from error
     if array.dtype != dtype:
         if array.dtype.newbyteorder("=") != dtype:
-            raise InputError(f"input {name!r} must be {dtype}, got {_kind(value, array)}; "
-                             f"convert it with .astype(np.{_numpy_name(dtype)})")
+            numbers = array.dtype.kind in "biufc"
+            advice = f"convert it with .astype(np.{_numpy_name(dtype)})" if numbers else "pass a numpy array of that type"
+            raise InputError(f"input {name!r} must be {dtype}, got {_kind(value, array)}; {advice}")
         require_memory(array.nbytes, f"a native copy of input {name!r}")
         return np.array(array, dtype)
     return array

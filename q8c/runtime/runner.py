@@ -83,6 +83,7 @@ class Runner:
     def _execute(self, frame: Frame, plan: Plan, inputs: Iterable[int], outputs: Iterable[int], lengths: int,
                  capacity: int, counts: int, watcher: Watcher) -> None:
         """Run the code on arrays at these addresses. Raises InputError if the model refuses what is in them."""
+        self._artifact.require_whole()
         memory = frame.memory
         _FIXED.pack_into(memory, 0, 1, 0, 0, self._artifact.weights_address, frame.arena_address, 0, lengths, capacity,
                          counts)

@@ -57,6 +57,16 @@ def test_constants_of_every_kind_come_back(tmp_path: Path, array: np.ndarray[Any
     assert all(c.offset % 64 == 0 for c in opened.manifest.parts[0].constants)
 
 
+def test_a_file_cut_short_while_it_is_open_is_told_before_it_is_read(artifact: Path, tmp_path: Path) -> None:
+    path = save(tmp_path, artifact.read_bytes())
+    with load(path, threads=1) as session:
+        feed = {t.name: np.zeros([2] * len(t.shape), t.dtype) for t in session.get_inputs()}
+        os.truncate(path, 100)
+        for use in (lambda: session.run(None, feed), lambda: session.artifact.sha256, session.artifact.ir):
+            with pytest.raises(ArtifactError, match="cut short from [0-9]+ to 100 bytes while it was open; load"):
+                use()
+
+
 def test_sections_longer_than_a_chunk_are_hashed_in_chunks_on_threads(tmp_path: Path) -> None:
     path = native.write(tmp_path / "m.q8c", extra=[np.zeros(5 * CHUNK // 2, np.uint8), np.ones(CHUNK * 3, np.uint8)])
     assert len(Artifact(path).manifest.weights.sha256) == 6

@@ -133,7 +133,7 @@ def test_lists_are_taken_where_every_value_fits(session: Session) -> None:
 
 class Broken:
     def __array__(self, dtype: Any = None, copy: Any = None) -> npt.NDArray[Any]:
-        raise RuntimeError("tensor lives on a device")
+        raise RuntimeError("tensor lives\non a device")
 
 
 @pytest.mark.parametrize(("feed", "message"), [
@@ -146,7 +146,7 @@ class Broken:
      r"'ids' must be int64, got int32; convert it with \.astype\(np\.int64\)"),
     ({"ids": np.zeros(2, np.int64), "x": np.zeros((2, 3))}, "'x' must be float32, got float64"),
     ({"ids": np.zeros(2, ">i4"), "x": np.zeros((2, 3), np.float32)}, "got >i4"),
-    ({"ids": np.zeros(2, object), "x": np.zeros((2, 3), np.float32)}, "got object"),
+    ({"ids": np.zeros(2, object), "x": np.zeros((2, 3), np.float32)}, "got object; pass a numpy array of that type"),
     ({"ids": np.array(["a"]), "x": np.zeros((2, 3), np.float32)}, "got <U1"),
     ({"ids": "text", "x": np.zeros((2, 3), np.float32)}, "got a str of <U4"),
     ({"ids": np.zeros(2, "m8[s]"), "x": np.zeros((2, 3), np.float32)}, "got timedelta64"),
