@@ -14,7 +14,7 @@ from q8c.codegen.generate import Generated
 from q8c.codegen.parallel import Generators
 from q8c.codegen.targets import TIERS, Tier, tier
 from q8c.describe import describe, described
-from q8c.errors import ArtifactError, CompileError, InputError
+from q8c.errors import ArtifactError, CompileError, InputError, OptionError
 from q8c.frontend import import_parts
 from q8c.frontend.choices import Choice, Part, Parts
 from q8c.ir import Graph, clone, print_graph
@@ -206,20 +206,20 @@ def _feeds(parts: Parts, feeds: Feeds) -> list[Feeds]:
 
 
 def _check_options(options: Options) -> None:
-    """Raise CompileError for options of a wrong type, or numerics that do not exist; passes check their own."""
+    """Raise OptionError for options of a wrong type, or numerics that do not exist; passes check their own."""
     for name in ("quantize", "balance", "last_logits"):
         if not isinstance(getattr(options, name), bool):
-            raise CompileError(f"{name} must be True or False, got {getattr(options, name)!r}")
+            raise OptionError(f"{name} must be True or False, got {getattr(options, name)!r}")
     for name in ("max_error", "max_layer_error"):
         given = getattr(options, name)
         if given is not None and (isinstance(given, bool) or not isinstance(given, (int, float))):
-            raise CompileError(f"{name} must be a number, got {given!r}")
+            raise OptionError(f"{name} must be a number, got {given!r}")
     if not isinstance(options.weights, str):
-        raise CompileError(f"weights must be the name of a format, got {options.weights!r}")
+        raise OptionError(f"weights must be the name of a format, got {options.weights!r}")
     if not all(isinstance(name, str) for name in options.keep):
-        raise CompileError(f"keep must be a list of names, got {list(options.keep)!r}")
+        raise OptionError(f"keep must be a list of names, got {list(options.keep)!r}")
     if options.numerics not in NUMERICS:
-        raise CompileError(f"numerics {options.numerics!r} are unknown; expected {' or '.join(NUMERICS)}")
+        raise OptionError(f"numerics {options.numerics!r} are unknown; expected {' or '.join(NUMERICS)}")
 
 
 def _helpers(graph: Graph, tiers: Sequence[Tier]) -> int:
@@ -230,7 +230,7 @@ def _helpers(graph: Graph, tiers: Sequence[Tier]) -> int:
 def tiers_of(target: str, options: Mapping[str, Any]) -> tuple[Tier, ...]:
     """The tiers a target names, oldest first, with the numerics that options, as a manifest has them, ask for.
 
-    Raises CompileError for an unknown target, or a CPU that has none.
+    Raises OptionError for an unknown target, or a CPU that has none.
     """
     return tuple(with_numerics(t, options) for t in _tiers(target))
 
@@ -242,14 +242,14 @@ def with_numerics(tier: Tier, options: Mapping[str, Any]) -> Tier:
 
 def _tiers(target: str) -> tuple[Tier, ...]:
     if not isinstance(target, str):
-        raise CompileError(f"target must be native, all or names of tiers separated by commas, got {target!r}")
+        raise OptionError(f"target must be native, all or names of tiers separated by commas, got {target!r}")
     if target == "all":
         return tuple(TIERS.values())
     if target == "native":
         available = cpu.features()
         able = [name for name, needs in cpu.TIERS.items() if available.issuperset(needs)]
         if not able:
-            raise CompileError("this CPU has none of the tiers; name a target: " + ", ".join([*TIERS, "all"]))
+            raise OptionError("this CPU has none of the tiers; name a target: " + ", ".join([*TIERS, "all"]))
         return (tier(able[0]),)
     wanted = {_named(name.strip()).name for name in target.split(",")}
     return tuple(t for t in TIERS.values() if t.name in wanted)
@@ -257,7 +257,7 @@ def _tiers(target: str) -> tuple[Tier, ...]:
 
 def _named(name: str) -> Tier:
     if name not in TIERS:
-        raise CompileError(f"unknown target {name!r}; expected native, all, or some of {', '.join(TIERS)}")
+        raise OptionError(f"unknown target {name!r}; expected native, all, or some of {', '.join(TIERS)}")
     return tier(name)
 
 
@@ -281,14 +281,15 @@ def output_path(model: Source, output: str | os.PathLike[str] | None) -> Path:
             raise CompileError(f"the output {path} is the model itself; name another file")
     except (TypeError, ValueError, OSError) as error:
         reason = getattr(error, "strerror", None) or error
-        raise CompileError(f"cannot write to the output {output!r:.200} ({reason}); name a file") from error
+        told = repr(os.fspath(output) if isinstance(output, os.PathLike) else output)
+        raise CompileError(f"cannot write to the output {told:.200} ({reason}); name a file") from error
     return path
 
 
 def _check_mask(graph: Graph, mask: bool | str) -> None:
     inputs = [v.name for v in graph.inputs]
     if isinstance(mask, str) and mask and mask not in inputs:
-        raise CompileError(f"the model has no input {mask!r} to take for the padding mask; its inputs are "
+        raise OptionError(f"the model has no input {mask!r} to take for the padding mask; its inputs are "
                            f"{', '.join(inputs)}")
 
 

@@ -23,6 +23,10 @@ class CompileError(Error):
     """The model, graph text or option is wrong, or a compiler stage refused it."""
 
 
+class OptionError(CompileError):
+    """An option of a compilation is unknown, or has a value that means nothing, or nothing for this model."""
+
+
 class ArtifactError(Error):
     """A compiled file is damaged, altered, of another version, or does not fit this machine."""
 

@@ -63,7 +63,7 @@ def add_json_argument(verb: argparse.ArgumentParser) -> None:
 
 def add_threads_argument(verb: argparse.ArgumentParser) -> None:
     """`--threads N`."""
-    verb.add_argument("-t", "--threads", type=positive, metavar="N",
+    verb.add_argument("-t", "--threads", type=thread_count, metavar="N",
                       help="threads to use (default: the cores this process may use)")
 
 
@@ -108,6 +108,15 @@ def positive(text: str) -> int:
         value = 0
     if value < 1:
         raise argparse.ArgumentTypeError(f"expected an integer of at least 1, got {text!r}")
+    return value
+
+
+def thread_count(text: str) -> int:
+    """A number of threads from the command line."""
+    from q8c.runtime.threads import MAX_THREADS
+    value = positive(text)
+    if value > MAX_THREADS:
+        raise argparse.ArgumentTypeError(f"expected at most {MAX_THREADS}, got {text!r}")
     return value
 
 

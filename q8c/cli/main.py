@@ -14,6 +14,7 @@ from typing import NoReturn
 from q8c import Error, __version__
 from q8c.cli import bench, check, compile, explain, inspect, ops, opt, profile, run, verify
 from q8c.cli.common import UsageError, add_verbose_argument, one_line
+from q8c.errors import OptionError
 
 VERBS = (compile, run, inspect, explain, check, bench, profile, opt, verify, ops)
 EPILOG = """\
@@ -90,7 +91,8 @@ def _run(args: argparse.Namespace) -> int:
     try:
         code: int = args.run(args)
         return code
-    except UsageError as error:
+    except (UsageError, OptionError) as error:
+        _trace(args)
         return _fail(str(error), 2)
     except Error as error:
         _trace(args)

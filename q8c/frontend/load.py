@@ -138,7 +138,8 @@ def map_file(path: Path) -> mmap.mmap:
                 raise CompileError(f"{str(path)!r}: not an ONNX model, the file is empty")
             return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
     except (OSError, ValueError) as error:
-        raise CompileError(f"cannot read the model {str(path)!r}: {error}") from error
+        reason = getattr(error, "strerror", None) or error
+        raise CompileError(f"cannot read the model {str(path)!r}: {reason}") from error
 
 
 def parse(data: memoryview, where: str) -> tuple[onnx.ModelProto, Sequence[memoryview | None]]:

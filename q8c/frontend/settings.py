@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
 
-from q8c.errors import CompileError
+from q8c.errors import OptionError
 from q8c.frontend.weights import compute_type
 from q8c.ir.dims import as_symbol
 from q8c.ir.graph import Array, Graph, Value
@@ -23,7 +23,7 @@ Number: TypeAlias = "bool | int | float"
 def set_inputs(model: Model, values: Mapping[str, Number]) -> None:
     """Make inputs of a model constants, every element of the given value.
 
-    Raises CompileError for a name that is no input, an input without a fixed shape, and a value its type does not hold.
+    Raises OptionError for a name that is no input, an input without a fixed shape, and a value its type does not hold.
     """
     from onnx import GraphProto, numpy_helper
 
@@ -31,7 +31,7 @@ def set_inputs(model: Model, values: Mapping[str, Number]) -> None:
     constants = GraphProto()
     for name, value in values.items():
         if name not in inputs:
-            raise CompileError(f"the model has no input {name!r} to set; its inputs are {', '.join(inputs)}")
+            raise OptionError(f"the model has no input {name!r} to set; its inputs are {', '.join(inputs)}")
         constants.initializer.append(numpy_helper.from_array(_elements(inputs[name], value), name))
     model.weights.add(constants)
 
@@ -40,11 +40,11 @@ def _elements(info: onnx.ValueInfoProto, value: Number) -> Array:
     tensor, what = info.type.tensor_type, f"input {info.name!r}"
     dims = [d.dim_value for d in tensor.shape.dim if d.HasField("dim_value")]
     if not tensor.HasField("shape") or len(dims) < len(tensor.shape.dim):
-        raise CompileError(f"{what} cannot be set to {value!r}: its shape varies; give an input of a fixed shape")
+        raise OptionError(f"{what} cannot be set to {value!r}: its shape varies; give an input of a fixed shape")
     dtype = compute_type(tensor.elem_type, what)
     if not isinstance(value, (bool, int, float)) or np.array(value).astype(dtype.numpy) != value \
             or (dtype.name == "bool") != isinstance(value, bool):
-        raise CompileError(f"{what} cannot be set to {value!r}: its elements are {dtype}")
+        raise OptionError(f"{what} cannot be set to {value!r}: its elements are {dtype}")
     return np.full(dims, value, dtype.numpy)
 
 

@@ -28,7 +28,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from q8c.errors import CompileError
+from q8c.errors import CompileError, OptionError
 from q8c.ir.graph import Array
 from q8c.ir.own_steps import own_steps, shows_steps, strips
 
@@ -46,9 +46,9 @@ FORMATS = {"q8-channel": 0, "q8-block32": 32, "q8-block64": 64, "q8-block128": 1
 
 
 def block_size(format: str) -> int:
-    """Steps of depth that share a scale, 0 for all. Raises CompileError for an unknown format."""
+    """Steps of depth that share a scale, 0 for all. Raises OptionError for an unknown format."""
     if format not in FORMATS:
-        raise CompileError(f"weight format {format!r} is unknown; expected one of {', '.join(FORMATS)}")
+        raise OptionError(f"weight format {format!r} is unknown; expected one of {', '.join(FORMATS)}")
     return FORMATS[format]
 
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import ClassVar
 
-from q8c.errors import CompileError
+from q8c.errors import OptionError
 from q8c.ir.graph import Graph, Node
 from q8c.passes.calibration import Calibration
 from q8c.passes.fold_weights import FoldWeights, Names, fold, weight_shape
@@ -32,7 +32,7 @@ class ChooseFormats(Pass):
 
     def __post_init__(self) -> None:
         if not self.max_error > 0:
-            raise CompileError(f"the largest error is {self.max_error}; expected a number above 0, such as 0.02")
+            raise OptionError(f"the largest error is {self.max_error}; expected a number above 0, such as 0.02")
 
     def run(self, graph: Graph, report: Report) -> bool:
         """Whether a weight was quantized."""

@@ -8,7 +8,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from q8c.errors import CompileError
+from q8c.errors import CompileError, OptionError
 from q8c.ir import q8
 from q8c.ir.graph import Array, Attr, Graph, Node, Value
 from q8c.ir.spill import release, spilled
@@ -60,7 +60,7 @@ class FoldWeights(Pass):
     def __post_init__(self) -> None:
         check_format(self.format)
         if not self.max_layer_error > 0:
-            raise CompileError(f"the largest error of a layer is {self.max_layer_error}; expected a number above 0, "
+            raise OptionError(f"the largest error of a layer is {self.max_layer_error}; expected a number above 0, "
                                "such as 0.1, or inf for none")
 
     def run(self, graph: Graph, report: Report) -> bool:
@@ -72,8 +72,8 @@ class FoldWeights(Pass):
         matmuls = [n for n in graph.nodes if n.op in PRODUCTS]
         missing = set(self.keep) - {name for n in matmuls for name in n.source}
         if missing:
-            raise CompileError(f"no matmul comes from node {sorted(missing)[0]!r}, which was to stay float; "
-                               "`q8c explain -v` lists the names")
+            raise OptionError(f"no matmul comes from node {sorted(missing)[0]!r}, which was to stay float; "
+                              "`q8c explain -v` lists the names")
         found: dict[Node, str] = {}
         format = format_for(graph, self.format)
         for node in matmuls:

@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import ClassVar
 
-from q8c.errors import CompileError
+from q8c.errors import OptionError
 from q8c.ir.graph import Attr, Graph, Node, Value
 from q8c.passes.calibration import Calibration
 from q8c.passes.fold_weights import blocks, column_sums
@@ -32,7 +32,7 @@ class InsertDynamicQuantize(Pass):
 
     def __post_init__(self) -> None:
         if self.zero_point not in POLICIES:
-            raise CompileError(f"zero-point {self.zero_point!r} is unknown; expected one of {', '.join(POLICIES)}")
+            raise OptionError(f"zero-point {self.zero_point!r} is unknown; expected one of {', '.join(POLICIES)}")
 
     def run(self, graph: Graph, report: Report) -> bool:
         """Whether a product was replaced."""

@@ -6,7 +6,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from q8c.errors import CompileError
+from q8c.errors import OptionError
 from q8c.ir.cache import appended, find_tokens, in_place
 from q8c.ir.dims import Dim, as_symbol
 from q8c.ir.graph import Graph, Node, Value
@@ -39,7 +39,7 @@ class KeepCache(Pass):
 
     def __post_init__(self) -> None:
         if self.format not in FORMATS:
-            raise CompileError(f"the KV cache's format {self.format!r} is unknown; expected {' or '.join(FORMATS)}")
+            raise OptionError(f"the KV cache's format {self.format!r} is unknown; expected {' or '.join(FORMATS)}")
 
     def run(self, graph: Graph, report: Report) -> bool:
         """Whether a cache was found."""

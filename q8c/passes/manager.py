@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, TypeAlias, get_type_hints
 
-from q8c.errors import CompileError
+from q8c.errors import CompileError, OptionError
 from q8c.ir import Graph, Node, verify
 
 _LOG = logging.getLogger("q8c.passes")
@@ -135,6 +135,8 @@ def _run_one(graph: Graph, item: Pass, index: int, report: Report, done: Sequenc
         stage = "left a graph that does not verify"
         if changed:
             verify(graph)
+    except OptionError:
+        raise
     except Exception as error:
         cause = str(error) if isinstance(error, CompileError) else f"{type(error).__name__}: {error}"
         raise CompileError(f"pass {item} {stage}: {cause}; passes already run: {', '.join(done) or 'none'}") from error
@@ -144,21 +146,21 @@ def _run_one(graph: Graph, item: Pass, index: int, report: Report, done: Sequenc
 def parse_passes(spec: str, available: Mapping[str, type[Pass]]) -> tuple[Pass, ...]:
     """The passes a text such as `fold-weights{format=q8-channel},fuse-linear` names.
 
-    Arguments are separated by commas. Raises CompileError that lists the passes, or a pass's arguments, there are.
+    Arguments are separated by commas. Raises OptionError that lists the passes, or a pass's arguments, there are.
     """
     found: list[Pass] = []
     at = 0
     while at < len(spec):
         match = _SPEC.match(spec, at)
         if match is None:
-            raise CompileError(f"pass list: expected name or name{{argument=value,...}}, got {spec[at:at + 40]!r}")
+            raise OptionError(f"pass list: expected name or name{{argument=value,...}}, got {spec[at:at + 40]!r}")
         name, args, _ = match.groups()
         if name not in available:
-            raise CompileError(f"there is no pass {name!r}; expected one of {', '.join(sorted(available))}")
+            raise OptionError(f"there is no pass {name!r}; expected one of {', '.join(sorted(available))}")
         found.append(_make(available[name], args or ""))
         at = match.end()
     if not found:
-        raise CompileError(f"the pass list is empty; expected some of {', '.join(sorted(available))}")
+        raise OptionError(f"the pass list is empty; expected some of {', '.join(sorted(available))}")
     return tuple(found)
 
 
@@ -170,12 +172,12 @@ def _make(kind: type[Pass], text: str) -> Pass:
         key, _, value = item.partition("=")
         key = key.strip()
         if key not in names:
-            raise CompileError(f"pass {kind.name} has no argument {key!r}; expected {', '.join(names) or 'none'}")
+            raise OptionError(f"pass {kind.name} has no argument {key!r}; expected {', '.join(names) or 'none'}")
         wanted = hints[names[key]]
         try:
             values[names[key]] = _BOOLS[value.strip()] if wanted is bool else wanted(value.strip())
         except (ValueError, KeyError) as error:
-            raise CompileError(f"pass {kind.name}: {key} expected {wanted.__name__}, got {value.strip()!r}") from error
+            raise OptionError(f"pass {kind.name}: {key} expected {wanted.__name__}, got {value.strip()!r}") from error
     return kind(**values)
 
 

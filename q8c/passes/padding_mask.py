@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from q8c.errors import CompileError
+from q8c.errors import OptionError
 from q8c.ir.dims import Dim, as_symbol, evaluate, symbols
 from q8c.ir.graph import Array, Graph, Node, Value
 from q8c.ir.interpret import run_node
@@ -32,7 +32,7 @@ def find_mask(graph: Graph, attention: Node, name: str) -> PaddingMask | str:
     if `name` is not empty), 0 where that is 1 and at most `PADDED` where it is 0.
     """
     if name and all(v.name != name for v in graph.inputs):
-        raise CompileError(f"pack-rows: the model has no input {name!r}; its inputs are "
+        raise OptionError(f"pack-rows: the model has no input {name!r}; its inputs are "
                            f"{', '.join(v.name for v in graph.inputs)}")
     if any(v is not None for v in attention.inputs[4:]):
         return "it has a mask of keys or lengths"

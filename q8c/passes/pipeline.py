@@ -3,7 +3,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from q8c.errors import CompileError
+from q8c.errors import OptionError
 from q8c.ir import q4
 from q8c.ir.q8 import FORMATS
 from q8c.passes.balance_scales import BalanceScales
@@ -79,16 +79,16 @@ class Options:
 
     def __post_init__(self) -> None:
         if not isinstance(self.pack, (bool, str)):
-            raise CompileError(f"pack must be True, False or the name of an input, got {self.pack!r}")
+            raise OptionError(f"pack must be True, False or the name of an input, got {self.pack!r}")
         if isinstance(self.weights, str) and self.weights not in (DEFAULT, *FORMATS, q4.FORMAT, AUTO):
-            raise CompileError(f"weight format {self.weights!r} is unknown; expected one of "
+            raise OptionError(f"weight format {self.weights!r} is unknown; expected one of "
                                f"{', '.join((*FORMATS, q4.FORMAT, AUTO))}")
         if self.embeddings not in EMBEDDINGS:
-            raise CompileError(f"embeddings {self.embeddings!r} are unknown; expected {' or '.join(EMBEDDINGS)}")
+            raise OptionError(f"embeddings {self.embeddings!r} are unknown; expected {' or '.join(EMBEDDINGS)}")
         if self.max_error is not None and self.weights != AUTO:
-            raise CompileError(f"a largest error goes with weights {AUTO!r}, not {self.weights!r}")
+            raise OptionError(f"a largest error goes with weights {AUTO!r}, not {self.weights!r}")
         if self.max_layer_error is not None and self.weights == AUTO:
-            raise CompileError(f"weights {AUTO!r} go by the error of the whole model, not by a largest error of layers")
+            raise OptionError(f"weights {AUTO!r} go by the error of the whole model, not by a largest error of layers")
 
 
 def pipeline(options: Options, calibration: Calibration | None = None) -> tuple[Pass, ...]:

@@ -40,8 +40,9 @@ def coerce(name: str, value: object, dtype: np.dtype[Any]) -> Array:
         raise InputError(f"input {name!r} cannot be read as an array ({reason}); pass a numpy array") from error
     if array.dtype != dtype:
         if array.dtype.newbyteorder("=") != dtype:
-            numbers = array.dtype.kind in "biufc"
-            advice = f"convert it with .astype(np.{_numpy_name(dtype)})" if numbers else "pass a numpy array of that type"
+            advice = "pass a numpy array of that type"
+            if array.dtype.kind in "biufc":
+                advice = f"convert it with .astype(np.{_numpy_name(dtype)})"
             raise InputError(f"input {name!r} must be {dtype}, got {_kind(value, array)}; {advice}")
         require_memory(array.nbytes, f"a native copy of input {name!r}")
         return np.array(array, dtype)

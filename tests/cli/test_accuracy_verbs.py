@@ -159,8 +159,8 @@ def test_formats_chosen_under_a_bound(cli: Cli, mlp: Path, tmp_path: Path) -> No
                      cli.good("compile", deep, "-o", output, "--weights", "auto", "--max-error", "0.0108"))
     found = json.loads(cli.good("compile", mlp, "-o", output, "--weights", "auto", "--max-error", "1e-9", "--json"))
     assert {p["form"] for p in found["products"]} == {"float"} and "stays float" in found["products"][0]["reason"]
-    assert "goes with weights 'auto'" in cli.bad(1, "compile", mlp, "-o", output, "--max-error", "0.1")
-    assert "expected a number above 0" in cli.bad(1, "compile", mlp, "--weights", "auto", "--max-error", "0")
+    assert "goes with weights 'auto'" in cli.bad(2, "compile", mlp, "-o", output, "--max-error", "0.1")
+    assert "expected a number above 0" in cli.bad(2, "compile", mlp, "--weights", "auto", "--max-error", "0")
 
 
 def test_the_python_face(mlp: Path, tmp_path: Path) -> None:

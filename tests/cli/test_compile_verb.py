@@ -108,7 +108,7 @@ def test_wrong_options(cli: Cli, mlp: Path, tmp_path: Path) -> None:
         (["--keep", "nobody"], "'nobody'"),
         (["--max-layer-error", "-1"], "the largest error of a layer is -1.0; expected a number above 0"),
     ]:
-        assert says in cli.bad(1, "compile", mlp, "-o", output, *words)
+        assert says in cli.bad(2, "compile", mlp, "-o", output, *words)
     assert not list(tmp_path.iterdir())
 
 

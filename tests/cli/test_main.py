@@ -50,6 +50,7 @@ def test_help_is_instant() -> None:
     (["run"], "required: model"),
     (["run", "m.q8c", "--bogus"], "unrecognized arguments: --bogus"),
     (["run", "m.q8c", "-t", "0"], "expected an integer of at least 1, got '0'"),
+    (["run", "m.q8c", "-t", "999"], "expected at most 256, got '999'"),
     (["run", "m.q8c", "-t", "two"], "expected an integer of at least 1, got 'two'"),
     (["bench", "m.q8c", "-n", "-3"], "expected"),
     (["opt"], "which graph?"),

@@ -44,7 +44,7 @@ def test_compile_tells_what_grows_in_place(cli: Cli, tmp_path: Path) -> None:
     assert "append" in text
     text = cli.good("compile", tmp_path / "decoder.onnx", "--no-quantize", "--kv-cache", "int8")
     assert "\n  4 caches of keys and values grow in place, in 8 bits (session.new_state)\n" in text
-    wrong = cli.bad(1, "compile", tmp_path / "decoder.onnx", "--kv-cache=int4")
+    wrong = cli.bad(2, "compile", tmp_path / "decoder.onnx", "--kv-cache=int4")
     assert "'int4' is unknown; expected f32 or int8" in wrong
     caches = "\n".join(f"%k{n}: f32[b, 2, 5, 8] = concat(%p{n}, %x) {{axis = 2}}" for n in range(5))
     pasts = ", ".join(f"%p{n}: f32[b, 2, 4, 8]" for n in range(5))
