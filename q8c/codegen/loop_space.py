@@ -186,6 +186,7 @@ def walk_runs(b: Builder, extents: Sequence[Value], strides: Sequence[Sequence[V
         steps = [s[0] if s else ir.Constant(I64, 0) for s in strides]
         body(Run(b.sub(stop, start), [b.mul(start, step) for step in steps], steps))
         return
+    extents, strides = _longer(b, extents, strides)
     last = extents[-1]
 
     def run(state: list[Value]) -> list[Value]:
@@ -199,6 +200,18 @@ def walk_runs(b: Builder, extents: Sequence[Value], strides: Sequence[Sequence[V
         return [b.add(item, count)]
 
     b.while_([start], lambda state: b.icmp("<", state[0], stop), run)
+
+
+def _longer(b: Builder, extents: Sequence[Value],
+            strides: Sequence[Sequence[Value]]) -> tuple[list[Value], list[list[Value]]]:
+    """The same walk with the last two axes exchanged where the last has one index, as tokens have when they are
+    generated one by one: runs are then as long as there are sequences."""
+    single = b.icmp("==", extents[-1], 1)
+
+    def exchanged(sizes: Sequence[Value]) -> list[Value]:
+        *others, outer, inner = sizes
+        return [*others, b.select(single, inner, outer), b.select(single, outer, inner)]
+    return exchanged(extents), [exchanged(s) for s in strides]
 
 
 def walk(b: Builder, extents: Sequence[Value], strides: Sequence[Sequence[Value]], start: Value, stop: Value,
