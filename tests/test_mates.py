@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import q8c
-from q8c.codegen.attention_few import FEW_BEFORE_AMX
+from q8c.codegen.bf16 import FEW_TOKENS
 from q8c.codegen.targets import TIERS
 from q8c.ir import Array
 from q8c.passes.pipeline import Options
@@ -19,7 +19,7 @@ from tests.decoder import TOKENS, compile_graph, decoder_graph, plain_feed
 from tests.test_group_query import group_feed, group_model
 
 FAST = TIERS["amx-int8"].fast()
-FIRST, MORE = [20, 7, 9, 1, FEW_BEFORE_AMX], [3, 12, 1, 9, FEW_BEFORE_AMX]  # tokens of each sequence, run by run
+FIRST, MORE = [20, 7, 9, 1, FEW_TOKENS], [3, 12, 1, 9, FEW_TOKENS]  # tokens of each sequence, run by run
 IDS = np.random.default_rng(5).integers(0, TOKENS, (len(FIRST), 32))
 
 pytestmark = needs(FAST)
@@ -56,7 +56,7 @@ def without(session: Session, ids: Array, counts: list[int]) -> Array:
 
 
 def test_few_and_many_round_otherwise(session: Session) -> None:
-    few, many = (without(session, IDS[:1], [count])[0, :FEW_BEFORE_AMX] for count in (FEW_BEFORE_AMX, 20))
+    few, many = (without(session, IDS[:1], [count])[0, :FEW_TOKENS] for count in (FEW_TOKENS, 20))
     assert not np.array_equal(few, many)
     np.testing.assert_allclose(few, many, rtol=0, atol=0.05 * np.abs(many).max())
 

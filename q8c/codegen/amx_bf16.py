@@ -1,12 +1,11 @@
 """Q8 weights with scales by blocks on AMX, as bfloat16: for `fast` numerics.
 
-Scaling the int32 sums of every block takes longer than their products. So the scales are multiplied into both operands
-instead, which are rounded to bfloat16 for it: by 2**-8 of each number at most, where int8 has rounded them by 2**-8 of
-the block's largest already. Then sums go on in the tile registers over all of depth. Weights are made bfloat16 once for
-many rows, beside the products of those before; for a few rows, as they arrive from memory.
+Scaling the int32 sums of every block takes longer than their products. So weights are multiplied by their scales and
+rounded to bfloat16, by 2**-8 of each at most, where int8 has rounded them by 2**-8 of the block's largest already. Then
+sums go on in the tile registers over all of depth. That is done once for many rows, beside the products of those
+before; for a few rows, as weights arrive from memory. A panel becomes [depth / 2][16 columns][2].
 
-Rows become tiles of [16 rows][32 steps of depth], one step of tiles after the other, 0 past depth; a panel becomes
-[depth / 2][16 columns][2].
+Rows are bfloat16 already, rounded from float32 by what computed them: wide rows, 0 from depth to whole steps of 32.
 """
 from __future__ import annotations
 
@@ -16,7 +15,7 @@ from q8c.codegen import amx, bf16
 from q8c.codegen.amx_deep import DeepStrip
 from q8c.codegen.amx_finish import Finish, FinishFloats, Group, Operands
 from q8c.codegen.amx_shape import Depth, Shape, register_bytes, register_rows
-from q8c.codegen.builder import F32, I16, I32, I64, LANES, V16B, V16I, Builder, Operand, Value, constant
+from q8c.codegen.builder import F32, I16, I64, V16I, Builder, Operand, Value, constant
 from q8c.codegen.layout import GROUP, PANEL
 from q8c.codegen.linear_spec import STEP_BYTES
 from q8c.codegen.q8_spec import Q8LinearSpec
@@ -39,40 +38,7 @@ STREAM_BYTES = 3072
 
 def depth_of(spec: Q8LinearSpec) -> Depth:
     """Steps of 32, the last one filled up."""
-    return Depth(-(-spec.depth // STEP) * STEP // 2, tiled=True)
-
-
-def widen_rows(b: Builder, spec: Q8LinearSpec, values: Mapping[str, Value], rows: Value, target: Value) -> None:
-    """Write R8 rows as tiles of bfloat16: scale * (q - zero point), rounded."""
-    whole, rest = divmod(spec.depth, STEP)
-    steps = whole + bool(rest)
-
-    def widen(row: Value, step: Value, count: int, place: Value) -> None:
-        block = b.add(b.mul(row, spec.blocks), b.div(step, spec.block // STEP))
-        source = b.at(values["a"], b.add(b.mul(row, spec.lda), b.mul(step, STEP)))
-        scale = b.splat(b.load(F32, b.at(values["row_scale"], block, F32)))
-        zero = b.splat(b.load(I32, b.at(values["row_zero"], block, I32)), V16I) if spec.zero_point else None
-        floats = []
-        for first in (0, LANES):
-            at, left = b.at(source, first), min(max(count - first, 0), LANES)
-            q = b.sext(b.load(V16B, at) if left == LANES else b.load_tail(V16B, at, left), V16I)
-            x = b.mul(b.to_f32(q if zero is None else b.sub(q, zero)), scale)
-            floats.append(b.select(b.tail_mask(left), x, 0.0))
-        b.store(bf16.pack(b, *floats), place, align=STEP_BYTES)
-
-    with b.range(0, rows, amx.TILE_ROWS) as first:
-        last = b.imin(b.add(first, amx.TILE_ROWS), rows)
-        tiles = b.at(target, b.mul(b.div(first, amx.TILE_ROWS), steps * TILE))
-
-        def step_of_rows(step: Value, count: int) -> None:
-            tile = b.at(tiles, b.mul(step, TILE))
-            with b.range(first, last) as row:
-                widen(row, step, count, b.at(tile, b.mul(b.sub(row, first), amx.TILE_BYTES)))
-
-        with b.range(0, whole) as step:
-            step_of_rows(step, STEP)
-        if rest:
-            step_of_rows(constant(I64, whole), rest)
+    return Depth(-(-spec.depth // STEP) * STEP // 2, spec.lda)
 
 
 class Widener:
@@ -262,9 +228,9 @@ class Bf16Stream:
 
     def _multiply(self, step: Value) -> None:
         b, shape, depth = self.b, self.shape, self.depth
-        rows = b.at(self.values["a"], b.mul(step, depth.step_bytes))
+        rows = b.at(self.values["a"], b.mul(step, depth.left_bytes))
         for i, register in enumerate(shape.left):
-            amx.load(b, register, b.at(rows, amx.TILE_ROWS * i * depth.row_bytes), depth.row_stride)
+            amx.load(b, register, b.at(rows, amx.TILE_ROWS * i * depth.pitch), depth.pitch)
         for j in range(shape.panels):
             right = shape.right[j]
             amx.load(b, right, self._place(step, j), STEP_BYTES)

@@ -125,22 +125,22 @@ class DeepStrip(Strip):
                 results = work.some(results, share)
 
         for _ in range(steps):
-            self._multiply(a, depth.row_stride, depth.row_bytes, w, first, between)
-            a, w, first = b.at(a, depth.step_bytes), b.add(w, depth.right_bytes), False
+            self._multiply(a, depth.pitch, w, first, between)
+            a, w, first = b.at(a, depth.left_bytes), b.add(w, depth.right_bytes), False
             beside = self.beside(beside)
         if rest:
             last = constant(I64, depth.panel_bytes - depth.right_bytes)
-            self._multiply(self.a_rest, STEP_BYTES, STEP_BYTES, last, first, between)
+            self._multiply(self.a_rest, STEP_BYTES, last, first, between)
             beside = self.beside(beside)
         return Progress([a, w], beside, results)
 
-    def _multiply(self, a: Value, stride: int, each: int, w: Value, first: bool, between: Callable[[], None]) -> None:
+    def _multiply(self, a: Value, stride: int, w: Value, first: bool, between: Callable[[], None]) -> None:
         """One step of depth, from byte `w` of every panel on, `between` after each product. Rows at `a` are `stride`
-        bytes apart, and tiles of them 16 times `each`. The first step of sums stores each tile of those before as late
-        as can be, since that waits for the tile: 1590 GMAC/s instead of 980 with 64 steps of depth."""
+        bytes apart. The first step of sums stores each tile of those before as late as can be, since that waits for
+        the tile: 1590 GMAC/s instead of 980 with 64 steps of depth."""
         b, shape = self.b, self.shape
         for i, register in enumerate(shape.left):
-            self.load_rows(b, register, b.at(a, amx.TILE_ROWS * i * each), stride)
+            self.load_rows(b, register, b.at(a, amx.TILE_ROWS * i * stride), stride)
         for j in range(shape.panels):
             right = shape.right[j % len(shape.right)]
             amx.load(b, right, b.at(self.weights[j], w), STEP_BYTES)

@@ -27,7 +27,7 @@ class Int8Strip(DeepStrip):
     @staticmethod
     def depth_of(spec: Q8LinearSpec) -> Depth:
         """Steps of 64."""
-        return Depth(spec.steps)
+        return Depth(spec.steps, spec.lda)
 
     def finish(self, group: Group) -> Finish:
         """Scaled."""

@@ -6,16 +6,16 @@ from dataclasses import replace
 import llvmlite.ir as ir
 
 from q8c.codegen import amx
-from q8c.codegen.amx_bf16 import Bf16Stream, Bf16Strip, widen_rows
+from q8c.codegen.amx_bf16 import Bf16Stream, Bf16Strip
 from q8c.codegen.amx_deep import DeepStrip
 from q8c.codegen.amx_int8 import Int8Strip
 from q8c.codegen.amx_shape import FLAT, SINGLE, WIDE, Shape, register_bytes, register_rows
+from q8c.codegen.bf16 import FEW_TOKENS
 from q8c.codegen.builder import I64, Builder, Value, constant
 from q8c.codegen.layout import PANEL
 from q8c.codegen.linear import ZMM_BLOCK_SCHEDULE, LinearKernel, Schedule
 from q8c.codegen.linear_spec import STEP_BYTES
 from q8c.codegen.linear_tile import begins_lines
-from q8c.codegen.q8_spec import FEW as FEW_TOKENS
 from q8c.codegen.q8_spec import Q8LinearSpec
 from q8c.codegen.q8_tile import Q8TileEmitter
 from q8c.codegen.targets import Tier
@@ -26,7 +26,6 @@ GRAIN = 1 << 21
 FEW = Schedule(rows=4, panels=4, few_rows=4, few_panels=4)
 """Up to 4 rows are as fast as weights arrive, and `vpdpbusd` takes those 7 % faster."""
 FEW_BY_BLOCKS = Schedule(rows=WIDE.rows, panels=WIDE.panels, few_rows=0, few_panels=0, stream_rows=WIDE.rows)
-NO_ROW = -1
 BLOCK_GRAIN = 1 << 23
 """A task's first weights are made bfloat16 before any product."""
 BLOCK_THREAD_ROWS = 1 << 9
@@ -35,11 +34,7 @@ BLOCK_THREAD_ROWS = 1 << 9
 
 def scratch_bytes(spec: Q8LinearSpec) -> int | None:
     """Bytes of `spec.memory`, the same on every tier; None if the kernel takes none."""
-    if not spec.memory:
-        return None
-    if not spec.block:
-        return Int8Strip.widened_bytes(spec)
-    return Bf16Strip.widened_bytes(spec) + Bf16Strip.most_rows(spec) * Bf16Strip.depth_of(spec).row_bytes
+    return (Bf16Strip if spec.wide else Int8Strip).widened_bytes(spec) if spec.memory else None
 
 
 class AmxLinear(LinearKernel):
@@ -138,44 +133,33 @@ class AmxColumnLinear(AmxLinear):
 
 
 class AmxBlockLinear(AmxLinear):
-    """The kernel of weights with scales by blocks: bfloat16 products."""
+    """The kernel of wide rows and weights with scales by blocks: bfloat16 products."""
 
     few = FEW_BY_BLOCKS
     strip = Bf16Strip
 
     def many(self, b: Builder, some: int) -> None:
-        """All tasks of a thread. Rows are made bfloat16 when it draws the first of their tasks."""
+        """All tasks of a thread."""
         self.of_columns = [self.emit_strip(WIDE, whole) for whole in (True, False)]
         all_rows = constant(I64, WIDE.rows)
         amx.TileShapes(b, register_bytes(self.depth, WIDE)).configure(register_rows(b, self.depth, WIDE, all_rows))
-        self.ready = b.scratch(8)
-        b.store(constant(I64, NO_ROW), self.ready)
         for_tasks(b, self.grid(BLOCK_GRAIN, BLOCK_THREAD_ROWS), b.arg("rows"), b.arg("threads"), b.arg("queue"),
                   lambda task: self.task(b, task))
         amx.release(b)
 
     def task(self, b: Builder, task: Task) -> None:
         """One task."""
-        with b.if_(b.icmp("!=", b.load(I64, self.ready), task.first_row)):
-            self.widen(b, task.first_row, task.rows)
         self.products(b, task, task.first_row, task.rows)
 
-    def widen(self, b: Builder, first: Value, rows: Value) -> None:
-        """Make rows bfloat16."""
-        widen_rows(b, self.spec, self._from_row(b, first), rows, self._wide_rows(b))
-        b.store(first, self.ready)
-
-    def products(self, b: Builder, task: Task, first: Value, rows: Value) -> None:
+    def products(self, b: Builder, task: Task, first: Value, rows: Value) -> list[Value]:
         """The results of rows that are bfloat16 in a task's columns."""
-        operands = self._from_row(b, first) | {"a": self._wide_rows(b)}
+        operands = self._from_row(b, first)
         begin, middle, end, after = self.panels_of(b, task)
         tiles, lines = b.ceildiv(rows, WIDE.rows), self.lines(b, rows)
         for strip, panels in zip(self.of_columns, ((begin, middle), (middle, end)), strict=True):
             with b.if_(b.icmp("<", *panels)):
                 self.call(b, strip, operands, rows, tiles, *panels, after, lines=lines)
-
-    def _wide_rows(self, b: Builder) -> Value:
-        return b.at(b.arg("scratch"), Bf16Strip.widened_bytes(self.spec))
+        return []
 
     def stream(self, b: Builder) -> None:
         """All tasks of a thread where one tile of rows, or two, have all."""
@@ -183,10 +167,8 @@ class AmxBlockLinear(AmxLinear):
         b.if_else(few, lambda: self._stream(b, SINGLE), lambda: self._stream(b, WIDE))
 
     def _stream(self, b: Builder, shape: Shape) -> list[Value]:
-        spec, rows, wide_rows = self.spec, b.arg("rows"), self._wide_rows(b)
-        values = {n: b.arg(n) for n, _ in spec.operands}
-        widen_rows(b, spec, values, rows, wide_rows)
-        stream = Bf16Stream(b, spec, shape, values | {"a": wide_rows}, rows)
+        spec, rows = self.spec, b.arg("rows")
+        stream = Bf16Stream(b, spec, shape, {n: b.arg(n) for n, _ in spec.operands}, rows)
 
         def run(task: Task) -> None:
             stream.groups(*(b.imin(b.mul(g, shape.panels), spec.panels) for g in (task.first_group, task.last_group)))
@@ -236,8 +218,7 @@ class AmxCountedLinear(AmxBlockLinear):
                 row = b.imax(b.mul(sequence, tokens), task.first_row)
                 after = b.imin(b.mul(b.add(sequence, 1), tokens), end)
                 b.if_else(self._has_few(b, sequence), lambda: self._in_int8(b, row, after, begin, stop),
-                          lambda: self._in_bf16(b, task, row, b.sub(after, row)))
-            b.store(constant(I64, NO_ROW), self.ready)
+                          lambda: self.products(b, task, row, b.sub(after, row)))
             return []
 
         def together() -> list[Value]:
@@ -256,9 +237,4 @@ class AmxCountedLinear(AmxBlockLinear):
     def _in_int8(self, b: Builder, row: Value, after: Value, first: Value, last: Value) -> list[Value]:
         with b.range(row, after) as one:
             self.int8.one_row(b, one, first, last)
-        return []
-
-    def _in_bf16(self, b: Builder, task: Task, row: Value, rows: Value) -> list[Value]:
-        self.widen(b, row, rows)
-        self.products(b, task, row, rows)
         return []

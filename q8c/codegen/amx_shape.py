@@ -65,12 +65,11 @@ class Depth:
     """How rows of `steps` 4-byte groups are cut into tiles.
 
     A step is `groups` of them, at most a tile's 16. What is left is a step too: the last `groups` groups of the row, of
-    which those that were counted already are cleared in a copy of the rows. Rows lie one after the other, or (`tiled`)
-    16 rows of a step and then those of the next.
+    which those that were counted already are cleared in a copy of the rows. Rows lie `pitch` bytes apart.
     """
 
     steps: int
-    tiled: bool = False
+    pitch: int
 
     @property
     def groups(self) -> int:
@@ -101,16 +100,6 @@ class Depth:
     def left_bytes(self) -> int:
         """Bytes of a row in a step."""
         return GROUP * self.groups
-
-    @property
-    def row_stride(self) -> int:
-        """Bytes from one row of a tile to the next."""
-        return self.left_bytes if self.tiled else self.row_bytes
-
-    @property
-    def step_bytes(self) -> int:
-        """Bytes from a row's step to its next."""
-        return self.left_bytes * (amx.TILE_ROWS if self.tiled else 1)
 
     @property
     def right_bytes(self) -> int:

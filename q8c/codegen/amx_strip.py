@@ -119,7 +119,7 @@ class Strip(ABC):
     def _group(self, start: Value, tile: Value, panel: Value, carried: list[Value]) -> list[Value]:
         b = self.b
         self.first_row = b.mul(tile, self.rows)
-        self.a = b.at(self.values["a"], b.mul(self.first_row, self.depth.row_bytes))
+        self.a = b.at(self.values["a"], b.mul(self.first_row, self.depth.pitch))
         if self.rest is not None:
             self.a_rest = b.at(self.rest, b.mul(b.sub(tile, start), self.shape.rows * STEP_BYTES))
         self.panels = [b.add(panel, n) for n in range(self.shape.panels)]
@@ -135,7 +135,7 @@ class Strip(ABC):
         cleared = depth.groups - depth.rest
         mask = b.vector(V16I, [-1 if cleared <= n < depth.groups else 0 for n in range(LANES)])
         with b.range(start, end) as tile, b.range(0, self.rows) as row:
-            source = b.at(self.values["a"], b.mul(b.add(b.mul(tile, self.rows), row), depth.row_bytes))
+            source = b.at(self.values["a"], b.mul(b.add(b.mul(tile, self.rows), row), depth.pitch))
             dwords = b.load_tail(V16I, b.at(source, depth.row_bytes - depth.left_bytes), depth.groups)
             place = b.add(b.mul(b.sub(tile, start), self.shape.rows), row)
             b.store(b.and_(dwords, mask), b.at(self.rest, b.mul(place, STEP_BYTES)))

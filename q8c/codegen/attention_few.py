@@ -15,6 +15,7 @@ import llvmlite.ir as ir
 
 from q8c.codegen.attention_operands import HIDDEN, Operands, step_params
 from q8c.codegen.attention_spec import SPAN, WIDEST, AttentionSpec
+from q8c.codegen.bf16 import FEW_TOKENS
 from q8c.codegen.builder import F32, I64, LANES, V16F, Builder, Value, constant
 from q8c.codegen.loop_space import share
 from q8c.codegen.targets import Tier
@@ -24,7 +25,6 @@ from q8c.ir.memory import round_up
 FEW = 16
 """Queries up to which lanes that are queries would be idle: at 16 this takes 1.4 ms of 2.5 over 4096 keys. Products in
 bfloat16 on AMX take 0.7 and take over sooner."""
-FEW_BEFORE_AMX = 8
 MANY_SEQUENCES = 4
 """From so many on threads have sequences of their own, and find in their caches what they wrote of them; of fewer, each
 reads keys and values that another wrote: half as long, and each line once, if that one has gathered them."""
@@ -51,7 +51,7 @@ def gathered_bytes(spec: AttentionSpec, batch: Dim, queries: Dim, keys: Dim) -> 
     if not spec.cached:
         many = 1 - dim_min(floordiv(batch, MANY_SEQUENCES), 1)
     elif spec.counts:
-        many = dim_min(floordiv(queries, FEW_BEFORE_AMX + 1), 1)
+        many = dim_min(floordiv(queries, FEW_TOKENS + 1), 1)
     return many * batch * (4 * spec.kv_heads * (spec.row_pitch(1) + spec.row_pitch(2))) * round_up(keys, WIDEST)
 
 
@@ -72,7 +72,7 @@ def in_bfloat16(tier: Tier, spec: AttentionSpec) -> bool:
 
 def most_few(tier: Tier, spec: AttentionSpec) -> int:
     """How many queries are few."""
-    return FEW_BEFORE_AMX if in_bfloat16(tier, spec) else FEW
+    return FEW_TOKENS if in_bfloat16(tier, spec) else FEW
 
 
 class FewStep(ABC):

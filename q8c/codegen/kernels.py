@@ -29,14 +29,13 @@ from q8c.errors import CompileError
 from q8c.ir.dims import Dim, product
 from q8c.ir.graph import Node
 from q8c.ir.graph import Value as Operand
-from q8c.ir.memory import row_pitch
+from q8c.ir.memory import is_wide, row_pitch
+from q8c.ir.ops.fused import Q8_COUNTS
 from q8c.ir.types import DType
 
 STREAMED_COLS = 1 << 14
 """From so many columns on a few rows fill the second-level cache: lines of the result are then not read before they are
 written. 128 rows of 49152 columns, from a depth of 576, take a quarter less time with `vpdpbusd`."""
-COUNTS = 11
-"""The operand of q8_linear that tells of sequences."""
 EmitKernel = Callable[[ir.Module, Tier, Node], Kernel]
 
 
@@ -55,7 +54,8 @@ def q8_linear_kernel(module: ir.Module, tier: Tier, node: Node) -> Kernel:
     spec = Q8LinearSpec(depth, cols, bias=bias, residual=residual, activation=_activation(node),
                         block=int(str(node.attrs.get("block", 0))), zero_point=_present(node, 7),
                         half=node.input(4).dtype is DType.f16, bits=int(str(node.attrs.get("bits", 8))),
-                        offsets=_present(node, 9), streamed=_streamed(node), counted=_present(node, COUNTS))
+                        offsets=_present(node, 9), streamed=_streamed(node), counted=_present(node, Q8_COUNTS),
+                        wide=is_wide(node.input(0)))
     kernel = _adapt(module, tier, spec, node, _experts(node, 10), {}, lambda unit: emit_q8_linear(unit, tier, spec))
     return replace(kernel, scratch=scratch_bytes(spec))
 

@@ -9,7 +9,8 @@ from collections.abc import Sequence
 
 import llvmlite.ir as ir
 
-from q8c.codegen import loop_ops
+from q8c.codegen import bf16, loop_ops
+from q8c.codegen.bf16 import FEW_TOKENS
 from q8c.codegen.builder import I8, I16, I32, I64, LANES, V16I, Builder, Operand, Value, constant
 from q8c.codegen.loop_columns import ColumnPass
 from q8c.codegen.loop_fold import combiner, neutral, taker
@@ -24,10 +25,46 @@ from q8c.ir.types import DType
 UNIT = 256
 """Columns whose blocks are scaled at once."""
 PACK = 64
+STEP = 32
+"""Columns that a line has in bfloat16."""
 
 
 def emit_blocks(columns: ColumnPass, blocks: Blocks) -> None:
-    """Quantize the row at hand."""
+    """Quantize the row at hand, or leave it in bfloat16 if it is wide and the tier multiplies so."""
+    b = columns.b
+    if not (blocks.wide and b.tier.has("amx-bf16")):
+        _quantize(columns, blocks)
+    elif blocks.counts is None:
+        _round(columns, blocks)
+    else:
+        few = b.icmp("<=", columns.row.value(blocks.counts), FEW_TOKENS)
+        b.if_else(few, lambda: _quantize(columns, blocks), lambda: _round(columns, blocks))
+
+
+def _round(columns: ColumnPass, blocks: Blocks) -> list[Value]:
+    """The row in bfloat16, 0 from its end to whole steps."""
+    b, cols = columns.b, columns.row.cols
+    assert isinstance(cols, int), "wide rows have a fixed depth"
+    row = columns.row.result(dict(blocks.results)["block_q"])
+
+    def step(col: Value, count: int) -> None:
+        floats = []
+        for first in (0, LANES):
+            left = min(max(count - first, 0), LANES)
+            x = columns.lanes(blocks.x, b.add(col, first), None if left == LANES else left)
+            floats.append(x if left == LANES else b.select(b.tail_mask(left), x, 0.0))
+        b.store(bf16.pack(b, *floats), b.at(row, b.mul(col, 2)), align=2 * STEP)
+
+    whole = cols // STEP * STEP
+    with b.range(0, whole, STEP) as col:
+        step(col, STEP)
+    if cols > whole:
+        step(constant(I64, whole), cols - whole)
+    return []
+
+
+def _quantize(columns: ColumnPass, blocks: Blocks) -> list[Value]:
+    """The row's bytes, and numbers per block."""
     b, cols = columns.b, columns.row.cols
     emitter = _Blocks(columns, blocks)
     if isinstance(cols, int):
@@ -36,12 +73,13 @@ def emit_blocks(columns: ColumnPass, blocks: Blocks) -> None:
             emitter.unit(col, UNIT)
         if cols > whole:
             emitter.unit(ir.Constant(I64, whole), cols - whole)
-        return
+        return []
     whole = b.and_(cols, -UNIT)
     with b.range(0, whole, UNIT) as col:
         emitter.unit(col, UNIT)
     with b.if_(b.icmp(">", cols, whole)):
         emitter.unit(whole, b.sub(cols, whole))
+    return []
 
 
 class _Blocks:

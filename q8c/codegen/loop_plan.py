@@ -13,8 +13,9 @@ from q8c.codegen.loop_body import build_program
 from q8c.codegen.loop_program import BLOCK_RESULTS, Program
 from q8c.codegen.loop_reads import Read, is_read, reads_of
 from q8c.codegen.loop_space import Rows, Sizes, Space, broadcast_shape, broadcast_strides, rows_of
-from q8c.ir.dims import Dim, floordiv
+from q8c.ir.dims import Dim
 from q8c.ir.graph import Graph, Node, Value
+from q8c.ir.memory import r8_pitch
 from q8c.ir.ops import definition_of
 from q8c.ir.types import DType
 
@@ -52,11 +53,15 @@ class Kept:
 
 @dataclass(frozen=True)
 class Blocks:
-    """A vector quantized by blocks of columns, and the results that takes: (op of BLOCK_RESULTS, result) pairs."""
+    """A vector quantized by blocks of columns, and the results that takes: (op of BLOCK_RESULTS, result) pairs. `wide`
+    rows are bfloat16 instead on tiers that multiply so, of sequences with more than few tokens if `counts` says how
+    many each has."""
 
     x: int
+    counts: int | None
     block: int
     zero_point: bool
+    wide: bool
     results: tuple[tuple[str, int], ...]
 
 
@@ -155,7 +160,7 @@ def _by_rows(body: Graph, reads: list[Read], shape: tuple[Dim, ...], r8: set[Val
     rank = len(shape)
     strides = [r.strides(rank)[:-1] for r in reads]
     for value, result in zip(body.outputs, results, strict=True):
-        stored = (*value.shape[:-1], floordiv(value.shape[-1] + 3, 4) * 4) if result.r8 else value.shape
+        stored = (*value.shape[:-1], r8_pitch(value)) if result.r8 else value.shape
         strides.append(broadcast_strides(stored, rank)[:-1])
     along = [1] * len(strides)
     rows = Rows(Space(shape[:-1], tuple(strides)).merged(), cols, tuple(along))

@@ -32,12 +32,11 @@ class Step:
 
 def quantize(p: Program, args: Sequence[int], attrs: dict[str, Any]) -> Sequence[int]:
     """The results of dynamic_quantize: bytes, scale, sum and, if asked for, the zero point."""
-    x, = args
-    zero_point, block = attrs["zero_point"], attrs["block"]
+    x, zero_point, block = args[0], attrs["zero_point"], attrs["block"]
     if block and p.spans(x):
         kinds = {"block_q": DType.i8, "block_scale": F32, "block_sum": I32}
         kinds.update({"block_zero": I32} if zero_point else {})
-        return [p.add(op, dtype, x, block=block, zero_point=zero_point) for op, dtype in kinds.items()]
+        return [p.add(op, dtype, *args, **attrs) for op, dtype in kinds.items()]
     if zero_point:
         step = zero_point_step(p, *_extremes(p, x))
     else:

@@ -65,11 +65,13 @@ def _schedule(plan: Plan) -> None:
 
 def _blocks(plan: Plan) -> list[tuple[int, Blocks]]:
     """The vectors to quantize by blocks, each with the pass that does it."""
-    found: dict[tuple[int, int, bool], list[tuple[str, int]]] = {}
+    found: dict[tuple[int, int | None, int, bool, bool], list[tuple[str, int]]] = {}
     for k, result in enumerate(plan.results):
         instr = plan.program.instrs[result.instr]
         if result.kind == "blocks":
-            key = (instr.args[0], int(instr.attr("block")), bool(instr.attr("zero_point")))
+            x, counts = (*instr.args, None)[:2]
+            assert x is not None
+            key = (x, counts, *(instr.attr(name) for name in ("block", "zero_point", "wide")))
             found.setdefault(key, []).append((instr.op, k))
     return [(plan.avail[plan.results[pairs[0][1]].instr], Blocks(*key, tuple(pairs))) for key, pairs in found.items()]
 

@@ -20,12 +20,13 @@ def emit_q8_linear(module: ir.Module, tier: Tier, spec: Q8LinearSpec) -> ir.Func
 
     All threads of a run call it with the same arguments; it returns when no task is left for the caller, and all
     rows are done when all threads have returned. Weights, scales and bias are packed by `q8c.codegen.layout`
-    (64-byte aligned); rows of `a` are `spec.lda` bytes apart, zero past depth; `counter` points to an i64 that is 0
-    before the first call; y may be the residual itself.
+    (64-byte aligned); rows of `a` are `spec.lda` bytes apart, zero past depth, and wide ones are bfloat16 where
+    products are (`loop_blocks`); `counter` points to an i64 that is 0 before the first call; y may be the residual
+    itself.
     """
     if tier.has("amx-int8") and not spec.block:
         return AmxColumnLinear(module, tier, spec).emit()
-    if tier.has("amx-bf16") and spec.block:
+    if tier.has("amx-bf16") and spec.wide:
         return (AmxCountedLinear if spec.counted else AmxBlockLinear)(module, tier, spec).emit()
     if not tier.has_vnni:
         return _WidenedLinear(module, tier, spec, _WIDENED_SCHEDULE, WidenedTileEmitter).emit()

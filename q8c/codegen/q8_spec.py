@@ -10,10 +10,7 @@ from q8c.codegen.layout import GROUP, groups
 from q8c.codegen.linear_spec import STEP_BYTES, LinearSpec
 from q8c.errors import CompileError
 from q8c.ir import q4, q8
-
-FEW = 8
-"""New tokens of a sequence up to which they are multiplied in int8 beside bfloat16: that is as fast as weights
-arrive, where making those bfloat16 takes a quarter longer."""
+from q8c.ir.memory import wide_pitch
 
 
 @dataclass(frozen=True)
@@ -27,6 +24,8 @@ class Q8LinearSpec(LinearSpec):
         half: whether the weight's scales, which are per block then, are half floats.
         bits: of a weight in memory, 8 or 4 (`layout.pack_q4`); in registers it has 8.
         counted: whether it is told how many new tokens each sequence has that are no padding.
+        wide: whether rows lie `wide_pitch` apart; where products are in bfloat16 so are they then, but for those of
+            sequences with few tokens, if that is told.
         offsets: whether those of 4 bits become Q8 by numbers for each column and block (`layout.pack_offsets`), and are
             not simply 8 more than what they stand for.
     """
@@ -37,6 +36,7 @@ class Q8LinearSpec(LinearSpec):
     bits: int = 8
     offsets: bool = False
     counted: bool = False
+    wide: bool = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -52,11 +52,17 @@ class Q8LinearSpec(LinearSpec):
 
     @property
     def formats(self) -> str:
-        """R8 rows (z: with zero points), a Q8 weight with a scale per channel or block, a float result."""
+        """R8 rows (z: with zero points, n: counted, w: wide), a Q8 weight with a scale per channel or block, a float
+        result."""
         scales = f"b{self.block}{'' if self.half else 'f'}" if self.block else "c"
         weight = f"q{self.bits}{'z' if self.offsets else ''}"
-        rows = f"r8{'z' if self.zero_point else ''}{'n' if self.counted else ''}"
+        rows = f"r8{'z' if self.zero_point else ''}{'n' if self.counted else ''}{'w' if self.wide else ''}"
         return f"{rows}_{weight}{scales}_f32"
+
+    @property
+    def lda(self) -> int:
+        """Bytes from one row of `a` to the next."""
+        return wide_pitch(self.depth) if self.wide else super().lda
 
     @property
     def steps(self) -> int:
@@ -100,8 +106,8 @@ class Q8LinearSpec(LinearSpec):
     @property
     def memory(self) -> list[tuple[str, ir.Type]]:
         """The parameter that points to memory of the thread's own, where AMX may need some: it widens weights of 4 bits
-        to 8, and what has scales by blocks to bfloat16."""
-        return [("scratch", PTR)] if self.bits == 4 or self.block else []
+        to 8, and those of wide rows to bfloat16."""
+        return [("scratch", PTR)] if self.wide or (self.bits == 4 and not self.block) else []
 
     @property
     def params(self) -> list[tuple[str, ir.Type]]:

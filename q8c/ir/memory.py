@@ -11,6 +11,8 @@ CAPACITY = Expr({("$capacity",): 1})
 """How many tokens the caller's buffers of kept keys and values have room for: the run time says it, no shape does. Its
 name is no identifier, so that no size of a model is taken for it."""
 
+WIDE_TILE = 32
+"""Wide rows that code reads at a time, as many as there are or not: behind the last one there is room for more."""
 KEPT_TOKENS = 16
 """Tokens whose keys lie by turns where they are kept in 8 bits: [capacity / 16][size][16] for each head."""
 KEPT_STEP = 64
@@ -20,11 +22,11 @@ SCALE_BYTES = 4
 
 
 def stored_bytes(value: Value) -> Dim:
-    """Bytes a value takes in the arena: dense, but for int8 rows, which are padded to whole dwords, and those with a
+    """Bytes a value takes in the arena: dense, but for int8 rows, which are `r8_pitch` apart, and those with a
     `row_pitch`."""
     shape = value.shape
     if value.dtype is DType.i8 and shape:
-        return product(shape[:-1]) * round_up(shape[-1], ROW_GROUP)
+        return (product(shape[:-1]) + (WIDE_TILE - 1) * is_wide(value)) * r8_pitch(value)
     pitch = row_pitch(value)
     return product(shape[:-1]) * pitch * value.dtype.itemsize if pitch else value.type.nbytes
 
@@ -34,6 +36,26 @@ def row_pitch(value: Value) -> int:
     0."""
     pitch = value.producer.attrs.get("pitch", 0) if value.producer is not None else 0
     return int(str(pitch))
+
+
+def r8_pitch(value: Value) -> Dim:
+    """Bytes from one int8 row of a value to the next where it lies: whole dwords, or `wide_pitch`."""
+    depth = value.shape[-1]
+    return wide_pitch(depth) if is_wide(value) and isinstance(depth, int) else round_up(depth, ROW_GROUP)
+
+
+def wide_pitch(depth: int) -> int:
+    """Bytes from one wide row to the next: as many lines as bfloat16 takes, and an odd number of them, so that those of
+    neighbouring rows do not compete for a set of the first-level cache."""
+    return CACHE_LINE * (-(-2 * depth // CACHE_LINE) | 1)
+
+
+def is_wide(value: Value) -> bool:
+    """Whether int8 rows lie `wide_pitch` apart: code may leave them there in bfloat16 instead (widen-rows)."""
+    node = value.producer
+    if node is not None and node.body is not None:
+        node = node.body.outputs[node.outputs.index(value)].producer
+    return value.dtype is DType.i8 and node is not None and bool(node.attrs.get("wide"))
 
 
 def rows_held(value: Value) -> Dim:

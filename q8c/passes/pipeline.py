@@ -44,6 +44,7 @@ from q8c.passes.route_experts import RouteExperts
 from q8c.passes.settle_sizes import SettleSizes
 from q8c.passes.share_common import ShareCommon
 from q8c.passes.sink_reshapes import SinkReshapes
+from q8c.passes.widen_rows import WidenRows
 
 AUTO = "auto"
 EMBEDDINGS = ("q8", "float")
@@ -123,6 +124,7 @@ def pipeline(options: Options, calibration: Calibration | None = None) -> tuple[
         *((LastLogits(),) if options.last_logits else ()),  # behind all that looks at numbers, as packing
         *_packed(options),
         CountRows(),              # which rows are whose is settled; in some code few tokens go another way than many
+        *((WidenRows(),) if options.numerics == "fast" else ()),  # room for what some code makes of rows instead
         FuseLoops(),              # whatever elementwise and row work is left, one pass over rows each
         PadRows(),                # behind what makes loops of all that may read them
         OwnOutputs(),             # kernels write outputs into the caller's arrays
@@ -177,4 +179,4 @@ PASSES: dict[str, type[Pass]] = {kind.name: kind for kind in (
     FuseGelu, FuseLayerNorm, FuseLinear, FuseLoops, FuseRmsNorm, FuseRotary, FuseSoftmax, InsertDynamicQuantize,
     KeepCache, LastLogits, LiftQuantized, LowerIntegerProducts, LowerQuantized, MergeMatmuls, NoteBlocks, OwnOutputs,
     PackNibbles, PackRows, PadRows, PlanMemory, QuantizeEmbeddings, ReduceRows, RoundWeights, RouteExperts, SettleSizes,
-    ShareCommon, SinkReshapes)}
+    ShareCommon, SinkReshapes, WidenRows)}

@@ -7,15 +7,18 @@ from dataclasses import dataclass, field
 from functools import cache
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
 
 from q8c.codegen import layout
 from q8c.codegen.amx_linear import scratch_bytes
+from q8c.codegen.bf16 import FEW_TOKENS
 from q8c.codegen.q8_linear import emit_q8_linear
 from q8c.codegen.q8_spec import Q8LinearSpec
 from q8c.codegen.targets import Tier
 from q8c.ir import q4, q8
+from q8c.ir.memory import WIDE_TILE
 from tests.codegen.jit import Loaded, aligned, build, guarded
 from tests.codegen.queues import Queues
 
@@ -59,6 +62,13 @@ class Problem:
         return Problem(self.spec, self.a[part], self.row_scale[part], self.row_zero[part], self.w, self.w_scale,
                        self.bias, self.residual[part])
 
+    def floats(self) -> NDArray[np.float32]:
+        """The numbers that the rows stand for."""
+        def of_rows(values: NDArray[Any]) -> NDArray[Any]:
+            return np.repeat(values, self.spec.block or self.spec.depth, axis=1)[:, :self.spec.depth]
+        zeros = of_rows(self.row_zero) if self.spec.zero_point else 0
+        return np.asarray((self.a - zeros) * of_rows(self.row_scale), np.float32)
+
     def row_sums(self) -> NDArray[np.int32]:
         """Sums of the rows' int8 values, per block."""
         block = self.spec.block or self.spec.depth
@@ -101,16 +111,14 @@ def run(tier: Tier, p: Problem, threads: int = 1, ldy: int | None = None, in_pla
     loaded, name = kernel(tier, p.spec)
     rows, cols = p.residual.shape
     stride = ldy or cols
-    a = np.zeros((rows, p.spec.lda), np.int8)
-    a[:, :p.spec.depth] = p.a
     y = guarded(np.full(max((rows - 1) * stride + cols, 0), -7, np.float32))
     view = np.lib.stride_tricks.as_strided(y, (rows, cols), (4 * stride, 4))
     residual = view if in_place else guarded(p.residual)
     if in_place:
         view[...] = p.residual
     values: dict[str, NDArray[Any] | int] = {
-        **p.packed, "a": guarded(a), "row_scale": guarded(p.row_scale), "row_sum": guarded(p.row_sums()),
-        "row_zero": guarded(p.row_zero), "y": y, "ldy": stride, "residual": residual,
+        **p.packed, "a": guarded(in_memory(tier, p, counts)), "row_scale": guarded(p.row_scale),
+        "row_sum": guarded(p.row_sums()), "row_zero": guarded(p.row_zero), "y": y, "ldy": stride, "residual": residual,
         "ldr": stride if in_place else cols, "rows": rows, "threads": threads,
         "counts": guarded(np.array(counts, np.int64)), "tokens": rows // max(len(counts), 1)}
     queues = Queues(threads)
@@ -125,6 +133,25 @@ def run(tier: Tier, p: Problem, threads: int = 1, ldy: int | None = None, in_pla
     gaps = np.concatenate([y, np.full(rows * stride - y.size, -7, np.float32)]).reshape(rows, stride)[:, cols:]
     assert (gaps == -7).all(), "wrote outside its columns"
     return np.array(view)
+
+
+def bfloat16(x: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Floats rounded to bfloat16."""
+    return np.asarray(x.astype(ml_dtypes.bfloat16).astype(np.float32))
+
+
+def in_memory(tier: Tier, p: Problem, counts: Sequence[int] = ()) -> NDArray[np.int8]:
+    """The rows as they lie; where wide ones may be bfloat16, those that are, and behind all of them NaN."""
+    rows, depth = p.a.shape
+    a = np.zeros((rows, p.spec.lda), np.int8)
+    a[:, :depth] = p.a
+    if not p.spec.wide:
+        return a
+    if tier.has("amx-bf16"):
+        halves = p.floats().astype(ml_dtypes.bfloat16)
+        many = np.repeat(np.array(counts or [rows]) > FEW_TOKENS, rows // max(len(counts), 1)) | (not p.spec.counted)
+        a[many, :2 * depth] = halves.view(np.int8)[many]
+    return np.concatenate([a, np.full((WIDE_TILE - 1, p.spec.lda), -1, np.int8)])
 
 
 def products(p: Problem) -> NDArray[np.int32]:

@@ -6,8 +6,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from q8c.codegen.attention_few import FEW, FEW_BEFORE_AMX
+from q8c.codegen.attention_few import FEW
 from q8c.codegen.attention_spec import SPAN
+from q8c.codegen.bf16 import FEW_TOKENS
 from q8c.codegen.targets import TIERS
 from q8c.ir.graph import Array
 from tests.codegen.attention import Case, reference, run, run_everywhere
@@ -147,14 +148,14 @@ def test_zero_sizes(batch: int, queries: int, keys: int) -> None:
 @pytest.mark.skipif(not runnable(FAST), reason="this CPU has no AMX with bfloat16")
 def test_few_queries_are_float32_beside_amx() -> None:
     case = replace(DECODE, counts=True)
-    feeds = case.feeds(np.random.default_rng(7), 1, FEW_BEFORE_AMX, 50)
+    feeds = case.feeds(np.random.default_rng(7), 1, FEW_TOKENS, 50)
     np.testing.assert_array_equal(run(case, feeds, FAST), run(case, feeds, APPROXIMATE))
 
 
 @pytest.mark.skipif(not runnable(FAST), reason="this CPU has no AMX with bfloat16")
 @pytest.mark.parametrize("case", COUNTED, ids=range(len(COUNTED)))
 def test_padding_does_not_choose_how_products_are_rounded(case: Case) -> None:
-    counts = np.array([3, 20, FEW_BEFORE_AMX, FEW_BEFORE_AMX + 1, 1])
+    counts = np.array([3, 20, FEW_TOKENS, FEW_TOKENS + 1, 1])
     feeds = case.feeds(np.random.default_rng(9), len(counts), 20, SPAN + 40) | {"counts": counts}
     together = run(case, feeds, FAST)
     np.testing.assert_array_equal(run(case, feeds, FAST, 3), together)
@@ -164,7 +165,7 @@ def test_padding_does_not_choose_how_products_are_rounded(case: Case) -> None:
         alone = {n: a[row:row + 1] for n, a in feeds.items()}
         alone["q"] = np.ascontiguousarray(alone["q"][:, :, :count] if "q" in case.split else alone["q"][:, :count])
         np.testing.assert_array_equal(run(case, alone, FAST)[0], together[row, :count])
-        assert (together[row, :count] == in_bfloat16[row, :count]).all() == (count > FEW_BEFORE_AMX)
+        assert (together[row, :count] == in_bfloat16[row, :count]).all() == (count > FEW_TOKENS)
 
 
 @pytest.mark.skipif(not runnable(FAST), reason="this CPU has no AMX with bfloat16")

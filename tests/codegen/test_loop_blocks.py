@@ -1,17 +1,24 @@
 """Rows quantized by blocks of columns: exact against `q8`, whatever the rows hold."""
 from __future__ import annotations
 
+import ml_dtypes
 import numpy as np
 import pytest
 
+from q8c.codegen.bf16 import FEW_TOKENS
 from q8c.codegen.loop_body import build_program
 from q8c.codegen.loop_reads import reads_of
+from q8c.codegen.targets import TIERS
 from q8c.errors import CompileError
 from q8c.ir import parse_graph, q8
-from tests.codegen.kernels import loop_text
+from q8c.ir.memory import wide_pitch
+from tests.codegen.jit import needs
+from tests.codegen.kernels import compiled, loop_text
+from tests.codegen.q8 import bfloat16
 from tests.codegen.test_loop_rows import rows_of, rows_text, run
 
 COLS = [1, 33, 200, 1000]
+FAST = TIERS["amx-int8"].fast()
 
 
 def quantize(x: str, block: int, zero_point: bool, blocks: str) -> tuple[str, dict[str, str]]:
@@ -71,3 +78,29 @@ def test_nothing_in_a_loop_reads_blocks() -> None:
     assert body is not None
     with pytest.raises(CompileError, match="quantized by blocks"):
         build_program(body, reads_of(body), [True], one_column=False)
+
+
+@needs(FAST)
+@pytest.mark.parametrize("cols", [33, 64, 300])
+def test_wide_rows_are_bfloat16_where_products_are(cols: int) -> None:
+    """Rows of sequences with few tokens are quantized all the same."""
+    rng, blocks = np.random.default_rng(4), -(-cols // 32)
+    counts = np.array([FEW_TOKENS + 1, 2, 20, FEW_TOKENS])[:, None, None]
+    x = rng.normal(size=(4, 3, cols)).astype(np.float32) * np.exp(rng.normal(size=(4, 3, 1))).astype(np.float32)
+    x[0, 1, -1] = np.nan
+    results = {"q": f"i8[b, n, {cols}]", "s": f"f32[b, n, {blocks}]", "t": f"i32[b, n, {blocks}]",
+               "z": f"i32[b, n, {blocks}]"}
+    left = ", ".join(f"%{n}: {t}" for n, t in results.items())
+    for given, few in (("", np.zeros(4, bool)), (", %counts", counts[:, 0, 0] <= FEW_TOKENS)):
+        text = loop_text({"x": f"f32[b, n, {cols}]", "counts": "i64[b, 1, 1]"}, f"""%y: f32[b, n, {cols}] = gelu(%x)
+            {left} = dynamic_quantize(%y{given}) {{block = 32, zero_point = true, wide = true}}""",
+                         {"y": f"f32[b, n, {cols}]", **results})
+        for tier, int8 in ((TIERS["amx-int8"], np.ones(4, bool)), (FAST, few)):
+            for threads in (1, 2):
+                y, wide, *numbers = compiled(tier, text)(threads, x=x, counts=counts)
+                assert wide.shape == (4, 3, wide_pitch(cols))
+                for got, expected in zip((wide[..., :cols], *numbers), q8.quantize_rows_zero(y, 32), strict=True):
+                    np.testing.assert_array_equal(got[int8], np.asarray(expected)[int8])
+                floats = bfloat16(np.pad(y, [(0, 0), (0, 0), (0, 32 * blocks - cols)]))
+                rounded = wide[..., :64 * blocks].view(ml_dtypes.bfloat16).astype(np.float32)
+                np.testing.assert_array_equal(rounded[~int8], floats[~int8])

@@ -20,6 +20,7 @@ from tests.codegen.q8 import linear_ref, problem, products, run, sum_of_blocks
 WIDE = Q8LinearSpec(512, 270, bias=True)
 FUSED = Q8LinearSpec(70, 53, bias=True, activation="relu", residual=True)
 BLOCKS = Q8LinearSpec(168, 53, bias=True, residual=True, block=64, zero_point=True, half=True)
+WIDE_ROWS = replace(BLOCKS, wide=True)
 ROUNDINGS = 2
 """Half-ulp roundings that `linear_ref` does not make: the fma's (one per block) and the residual's."""
 
@@ -102,10 +103,10 @@ def test_a_row_does_not_know_its_mates(tier: Tier, spec: Q8LinearSpec) -> None:
         assert run(tier, p.rows(first, last)).tobytes() == whole[first:last].tobytes(), (first, last)
 
 
-@pytest.mark.parametrize("spec", [FUSED, BLOCKS])
-def test_every_tier_gives_the_same_bits(spec: Q8LinearSpec) -> None:
-    p = problem(spec, 70, seed=3)
-    assert len({run(tier, p).tobytes() for tier in runnable_tiers()}) == 1
+@pytest.mark.parametrize("specs", [[FUSED], [BLOCKS, WIDE_ROWS]])
+def test_every_tier_gives_the_same_bits(specs: list[Q8LinearSpec]) -> None:
+    problems = [problem(spec, 70, seed=3) for spec in specs]
+    assert len({run(tier, p).tobytes() for tier in runnable_tiers() for p in problems}) == 1
 
 
 @all_tiers

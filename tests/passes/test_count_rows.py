@@ -12,8 +12,8 @@ graph @g(%past: f32[batch, 2, past, 4], %x: f32[batch, seq, 32], %other: f32[bat
   const %w: u8[32, 8] = @w
   const %s: f16[1, 8] = @s
   const %column: f32[8] = @column
-  %q: i8[batch, seq, 32], %r: f32[batch, seq, 1], %m: i32[batch, seq, 1] = dynamic_quantize(%x) {{block = 32}}
   {first}
+  %q: i8[batch, seq, 32], %r: f32[batch, seq, 1], %m: i32[batch, seq, 1] = dynamic_quantize(%x) {{block = 32}}
   %y: f32[batch, seq, 8] = q8_linear(%q, %r, %m, %w, %s{counts}) {{block = 32}}
   %q_2: i8[batch, seq_2, 32], %r_2: f32[batch, seq_2, 1], %m_2: i32[batch, seq_2, 1] = dynamic_quantize(%other) \
 {{block = 32}}

@@ -20,6 +20,8 @@ ACTIVATIONS = ("none", "relu", "gelu", "gelu_tanh", "silu", "tanh", "sigmoid")
 
 Q8_ROWS = frozenset({0, 1, 2, 7})
 """The operands of q8_linear that belong to rows; the others but the residual belong to columns."""
+Q8_COUNTS = 11
+"""The operand of q8_linear that says how many new tokens of each sequence are no padding."""
 
 
 def activate(y: Array, activation: str) -> Array:
@@ -74,8 +76,8 @@ def _q8_linear(o: Operands) -> Sequence[TensorType]:
     if o.types[9] is not None:
         o.expect(o.attrs["bits"] == 4 and o.types[9] == TensorType(DType.u8, o.type(4).shape),
                  "expected one u8 offset per scale of weights of 4 bits")
-    if o.types[11] is not None:
-        o.expect(q.rank == 3 and o.types[11] == TensorType(DType.i64, q.shape[:1]) and o.types[10] is None,
+    if o.types[Q8_COUNTS] is not None:
+        o.expect(q.rank == 3 and o.types[Q8_COUNTS] == TensorType(DType.i64, q.shape[:1]) and o.types[10] is None,
                  "expected i64 counts [batch] of rows [batch, tokens, depth], and no experts")
     return _finish(o, q, w.shape[1], 5, 6, 10)
 

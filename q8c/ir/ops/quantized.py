@@ -61,12 +61,18 @@ def _dynamic_quantize(o: Operands) -> Sequence[TensorType]:
     x = o.type(0)
     o.expect(x.dtype is DType.f32 and x.rank >= 1, "expected f32 rows")
     row = (*x.shape[:-1], block_dim(x.shape[-1], o.attrs["block"]))
+    o.expect(not o.attrs["wide"] or (o.attrs["block"] > 0 and isinstance(x.shape[-1], int)),
+             "expected wide rows by blocks, of fixed depth")
+    if o.types[1] is not None:
+        o.expect(o.attrs["wide"] and x.rank == 3 and o.types[1] == TensorType(DType.i64, (x.shape[0], 1, 1)),
+                 "expected i64 counts [batch, 1, 1] of wide rows [batch, tokens, depth]")
     types = [TensorType(DType.i8, x.shape), TensorType(DType.f32, row), TensorType(DType.i32, row)]
     return [*types, TensorType(DType.i32, row)] if o.attrs["zero_point"] else types
 
 
 def quantize(args: Sequence[Any], attrs: Mapping[str, Any]) -> Sequence[Array]:
-    """R8 rows, with zero points if asked for."""
+    """R8 rows, with zero points if asked for. `wide` says how far apart they lie (`memory.is_wide`); `counts`, how many
+    new tokens of each sequence are no padding, change nothing here."""
     return (q8.quantize_rows_zero if attrs["zero_point"] else q8.quantize_rows)(args[0], attrs["block"])
 
 
@@ -104,9 +110,11 @@ register(OpDef("dequantize_weight", "w scale", _dequantize_weight,
                lambda a, k: [q8.dequantize_weight(a[0], a[1], k["block"])], BLOCK, Level.quantized))
 register(OpDef("lookup", "w scale indices", _lookup, lookup, BLOCK, Level.quantized,
                doc="Columns of a Q8 weight picked by index: the embeddings of a model whose head they are as well."))
-register(OpDef("dynamic_quantize", "x", _dynamic_quantize, quantize,
-               {**BLOCK, "zero_point": AttrSpec("bool", False)}, Level.quantized,
-               doc="R8 rows: i8 rows, and per row or block an f32 scale, an i32 sum and, if asked for, a zero point."))
+register(OpDef("dynamic_quantize", "x counts?", _dynamic_quantize, quantize,
+               {**BLOCK, "zero_point": AttrSpec("bool", False), "wide": AttrSpec("bool", False)}, Level.quantized,
+               doc="R8 rows: i8 rows, and per row or block an f32 scale, an i32 sum and, if asked for, a zero point. "
+                   "Code may leave wide rows in bfloat16 where they lie, and nothing else then; with counts, for each "
+                   "sequence by its own."))
 register(OpDef("q8_matmul", "q w zero?", _q8_matmul, q8_matmul, BLOCK, Level.quantized))
 register(OpDef("dequantize", "acc row_scale col_scale", _dequantize,
                lambda a, k: [q8.dequantize(a[0], a[1], a[2], k["block"])], BLOCK, Level.quantized))
