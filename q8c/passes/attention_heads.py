@@ -148,6 +148,8 @@ def _cut(source: Value, view: tuple[Dim, ...], axes: tuple[Axis, ...], offsets: 
                 run(last, 1, size))
     if (batch, heads, seq, channels) != expected or (rank == 4 and view[1::2] != (count, size)):
         return None
+    if rank == 2 and sizes[0] * sizes[1] != view[0]:  # the first of its rows
+        return None
     shape = view if rank == 4 else (*sizes, view[-1])
     return Heads(source, shape, batch_axis == 1, count, size, offsets[-1], repeat, scale, *sizes)
 

@@ -15,6 +15,36 @@ def test_keys_moved_by_reshapes_to_three_axes_and_back() -> None:
         fused("", "scale = 1.0"))
 
 
+def test_rows_that_are_the_first_of_more() -> None:
+    """Queries, keys and values one behind the other, as torch's MultiheadAttention packs them with a batch of 1: that
+    queries come first does not make them the whole."""
+    packed = """
+    graph @g(%x: f32[3, s, 1, 1, 24]) {
+      %all: f32[3, s, 1, 24] = reshape(%x) {shape = (3, s, 1, 24)}
+      %q1: f32[1, s, 1, 24] = slice(%all) {starts = (0, 0, 0, 0), sizes = (1, s, 1, 24), steps = (1, 1, 1, 1)}
+      %k1: f32[1, s, 1, 24] = slice(%all) {starts = (1, 0, 0, 0), sizes = (1, s, 1, 24), steps = (1, 1, 1, 1)}"""
+    run(packed + """
+      %q2: f32[s, 3, 8] = reshape(%q1) {shape = (s, 3, 8)}
+      %k2: f32[s, 3, 8] = reshape(%k1) {shape = (s, 3, 8)}
+      %q: f32[3, s, 8] = transpose(%q2) {perm = (1, 0, 2)}
+      %k: f32[3, s, 8] = transpose(%k2) {perm = (1, 0, 2)}
+      %kt: f32[3, 8, s] = transpose(%k2) {perm = (1, 2, 0)}
+      %m: f32[3, s, s] = matmul(%q, %kt)
+      %p: f32[3, s, s] = softmax(%m)
+      %z: f32[3, s, 8] = matmul(%p, %k)
+      return %z
+    }""", packed + f"""
+      %q: f32[1, s, 24] = reshape(%q1) {{shape = (1, s, 24)}}
+      %k: f32[1, s, 24] = reshape(%k1) {{shape = (1, s, 24)}}
+      %v: f32[1, s, 24] = reshape(%k1) {{shape = (1, s, 24)}}
+      %a: f32[1, s, 24] = attention(%q, %k, %v) {{{ATTRS}, scale = 1.0}}
+      %h: f32[1, s, 3, 8] = reshape(%a) {{shape = (1, s, 3, 8)}}
+      %t: f32[1, 3, s, 8] = transpose(%h) {{perm = (0, 2, 1, 3)}}
+      %z: f32[3, s, 8] = reshape(%t) {{shape = (3, s, 8)}}
+      return %z
+    }}""")
+
+
 def one_axis(masked: str) -> str:
     """Attention by products over batch and heads in one axis; `masked` makes %m3 of the scores %s3."""
     return INPUTS + HEADS + f"""

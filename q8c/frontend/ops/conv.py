@@ -3,7 +3,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from q8c.frontend.ops.windows import Windows, windows
+from q8c.frontend.ops.windows import MOST_IN_WINDOW, Windows, windows
 from q8c.frontend.registry import Call, importer
 from q8c.frontend.tensor import Tensor
 from q8c.ir.dims import Dim, floordiv, product
@@ -57,35 +57,32 @@ def convolve(c: Call, x: Tensor, kernel: Tensor, w: Windows, group: int, bias: T
             return _by_group(c, x, kernel, w, group, bias)
     if group > 1 and channels == 1 and outputs == group:
         return _biased(c, _each_channel(c, x, kernel, w), bias)
-    batch, depth = x.shape[0], channels * w.size
-    rows = _pieces(c, x, w) if w.apart else _stacked(c, x, w)  # [batch, channels, size, places]
-    places = product(w.counts)
+    rows, weights = _rows(c, x, w, group), _weights(c, kernel, w)
     if group == 1:
-        rows = c.builder.reshape(c.builder.transpose(rows, (0, 3, 1, 2)), (batch, places, depth))
-        y = c.emit("matmul", rows, c.builder.transpose(c.builder.reshape(kernel, (outputs, depth)), (1, 0)))
-        y = y if bias is None else c.emit("add", y, bias)  # before the transpose, where the product takes it along
-        return c.builder.reshape(c.builder.transpose(y, (0, 2, 1)), (batch, outputs, *w.counts))
-    rows = c.builder.reshape(rows, (batch, group, channels, w.size, places))
-    rows = c.builder.reshape(c.builder.transpose(rows, (0, 1, 4, 2, 3)), (batch, group, places, depth))
-    weights = c.builder.reshape(kernel, (group, outputs // group, depth))
-    y = c.emit("matmul", rows, c.builder.transpose(weights, (0, 2, 1)))
-    return _biased(c, c.builder.reshape(c.builder.transpose(y, (0, 1, 3, 2)), (batch, outputs, *w.counts)), bias)
+        y = c.emit("matmul", c.builder.reshape(rows, (*rows.shape[:2], rows.shape[3])),
+                   c.builder.transpose(weights, (1, 0)))
+        return _image(c, y if bias is None else c.emit("add", y, bias), w)  # the product takes the bias along
+    weights = c.builder.reshape(weights, (group, outputs // group, rows.shape[3]))
+    y = c.emit("matmul", c.builder.transpose(rows, (0, 2, 1, 3)), c.builder.transpose(weights, (0, 2, 1)))
+    y = c.builder.transpose(y, (0, 1, 3, 2))
+    return _biased(c, c.builder.reshape(y, (x.shape[0], outputs, *w.counts)), bias)
 
 
 def _by_group(c: Call, x: Tensor, kernel: Tensor, w: Windows, group: int, bias: Tensor | None) -> Tensor:
     """A product of its own for each group."""
-    batch, places, (outputs, channels) = x.shape[0], product(w.counts), kernel.shape[:2]
-    each, depth = floordiv(outputs, group), channels * w.size
-    rows = _pieces(c, x, w) if w.apart else _stacked(c, x, w)
-    rows = c.builder.reshape(c.builder.transpose(rows, (0, 3, 1, 2)), (batch, places, depth * group))
-    weights = c.builder.reshape(kernel, (outputs, depth))
+    rows, weights, each = _rows(c, x, w, group), _weights(c, kernel, w), floordiv(kernel.shape[0], group)
     parts = []
     for n in range(group):
         own = c.builder.transpose(c.builder.slice_axis(weights, 0, n * each, each), (1, 0))
-        y = c.emit("matmul", c.builder.slice_axis(rows, 2, n * depth, depth), own)
+        part = c.builder.reshape(c.builder.slice_axis(rows, 2, n, 1), (*rows.shape[:2], rows.shape[3]))
+        y = c.emit("matmul", part, own)
         parts.append(y if bias is None else c.emit("add", y, c.builder.slice_axis(bias, 0, n * each, each)))
-    y = c.emit("concat", *parts, axis=2)
-    return c.builder.reshape(c.builder.transpose(y, (0, 2, 1)), (batch, outputs, *w.counts))
+    return _image(c, c.emit("concat", *parts, axis=2), w)
+
+
+def _image(c: Call, y: Tensor, w: Windows) -> Tensor:
+    """[batch, outputs, *counts] of rows [batch, places, outputs]."""
+    return c.builder.reshape(c.builder.transpose(y, (0, 2, 1)), (y.shape[0], y.shape[2], *w.counts))
 
 
 def _each_channel(c: Call, x: Tensor, kernel: Tensor, w: Windows) -> Tensor:
@@ -101,14 +98,54 @@ def _each_channel(c: Call, x: Tensor, kernel: Tensor, w: Windows) -> Tensor:
     return total
 
 
+def _rows(c: Call, x: Tensor, w: Windows, group: int) -> Tensor:
+    """The windows of padded x [batch, channels, ...] as rows [batch, places, group, elements], these in the order of
+    `_weights`."""
+    batch, places, channels = x.shape[0], product(w.counts), floordiv(x.shape[1], group)
+    if _cut_up(w):
+        rows = c.builder.transpose(_pieces(c, x, w), (0, 3, 1, 2))
+    else:
+        rows = c.builder.reshape(_stacked(c, x, w), (batch, places, w.size, group, channels))
+        rows = c.builder.transpose(rows, (0, 1, 3, 2, 4)) if group > 1 else rows
+    return c.builder.reshape(rows, (batch, places, group, channels * w.size))
+
+
+def _weights(c: Call, kernel: Tensor, w: Windows) -> Tensor:
+    """The kernel [outputs, channels, *size] as a matrix [outputs, elements of a window]."""
+    if not _cut_up(w):
+        kernel = c.builder.transpose(kernel, (0, *range(2, kernel.rank), 1))
+    return c.builder.reshape(kernel, (kernel.shape[0], product(kernel.shape[1:])))
+
+
+def _cut_up(w: Windows) -> bool:
+    """Whether windows are the image cut up, with channels before places as they come: as patches are embedded."""
+    return w.apart and len(w.kernel) > 1
+
+
 def _stacked(c: Call, x: Tensor, w: Windows) -> Tensor:
-    batch, channels, places = *x.shape[:2], product(w.counts)
-    parts = [c.builder.reshape(t, (batch, channels, 1, places)) for t in w.shifted(c, x)]
-    return parts[0] if len(parts) == 1 else c.emit("concat", *parts, axis=2)
+    """[batch, *counts, size * channels]: along one axis after the other, what a window holds goes behind its channels.
+
+    Channels come last, so that what is moved lies together. Windows that overlap by whole steps take as many pieces as
+    steps, not elements: two of 128 for a window of 256 every 128.
+    """
+    rows = c.builder.transpose(x, (0, *range(2, x.rank), 1))
+    last = len(w.kernel)
+    for axis in range(last, 0, -1):
+        k, stride, dilation, count = (of[axis - 1] for of in (w.kernel, w.strides, w.dilations, w.counts))
+        if axis == last and dilation == 1 and k % stride == 0:
+            k, pieces = k // stride, count + k // stride - 1
+            rows = c.builder.slice_axis(rows, axis, 0, pieces * stride)
+            rows = c.builder.reshape(rows, (*rows.shape[:axis], pieces, rows.shape[-1] * stride))
+            stride = 1
+        if k > MOST_IN_WINDOW:
+            c.unsupported(f"windows of {k} elements along an axis; expected up to {MOST_IN_WINDOW}")
+        parts = [c.builder.slice_axis(rows, axis, i * dilation, count, stride) for i in range(k)]
+        rows = parts[0] if k == 1 else c.emit("concat", *parts, axis=last + 1)
+    return rows
 
 
 def _pieces(c: Call, x: Tensor, w: Windows) -> Tensor:
-    """x cut into windows that do not overlap."""
+    """x cut into windows that do not overlap: [batch, channels, size, places]."""
     n, lead = len(w.kernel), x.shape[:2]
     cut = c.builder.slice(x, [0] * x.rank, [*lead, *(g * k for g, k in zip(w.counts, w.kernel, strict=True))],
                           [1] * x.rank)
