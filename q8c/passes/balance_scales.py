@@ -55,13 +55,13 @@ class BalanceScales(Pass):
         for x, products in groups.items() if rows else ():
             weights = [weight_array(p) for p in products]
             reason = reason_to_keep(weights, tables)
+            if len(rows[x]) < MIN_ROWS:
+                reason = reason or f"{len(rows[x])} rows were seen, balancing wants {MIN_ROWS} to go by"
             f = np.ones((), np.float32) if reason else self.factors(rows[x], weights, block)
             for w in (*weights, *tables):
                 release(w)
             if reason:
                 report.decline(products[0], reason)
-            elif len(rows[x]) < MIN_ROWS:
-                report.decline(products[0], f"%{x.name} took {len(rows[x])} rows, balancing wants {MIN_ROWS} to go by")
             elif (f == 1).all():
                 report.decline(products[0], f"no factors for the channels of %{x.name} lower the error")
             else:

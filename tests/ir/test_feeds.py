@@ -66,6 +66,7 @@ def test_a_table_is_found_behind_a_loop() -> None:
 
 @pytest.mark.parametrize(("inputs", "shapes"), [
     ("%x: f32[batch, 3, 16, 16]", [(1, 3, 16, 16)]),
+    ("%x: f32[batch, 3, h, w]", [(1, 3, 128, 128)]),
     ("%x: f32[batch, seq, 48]", [(4, 32, 48)]),
     ("%x: f32[rows, 48]", [(128, 48)]),
     ("%x: f32[48]", [(48,)]),
@@ -87,6 +88,16 @@ def test_sizes_may_be_stated_and_the_seed_decides() -> None:
     assert not np.array_equal(feeds["ids"], typical_feeds(g, seed=1, sizes={"seq": 5})["ids"])
     floats = typical_feeds(graph("graph @g(%x: f32[n, 500]) {\n  return %x\n}"))["x"]
     assert abs(floats.mean()) < 0.02 and abs(floats.std() - 1) < 0.02
+
+
+@pytest.mark.parametrize(("assumption", "shape"), [
+    (("batch*seq", "seq"), (1, 32)), (("batch*seq", "4"), (4, 1)), (("(seq + 15) // 48", "1"), (4, 48)),
+    (("max(seq - 300, 0)", "seq - 300"), (4, 768))])
+def test_only_sizes_that_assumptions_ask_for_are_unusual(assumption: tuple[str, str], shape: tuple[int, int]) -> None:
+    """Where one must be larger than usual, it is much larger."""
+    a, b = assumption
+    g = graph(f"graph @g(%x: i64[batch, seq]) {{\n  assume {a} == {b}\n  return %x\n}}")
+    assert typical_feeds(g)["x"].shape == shape
 
 
 def test_assumptions_are_kept_where_any_sizes_do() -> None:
