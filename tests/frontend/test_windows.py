@@ -16,7 +16,9 @@ CONVOLUTIONS: dict[str, tuple[int, tuple[int, ...], dict[str, Any]]] = {
     "dilations": (2, (2, 3), {"dilations": [2, 1]}), "groups": (1, (3,), {"group": 3, "pads": [1, 1]}),
     "each channel": (2, (3, 3), {"group": 6, "pads": [1, 1, 1, 1]}), "same": (1, (4,), {"auto_pad": "SAME_UPPER"}),
     "same, strides": (1, (4,), {"auto_pad": "SAME_LOWER", "strides": [3]}), "valid": (1, (2,), {"auto_pad": "VALID"}),
-    "padded patches": (1, (3,), {"strides": [3], "pads": [1, 1]})}
+    "padded patches": (1, (3,), {"strides": [3], "pads": [1, 1]}), "patches": (2, (2, 3), {"strides": [2, 3]}),
+    "whole steps": (1, (4,), {"strides": [2], "pads": [0, 1], "group": 2}),
+    "whole steps of rows": (2, (4, 4), {"strides": [2, 2], "pads": [1, 2, 1, 0]})}
 
 
 @pytest.mark.parametrize("name", CONVOLUTIONS)

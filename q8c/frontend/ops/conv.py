@@ -131,7 +131,8 @@ def _stacked(c: Call, x: Tensor, w: Windows) -> Tensor:
     rows = c.builder.transpose(x, (0, *range(2, x.rank), 1))
     last = len(w.kernel)
     for axis in range(last, 0, -1):
-        k, stride, dilation, count = (of[axis - 1] for of in (w.kernel, w.strides, w.dilations, w.counts))
+        k, stride, dilation = w.kernel[axis - 1], w.strides[axis - 1], w.dilations[axis - 1]
+        count = w.counts[axis - 1]
         if axis == last and dilation == 1 and k % stride == 0:
             k, pieces = k // stride, count + k // stride - 1
             rows = c.builder.slice_axis(rows, axis, 0, pieces * stride)
