@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 from q8c.ir.dims import SIZE_LIMIT, Call, Dim, Expr, dim_max, dim_min, floordiv, nonnegative
+from q8c.ir.piecewise import shortened
 
 
 def difference(a: Dim, b: Dim) -> Dim:
@@ -22,19 +23,21 @@ def ceil_div(a: Dim, b: int) -> Dim:
 
 def slice_extent(size: Dim, start: Dim, end: Dim, step: int) -> tuple[Dim, Dim]:
     """The first index and the number of elements of ONNX's `start:end:step` on an axis of a size."""
-    first, last = from_end(_within(start), size), from_end(_within(end), size)
+    first, last = _place(start, size), _place(end, size)
     if step > 0:
         first, last = _clamp(first, size), _clamp(last, size)
-        return first, ceil_div(dim_max(0, difference(last, first)), step)
+        return shortened(first), ceil_div(shortened(dim_max(0, difference(last, first))), step)
     first = dim_min(dim_max(first, 0), size - 1)
     last = dim_min(dim_max(last, -1), size - 1)
-    start = first if first == size - 1 else dim_max(0, first)  # of an axis without elements nothing is read
-    return start, ceil_div(dim_max(0, difference(first, last)), -step)
+    start = first if first == size - 1 else shortened(dim_max(0, first))  # of an axis without elements nothing is read
+    return start, ceil_div(shortened(dim_max(0, difference(first, last))), -step)
 
 
-def _within(index: Dim) -> Dim:
-    """index, or as far outside of every axis as 64 bits less any size leave room for."""
-    return min(max(index, -SIZE_LIMIT), SIZE_LIMIT) if isinstance(index, int) else index
+def _place(index: Dim, size: Dim) -> Dim:
+    """index from the first element on; -1 or the size for what is outside of every axis."""
+    if isinstance(index, int) and abs(index) >= SIZE_LIMIT:
+        return size if index > 0 else -1
+    return from_end(index, size)
 
 
 def from_end(index: Dim, size: Dim) -> Dim:

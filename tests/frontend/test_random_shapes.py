@@ -139,6 +139,20 @@ def test_slices_that_end_far_outside(end: int, step: int) -> None:
         np.testing.assert_array_equal(interpret(graph, {"x": x})[0], expected_slice(x, 3, end, step))
 
 
+def test_sizes_of_slices_of_slices_stay_short() -> None:
+    """They were thousands of letters long, more than a compiled file takes."""
+    bounds = [(2, -4, -1), (2, 2**63 - 1, 1), (-4, 5, 1), (2, -1, 1), (-4, 5, 2)]
+    nodes = [node("Slice", f"x{i} s{i} e{i} zero t{i}", f"x{i + 1}") for i in range(len(bounds))]
+    constants = {f"{k}{i}": np.array([v]) for i, b in enumerate(bounds) for k, v in zip("set", b, strict=True)}
+    graph = load(model(nodes, {"x0": (F32, ["n"])}, {f"x{len(bounds)}": F32}, {**constants, "zero": np.array([0])}))
+    assert all(len(str(d)) < 200 for n in graph.nodes for v in n.outputs for d in v.type.shape)
+    for n in range(12):
+        x = want = np.arange(n, dtype=F32)
+        for bound in bounds:
+            want = expected_slice(want, *bound)
+        np.testing.assert_array_equal(interpret(graph, {"x0": x})[0], want)
+
+
 def expected_slice(x: Any, start: int, end: int, step: int) -> Any:
     """ONNX's Slice, which unlike Python's begins at 0 where a negative step starts before the axis."""
     size = len(x)
