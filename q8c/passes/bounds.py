@@ -45,7 +45,6 @@ def zeros_and_ones(value: Value, depth: int = 8) -> bool:
         return value.dtype.name == "bool"
     if node.op in (*_KEEPS, "cast"):
         return zeros_and_ones(node.input(0), depth - 1)
-    a, *rest = node.operands
     if node.op == "sub":
-        return uniform(a) == 1 and zeros_and_ones(rest[0], depth - 1)
-    return node.op == "mul" and all(zeros_and_ones(v, depth - 1) for v in (a, *rest))
+        return uniform(node.input(0)) == 1 and zeros_and_ones(node.input(1), depth - 1)
+    return node.op == "mul" and all(zeros_and_ones(v, depth - 1) for v in node.operands)

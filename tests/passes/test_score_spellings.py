@@ -52,7 +52,8 @@ def test_other_factors_choose_nothing(factor: str, much: float) -> None:
 
 @pytest.mark.parametrize(("expression", "known"), [
     ("cast(%c) {to = f32}", True), ("mul(%f, %f)", True), ("sub(%one, %f)", True), ("sub(%f, %one)", False),
-    ("mul(%f, %x)", False), ("add(%f, %f)", False), ("reshape(%f) {shape = (2, 1)}", True)])
+    ("mul(%f, %x)", False), ("add(%f, %f)", False), ("reshape(%f) {shape = (2, 1)}", True),
+    ("iota() {size = 2, dtype = f32}", False)])
 def test_zeros_and_ones(expression: str, known: bool) -> None:
     shape = "2, 1" if "shape" in expression else "2"
     graph = parse(f"""
