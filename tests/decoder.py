@@ -36,17 +36,14 @@ _LAYER = """
       %x{next}: f32[b, s, {h}] = add(%x@, %o@)"""
 
 
-_COUNTED = """
-      %first: i64[1] = sizes() {values = (past)}
-      %new: i64[s] = iota() {size = s, dtype = i64}
-      %position: i64[s] = add(%first, %new)
-      %rows: i64[1, s] = reshape(%position) {shape = (1, s)}
-      %position_ids: i64[b, s] = broadcast_to(%rows) {shape = (b, s)}"""
+_GIVEN = "%p: f32[b, s, {h}] = gather(%places, %position_ids) {{axis = 0}}"
+_CUT = """%cut: f32[s, {h}] = slice(%places) {{starts = (past, 0), sizes = (s, {h}), steps = (1, 1)}}
+      %p: f32[b, s, {h}] = broadcast_to(%cut) {{shape = (b, s, {h})}}"""
 
 
 def decoder_graph(layers: int = 2, positions: bool = True, window: int = 0) -> Graph:
     """int64 input_ids [b, s], attention_mask [b, past + s], position_ids [b, s] and the cache to f32 logits; without
-    `positions` they are counted from the length of the cache. A `window` is how many keys a token sees."""
+    `positions` they are cut from the table behind those of the cache. A `window` is how many keys a token sees."""
     names = [f"{part}{n}" for n in range(layers) for part in "kv"]
     pasts = "".join(f", %{n}.past: f32[b, {KV_HEADS}, past, {SIZES[n[0]]}]" for n in names)
     keys, values, out = KV_HEADS * SIZES["k"], KV_HEADS * SIZES["v"], HEADS * SIZES["v"]
@@ -63,9 +60,9 @@ def decoder_graph(layers: int = 2, positions: bool = True, window: int = 0) -> G
     return parse_graph(f"""
     graph @decoder(%input_ids: i64[b, s], %attention_mask: i64[b, past + s]{given}{pasts}) {{
 {constants}
-      const %unit: f32[{HIDDEN}] = 1.0{"" if positions else _COUNTED}
+      const %unit: f32[{HIDDEN}] = 1.0
       %e: f32[b, s, {HIDDEN}] = gather(%table, %input_ids) {{axis = 0}}
-      %p: f32[b, s, {HIDDEN}] = gather(%places, %position_ids) {{axis = 0}}
+      {(_GIVEN if positions else _CUT).format(h=HIDDEN)}
       %x0: f32[b, s, {HIDDEN}] = add(%e, %p){body}
       %logits: f32[b, s, {TOKENS}] = matmul(%x{layers}, %head)
       return %logits, {", ".join(f"%{n}.present" for n in names)}

@@ -162,5 +162,6 @@ def cache_lines(report: Report) -> list[str]:
     left = [n.text for n in report.declines if n.pass_name == "keep-cache"]
     how = ", in 8 bits" if any(text.endswith(", in 8 bits") for text in grown) else ""
     lines = [f"{len(grown)} caches of keys and values grow in place{how} (session.new_state)"] if grown else []
-    lines += [f"{'' if reason.startswith('not in') else 'not in place: '}{reason}" for reason in left[:_SHOWN]]
-    return lines + ([f"not in place: {len(left) - _SHOWN} more (q8c explain)"] if len(left) > _SHOWN else [])
+    lines += [f"{'' if reason.startswith(('not in', 'all of')) else 'not in place: '}{reason}"
+              for reason in left[:_SHOWN]]
+    return lines + ([f"{len(left) - _SHOWN} more caches (q8c explain)"] if len(left) > _SHOWN else [])

@@ -33,6 +33,7 @@ from q8c.passes.manager import Pass
 from q8c.passes.merge_matmuls import MergeMatmuls
 from q8c.passes.note_blocks import NoteBlocks
 from q8c.passes.own_outputs import OwnOutputs
+from q8c.passes.own_positions import OwnPositions
 from q8c.passes.pack_nibbles import PackNibbles
 from q8c.passes.pack_rows import PackRows
 from q8c.passes.pad_rows import PadRows
@@ -115,6 +116,7 @@ def pipeline(options: Options, calibration: Calibration | None = None) -> tuple[
         SinkReshapes(),           # what an attention's result was moved by
         ShareCommon(),            # what was put before an attention once for q, k and v each
         KeepCache(options.kv_cache),  # before products merge: what is appended may be a part of a wider tensor too
+        OwnPositions(),           # what is still computed from the length of a cache
         *_balanced(options, calibration, blocked),
         MergeMatmuls(),           # q, k and v as one product, now that attention reads parts of a wider tensor
         ReduceRows(),             # what no pattern took; loops want rows
@@ -178,5 +180,5 @@ PASSES: dict[str, type[Pass]] = {kind.name: kind for kind in (
     BalanceScales, Canonicalize, ChooseFormats, CountRows, EliminateDeadCode, FoldConstants, FoldWeights, FuseAttention,
     FuseGelu, FuseLayerNorm, FuseLinear, FuseLoops, FuseRmsNorm, FuseRotary, FuseSoftmax, InsertDynamicQuantize,
     KeepCache, LastLogits, LiftQuantized, LowerIntegerProducts, LowerQuantized, MergeMatmuls, NoteBlocks, OwnOutputs,
-    PackNibbles, PackRows, PadRows, PlanMemory, QuantizeEmbeddings, ReduceRows, RoundWeights, RouteExperts, SettleSizes,
-    ShareCommon, SinkReshapes, WidenRows)}
+    OwnPositions, PackNibbles, PackRows, PadRows, PlanMemory, QuantizeEmbeddings, ReduceRows, RoundWeights,
+    RouteExperts, SettleSizes, ShareCommon, SinkReshapes, WidenRows)}

@@ -51,7 +51,7 @@ def test_compile_tells_what_grows_in_place(cli: Cli, tmp_path: Path) -> None:
     fixed = parse_graph(f"graph @g({pasts}, %x: f32[b, 2, 1, 8]) {{ {caches} return %k0, %k1, %k2, %k3, %k4 }}")
     lines = cache_lines(run_passes(fixed, [KeepCache()]))
     assert len(lines) == 4 and "not in place: its past is f32[b, 2, 4, 8]; heads and their size must be" in lines[0]
-    assert lines[3] == "not in place: 2 more (q8c explain)"
+    assert lines[3] == "2 more caches (q8c explain)"
 
 
 def test_runs_with_and_without_a_state(cli: Cli, decoder: Path) -> None:
