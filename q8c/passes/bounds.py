@@ -27,6 +27,8 @@ def lower_bound(value: Value, depth: int = 8) -> float:
         return _BOUNDS[node.op]
     if node.op in _KEEPS:
         return lower_bound(node.input(0), depth - 1)
+    if node.op == "where":
+        return min(lower_bound(v, depth - 1) for v in (node.input(1), node.input(2)))
     if node.op not in ("add", "mul", "div", "max", "min"):
         return -math.inf
     a, b = (lower_bound(v, depth - 1) for v in node.operands)

@@ -136,13 +136,19 @@ def float_of(graph: Graph, q: Value, zero: Value | None, before: Node) -> Quanti
 
 
 def saturated(graph: Graph, node: Node, before: Node) -> Value:
-    """What quantize_linear quantizes, cut to its range where that starts at 0 and the value may lie below."""
+    """What quantize_linear quantizes, cut to its range where that starts at 0 and the value may lie below.
+
+    A scale too large for a float, which quantizers give masks of the lowest float, tells no range.
+    """
     x, scale, zero = node.input(0), node.input(1), node.inputs[2] if len(node.inputs) > 2 else None
     bounds = np.iinfo(node.output.dtype.value)
     start = 0 if zero is None else uniform_number(zero)
     if start != bounds.min or not scale.is_constant or lower_bound(x) >= 0:
         return x
-    high = scale.array() * np.float32(bounds.max - bounds.min)
+    with np.errstate(over="ignore"):
+        high = scale.array() * np.float32(bounds.max - bounds.min)
+    if not np.isfinite(high).all():
+        return x
     floor = graph.constant(0.0, "zero", type=TensorType(DType.f32, ()))
     y = graph.add("max", [x, floor], source=node.source, before=before).output
     return graph.add("min", [y, graph.constant(high, "high")], source=node.source, before=before).output

@@ -119,12 +119,21 @@ def test_a_range_from_zero_cuts_nothing_off_what_is_never_below() -> None:
     check(LiftQuantized(), before, after, constants=constants, feeds=FEEDS, tolerance=0.01)
 
 
+@pytest.mark.parametrize("scale", [np.inf, 3e38])
+def test_a_scale_too_large_for_a_float_tells_no_range(scale: float) -> None:
+    """As quantizers give to masks that add the lowest number."""
+    lifted = parse(PAIR, CONSTANTS | {"a": np.float32(scale), "s": np.float32(scale), "z": np.uint8(0)})
+    run_passes(lifted, [LiftQuantized()])
+    assert not lifted.nodes
+
+
 @pytest.mark.parametrize(("expression", "bound"), [
     ("softmax(%x)", 0.0), ("erf(%x)", -1.0), ("neg(%x)", -np.inf), ("add(%one, %one)", 2.0), ("mul(%one, %x)", -np.inf),
-    ("max(%one, %x)", 1.0), ("min(%one, %x)", -np.inf), ("reshape(%one) {shape = (1, 1)}", 1.0)])
+    ("max(%one, %x)", 1.0), ("min(%one, %x)", -np.inf), ("where(%c, %one, %x)", -np.inf),
+    ("where(%c, %one, %one)", 1.0), ("reshape(%one) {shape = (1, 1)}", 1.0)])
 def test_lower_bounds(expression: str, bound: float) -> None:
     shape = "f32[1, 1]" if "reshape" in expression else "f32[]" if "%x" not in expression else "f32[n, 32]"
-    graph = parse(f"graph @g(%x: f32[n, 32]) {{\n const %one: f32[] = 1.0\n %y: {shape} = {expression}\n return %y\n}}")
+    graph = parse(f"graph @g(%x: f32[n, 32], %c: bool[]) {{\n const %one: f32[] = 1.0\n %y: {shape} = {expression}\n return %y\n}}")
     assert lower_bound(graph.outputs[0]) == bound
 
 
