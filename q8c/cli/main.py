@@ -66,10 +66,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):  # names of files and nodes may be unprintable in the terminal's encoding
             stream.reconfigure(errors="backslashreplace")
-    args = parser().parse_args(argv)
     try:
         with _terminable():
-            code: int = _run(args)
+            code: int = _run(parser().parse_args(argv))
             sys.stdout.flush()
             return code
     except BrokenPipeError:
