@@ -36,7 +36,8 @@ def compile(model: str | os.PathLike[str] | bytes | onnx.ModelProto, output: str
             keep: Sequence[str] = (), calibrate: Iterable[Mapping[str, Any]] | None = None, balance: bool = True,
             max_error: float | None = None, max_layer_error: float | None = None, pack: bool | str = False,
             embeddings: str = "q8", last_logits: bool = False,
-            set_inputs: Mapping[str, bool | int | float] | None = None, kv_cache: str = "f32") -> Path:
+            set_inputs: Mapping[str, bool | int | float] | None = None, kv_cache: str = "f32",
+            shapes: Mapping[str, Sequence[int | str]] | None = None) -> Path:
     """Compile an ONNX model into one file and return its path.
 
     Args:
@@ -68,6 +69,9 @@ def compile(model: str | os.PathLike[str] | bytes | onnx.ModelProto, output: str
         kv_cache: `int8` keeps the keys and values in a state in 8 bits, one scale for each row of a head: nearly a
             quarter of the memory, and faster over long contexts; `f32` as they are.
 
+        shapes: shapes of inputs to take in place of what the model says, for one that does not, or to fix sizes:
+            `{"input_ids": ["batch", 128]}`, numbers and names.
+
     Raises CompileError, InputError for feeds that do not fit the model, and UnsupportedError that lists every node q8c
     has no kernel for; nothing is left under the output's name then.
     """
@@ -81,7 +85,8 @@ def compile(model: str | os.PathLike[str] | bytes | onnx.ModelProto, output: str
     options = Options(quantize=quantize, weights=weights, numerics=numerics, keep=tuple(keep), balance=balance,
                       feeds=() if calibrate is None else as_feeds(calibrate), max_error=max_error,
                       max_layer_error=max_layer_error, pack=pack, embeddings=embeddings, last_logits=last_logits,
-                      set_inputs=tuple((set_inputs or {}).items()), kv_cache=kv_cache)
+                      set_inputs=tuple((set_inputs or {}).items()), kv_cache=kv_cache,
+                      shapes=tuple((shapes or {}).items()))
     return compile_model(model, output, target=target, options=options).path
 
 

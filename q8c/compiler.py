@@ -122,7 +122,7 @@ def compile_model(model: Source, output: str | os.PathLike[str] | None = None, *
     path = output_path(model, output)
     stages = _Stages(progress)
     with stages.stage("import"):
-        parts = import_parts(model, dict(options.set_inputs))
+        parts = import_parts(model, dict(options.set_inputs), dict(options.shapes))
         for part in parts.ways:
             _check_signature(part.graph)
             _check_mask(part.graph, options.pack)

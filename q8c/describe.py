@@ -98,7 +98,8 @@ def described(options: Options) -> dict[str, Any]:
     """The options as JSON values; of the feeds, how many there were."""
     values = {f.name: getattr(options, f.name) for f in fields(options)}
     values = {name: str(value) if value == math.inf else value for name, value in values.items()}  # JSON has none
-    return values | {"feeds": len(options.feeds), "keep": list(options.keep), "set_inputs": dict(options.set_inputs)}
+    return values | {"feeds": len(options.feeds), "keep": list(options.keep), "set_inputs": dict(options.set_inputs),
+                     "shapes": {name: list(sizes) for name, sizes in options.shapes}}
 
 
 def _failure(node: IrNode) -> str:

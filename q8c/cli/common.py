@@ -82,11 +82,23 @@ def add_state_argument(verb: argparse.ArgumentParser) -> None:
                       help="run on a state that holds N tokens of each sequence, and rewind it after each run")
 
 
-def add_set_argument(verb: argparse.ArgumentParser) -> None:
-    """`--set NAME=VALUE`, as a list of pairs."""
+def add_setting_arguments(verb: argparse.ArgumentParser) -> None:
+    """`--set NAME=VALUE` and `--shape NAME=SIZE,...`, each as a list of pairs."""
     verb.add_argument("--set", action="append", default=[], type=setting, metavar="NAME=VALUE",
                       help="make an input of the model a constant, such as use_cache_branch=true, which chooses a "
                            "branch; may be repeated")
+    verb.add_argument("--shape", action="append", default=[], type=shape, metavar="NAME=SIZE,...",
+                      help="the shape of an input, numbers and names, for a model that does not say, or to fix sizes, "
+                           "such as input_ids=batch,128; may be repeated")
+
+
+def shape(text: str) -> tuple[str, tuple[int | str, ...]]:
+    """A name and its sizes from the command line; none for a scalar."""
+    name, equals, sizes = text.rpartition("=")
+    words = [word.strip() for word in sizes.split(",")] if sizes else []
+    if not name or not all(words):
+        raise argparse.ArgumentTypeError(f"expected NAME=SIZE,..., got {text!r}")
+    return name, tuple(int(word) if word.isdecimal() else word for word in words)
 
 
 def setting(text: str) -> tuple[str, bool | int | float]:

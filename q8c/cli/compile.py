@@ -11,7 +11,14 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from q8c.cli.common import Progress, add_json_argument, add_set_argument, add_watch_arguments, print_json, size_text
+from q8c.cli.common import (
+    Progress,
+    add_json_argument,
+    add_setting_arguments,
+    add_watch_arguments,
+    print_json,
+    size_text,
+)
 from q8c.cli.products import product_lines
 
 if TYPE_CHECKING:
@@ -51,7 +58,7 @@ def configure(verb: argparse.ArgumentParser) -> None:
                            "named (--pack=attention_mask)")
     verb.add_argument("--last-logits", action="store_true",
                       help="compute logits of the last token of each sequence only, as generating needs")
-    add_set_argument(verb)
+    add_setting_arguments(verb)
     verb.add_argument("--kv-cache", default="f32", metavar="f32|int8",
                       help="how a state keeps keys and values: int8 takes nearly a quarter of the memory and is read "
                            "faster (default: f32)")
@@ -76,7 +83,7 @@ def run(args: argparse.Namespace) -> int:
                       keep=tuple(args.keep), balance=not args.no_balance, max_error=args.max_error,
                       max_layer_error=args.max_layer_error, pack=args.pack,
                       embeddings=args.embeddings, last_logits=args.last_logits, kv_cache=args.kv_cache,
-                      set_inputs=tuple(args.set), feeds=read_calibration(args.calibrate))
+                      set_inputs=tuple(args.set), shapes=tuple(args.shape), feeds=read_calibration(args.calibrate))
     progress = Progress()
     try:
         result = compile_model(args.model, args.output, target=args.target, options=options, progress=progress,

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import q8c
-from q8c.cli.common import Progress, add_json_argument, add_set_argument, count, is_onnx, print_json, table
+from q8c.cli.common import Progress, add_json_argument, add_setting_arguments, count, is_onnx, print_json, table
 from q8c.cli.products import product_lines
 
 if TYPE_CHECKING:
@@ -25,7 +25,7 @@ def configure(verb: argparse.ArgumentParser) -> None:
     verb.add_argument("node", nargs="?", help="only nodes of the model with this in their names")
     verb.add_argument("--weights", default="default", metavar="FORMAT", help="of an ONNX file: as for compile")
     verb.add_argument("--no-quantize", action="store_true", help="of an ONNX file: as for compile")
-    add_set_argument(verb)
+    add_setting_arguments(verb)
     add_json_argument(verb)
 
 
@@ -65,7 +65,7 @@ def _of_onnx(args: argparse.Namespace) -> tuple[list[tuple[str, Explanation]], l
     from q8c.products import product_names, products_of
 
     found = []
-    parts = import_parts(args.model, dict(args.set))
+    parts = import_parts(args.model, dict(args.set), dict(args.shape))
     for part in parts.ways:
         names = product_names(part.graph)
         report = run_passes(part.graph, pipeline(Options(weights=args.weights, quantize=not args.no_quantize)))

@@ -11,18 +11,20 @@ from q8c.errors import CompileError, Error
 if TYPE_CHECKING:
     from q8c.frontend.choices import Parts
     from q8c.frontend.load import Model, Source
-    from q8c.frontend.settings import Number
+    from q8c.frontend.settings import Number, Sizes
     from q8c.ir import Graph
 
 __all__ = ["content_digest", "import_onnx", "import_parts"]
 
 
-def import_onnx(model: Source, values: Mapping[str, Number] | None = None) -> Graph:
+def import_onnx(model: Source, values: Mapping[str, Number] | None = None,
+                shapes: Mapping[str, Sizes] | None = None) -> Graph:
     """The graph of an ONNX model: a path (external data beside it), the file's bytes, or a ModelProto.
 
-    Inputs in `values` are constants of that value; neither they nor inputs that nothing reads are inputs then.
-    Shape arithmetic is resolved; sizes that vary are symbols named as in the model. float16 and bfloat16 are computed
-    in f32; the graph's inputs and outputs keep float16, and float32 stands in for bfloat16.
+    Inputs in `values` are constants of that value; neither they nor inputs that nothing reads are inputs then. Those in
+    `shapes` have that shape, whatever the model says of it. Shape arithmetic is resolved; sizes that vary are symbols
+    named as in the model. float16 and bfloat16 are computed in f32; the graph's inputs and outputs keep float16, and
+    float32 stands in for bfloat16.
 
     Raises UnsupportedError that lists every node q8c cannot compile, an If whose condition is not known among them, or
     CompileError for a model that is wrong.
@@ -30,14 +32,15 @@ def import_onnx(model: Source, values: Mapping[str, Number] | None = None) -> Gr
     from q8c.frontend.importer import import_graph
     from q8c.frontend.settings import drop_unread
 
-    with _loaded(model, values) as found:
+    with _loaded(model, values, shapes) as found:
         graph = import_graph(found)
         if values:
             drop_unread(graph)
         return graph
 
 
-def import_parts(model: Source, values: Mapping[str, Number] | None = None) -> Parts:
+def import_parts(model: Source, values: Mapping[str, Number] | None = None,
+                 shapes: Mapping[str, Sizes] | None = None) -> Parts:
     """A graph of the model, as `import_onnx` gives it, for each way its Ifs can go whose conditions only a run knows.
 
     Raises what `import_onnx` does, but for such an If only where there are too many, and for what a branch of one holds
@@ -47,7 +50,7 @@ def import_parts(model: Source, values: Mapping[str, Number] | None = None) -> P
     from q8c.frontend.importer import import_graph
     from q8c.frontend.settings import drop_unread
 
-    with _loaded(model, values) as found:
+    with _loaded(model, values, shapes) as found:
         parts = explore(lambda decided: import_graph(found, decided))
         for part in parts.parts if values else ():
             drop_unread(part.graph)
@@ -55,15 +58,17 @@ def import_parts(model: Source, values: Mapping[str, Number] | None = None) -> P
 
 
 @contextmanager
-def _loaded(model: Source, values: Mapping[str, Number] | None) -> Iterator[Model]:
+def _loaded(model: Source, values: Mapping[str, Number] | None,
+            shapes: Mapping[str, Sizes] | None) -> Iterator[Model]:
     """The model read and looked over; whatever it breaks while it is imported is its fault."""
     from q8c.frontend.check import check
     from q8c.frontend.importer import scan
     from q8c.frontend.load import load
-    from q8c.frontend.settings import set_inputs
+    from q8c.frontend.settings import set_inputs, set_shapes
 
     try:
         loaded = load(model)
+        set_shapes(loaded, shapes or {})
         set_inputs(loaded, values or {})
         scan(loaded)
         check(loaded)

@@ -25,14 +25,17 @@ def input_types(inputs: list[onnx.ValueInfoProto]) -> list[TensorType]:
     dimension gets a symbol of its own.
     """
     names = _Names(inputs)
-    types = []
     for value in inputs:
         if not value.type.HasField("tensor_type"):
             raise CompileError(f"input {value.name!r}: expected a tensor, got {value.type.WhichOneof('value')}")
+    unknown = [v.name for v in inputs if not v.type.tensor_type.HasField("shape")]
+    if unknown:
+        raise CompileError(f"the model does not state the shape of its inputs {', '.join(map(repr, unknown))}; state "
+                           f"it with names for sizes that vary, such as `--shape {unknown[0]}=batch,128` or "
+                           f"shapes={{{unknown[0]!r}: ['batch', 128]}}")
+    types = []
+    for value in inputs:
         tensor = value.type.tensor_type
-        if not tensor.HasField("shape"):
-            raise CompileError(f"input {value.name!r}: its rank is not stated; give the input a shape, "
-                               f"with names for the sizes that vary")
         shape = tuple(names.dim(d, f"{value.name}_{i}") for i, d in enumerate(tensor.shape.dim))
         types.append(TensorType(border_type(tensor.elem_type, f"input {value.name!r}"), shape))
     return types

@@ -1,7 +1,7 @@
-"""Inputs that are given a value when a model is compiled, and inputs that nothing reads then."""
+"""Inputs that are given a shape or a value when a model is compiled, and inputs that nothing reads then."""
 from __future__ import annotations
 
-from collections.abc import Container, Mapping
+from collections.abc import Container, Mapping, Sequence
 from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
@@ -18,6 +18,33 @@ if TYPE_CHECKING:
     from q8c.frontend.load import Model
 
 Number: TypeAlias = "bool | int | float"
+Sizes: TypeAlias = "Sequence[int | str]"
+
+
+def set_shapes(model: Model, shapes: Mapping[str, Sizes]) -> None:
+    """State the shapes of inputs: numbers, and names, or expressions of names, for sizes that vary.
+
+    Raises OptionError for a name that is no input, another rank than the model states, and what is no size.
+    """
+    inputs = {v.name: v.type for v in model.inputs()}
+    for name, sizes in shapes.items():
+        if name not in inputs or not inputs[name].HasField("tensor_type"):
+            raise OptionError(f"the model has no input {name!r} to give a shape; its inputs are {', '.join(inputs)}")
+        if isinstance(sizes, str) or not isinstance(sizes, Sequence) or not all(_is_size(size) for size in sizes):
+            raise OptionError(f"input {name!r} cannot have the shape {sizes!r}; expected numbers, and names for sizes "
+                              "that vary, such as ['batch', 128]")
+        tensor = inputs[name].tensor_type
+        if tensor.HasField("shape") and len(tensor.shape.dim) != len(sizes):
+            raise OptionError(f"input {name!r} cannot have the shape {list(sizes)}: it has {len(tensor.shape.dim)} "
+                              "dimensions")
+        tensor.ClearField("shape")
+        tensor.shape.SetInParent()
+        for size in sizes:
+            tensor.shape.dim.add(**{"dim_param" if isinstance(size, str) else "dim_value": size})
+
+
+def _is_size(size: object) -> bool:
+    return isinstance(size, str) and bool(size.strip()) or type(size) is int and size >= 0
 
 
 def set_inputs(model: Model, values: Mapping[str, Number]) -> None:

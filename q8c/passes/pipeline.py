@@ -1,6 +1,7 @@
 """THE list of passes, in order."""
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from q8c.errors import OptionError
@@ -62,7 +63,8 @@ class Options:
     activations and weights; `feeds`: inputs to calibrate on, made up from the signature if empty;
     `pack`: padding left out, True or the name of the padding mask; `embeddings`: tables of embeddings as `q8` or
     `float`; `last_logits`: logits of each sequence's last token only; `set_inputs`: inputs of the model that are
-    constants, each with its value; `kv_cache`: keys and values of a cache that grows in place as `f32` or `int8`.
+    constants, each with its value; `shapes`: shapes of inputs in place of what the model says; `kv_cache`: keys and
+    values of a cache that grows in place as `f32` or `int8`.
     """
 
     quantize: bool = True
@@ -78,6 +80,7 @@ class Options:
     last_logits: bool = False
     set_inputs: tuple[tuple[str, bool | int | float], ...] = ()
     kv_cache: str = "f32"
+    shapes: tuple[tuple[str, Sequence[int | str]], ...] = ()
 
     def __post_init__(self) -> None:
         if not isinstance(self.pack, (bool, str)):

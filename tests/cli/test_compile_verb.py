@@ -106,6 +106,8 @@ def test_wrong_options(cli: Cli, mlp: Path, tmp_path: Path) -> None:
         (["--weights", "q4"], "weight format 'q4' is unknown; expected"),
         (["--numerics", "exact"], "numerics 'exact' are unknown; expected fast or reproducible"),
         (["--keep", "nobody"], "'nobody'"),
+        (["--shape", "x"], "expected NAME=SIZE,..., got 'x'"),
+        (["--shape", "x=1,2,3"], "'x' cannot have the shape [1, 2, 3]: it has 2 dimensions"),
         (["--max-layer-error", "-1"], "the largest error of a layer is -1.0; expected a number above 0"),
     ]:
         assert says in cli.bad(2, "compile", mlp, "-o", output, *words)

@@ -55,3 +55,25 @@ def test_an_unread_input_that_tells_a_size_stays() -> None:
 def test_what_cannot_be_set(name: str, given: Any, problem: str) -> None:
     with pytest.raises(CompileError, match=problem):
         import_onnx(merged(), {name: given})
+
+
+def test_shapes_in_place_of_the_model_s() -> None:
+    proto = model([node("Concat", "x z", axis=0)], {"x": (F32, [None, 4]), "z": (F32, ["n", 4])}, {"y": F32})
+    proto.graph.input[1].type.tensor_type.ClearField("shape")
+    with pytest.raises(CompileError, match=r"the shape of its inputs 'z'; state it .*`--shape z=batch,128` or"):
+        import_onnx(proto)
+    graph = import_onnx(proto, shapes={"z": ["2*rows", 4], "x": ["rows", 4]})
+    types = [str(v.type) for v in (*graph.inputs, *graph.outputs)]
+    assert types == ["f32[rows, 4]", "f32[2*rows, 4]", "f32[3*rows, 4]"]
+    assert str(import_onnx(proto, shapes={"z": (1, 4), "x": (2, 4)}).outputs[0].type) == "f32[3, 4]"
+
+
+@pytest.mark.parametrize(("name", "shape", "problem"), [
+    ("nobody", [1], "no input 'nobody' to give a shape; its inputs are x, kept, use_cache, scale"),
+    ("x", ["n", 2, 1], r"'x' cannot have the shape \['n', 2, 1\]: it has 2 dimensions"),
+    ("x", "n,2", "'x' cannot have the shape 'n,2'; expected numbers, and names"),
+    ("x", 2, "'x' cannot have the shape 2; expected numbers"), ("x", [-1, 2], r"'x' cannot have the shape \[-1, 2\]"),
+    ("x", [True, 2], "expected numbers"), ("x", ["", 2], "expected numbers")])
+def test_what_no_shape_can_be(name: str, shape: Any, problem: str) -> None:
+    with pytest.raises(CompileError, match=problem):
+        import_onnx(merged(), shapes={name: shape})
