@@ -7,15 +7,16 @@ import numpy as np
 import pytest
 
 import q8c
-from q8c.codegen.targets import Tier
+from q8c.codegen.targets import TIERS, Tier
 from q8c.errors import InputError
 from q8c.ir import Array, interpret
 from q8c.passes.pipeline import Options
-from tests.codegen.jit import all_tiers, runnable_tiers
+from tests.codegen.jit import all_tiers, needs, runnable_tiers
 from tests.decoder import compile_graph
 from tests.experts import mixture
 from tests.passes.support import parse
 
+FAST = TIERS["amx-int8"].fast()
 HIDDEN, INNER, EXPERTS, CHOSEN, TOKENS = 40, 24, 5, 2, 70
 RNG = np.random.default_rng(0)
 X = RNG.standard_normal((TOKENS, HIDDEN)).astype(np.float32)
@@ -28,7 +29,7 @@ def feed(tokens: slice = slice(None)) -> dict[str, Array]:
     return {"x": X[tokens], "id": IDS[tokens], "score": SCORES[tokens]}
 
 
-def check(form: str, path: Path, options: Options, tier: Tier) -> None:
+def check(form: str, path: Path, options: Options, tier: Tier, error: float = 1e-5) -> None:
     """A token's bits are those it has alone, on any number of threads, and near what the final graph means."""
     graph = parse(mixture(form, HIDDEN, INNER, EXPERTS, CHOSEN))
     compile_graph(graph, path, options, tier)
@@ -42,7 +43,7 @@ def check(form: str, path: Path, options: Options, tier: Tier) -> None:
             for tokens in (slice(0, 1), slice(3, 9), slice(9, 9)):
                 assert session.run(None, feed(tokens))[0].tobytes() == found[0][tokens].tobytes()
     assert found[0].tobytes() == found[1].tobytes()
-    np.testing.assert_allclose(found[0], interpret(graph, feed())[0], rtol=0, atol=1e-5 * np.abs(found[0]).max())
+    np.testing.assert_allclose(found[0], interpret(graph, feed())[0], rtol=0, atol=error * np.abs(found[0]).max())
 
 
 @all_tiers
@@ -56,6 +57,11 @@ def test_float_experts(tmp_path: Path) -> None:
 
 def test_experts_of_4_bits_in_blocks(tmp_path: Path) -> None:
     check("rows", tmp_path / "m.q8c", Options(weights="q4-block32"), runnable_tiers()[-1])
+
+
+@needs(FAST)
+def test_experts_of_rows_in_bfloat16(tmp_path: Path) -> None:
+    check("rows", tmp_path / "m.q8c", Options(weights="q8-block32", balance=False), FAST, error=0.02)
 
 
 def test_an_expert_that_is_not_there_is_refused(tmp_path: Path) -> None:

@@ -61,8 +61,9 @@ def _dynamic_quantize(o: Operands) -> Sequence[TensorType]:
     x = o.type(0)
     o.expect(x.dtype is DType.f32 and x.rank >= 1, "expected f32 rows")
     row = (*x.shape[:-1], block_dim(x.shape[-1], o.attrs["block"]))
-    o.expect(not o.attrs["wide"] or (o.attrs["block"] > 0 and isinstance(x.shape[-1], int)),
-             "expected wide rows by blocks, of fixed depth")
+    depth = x.shape[-1]
+    o.expect(not o.attrs["wide"] or (o.attrs["block"] > 0 and isinstance(depth, int) and depth > 1),
+             "expected wide rows by blocks, of fixed depth above 1")
     if o.types[1] is not None:
         o.expect(o.attrs["wide"] and x.rank == 3 and o.types[1] == TensorType(DType.i64, (x.shape[0], 1, 1)),
                  "expected i64 counts [batch, 1, 1] of wide rows [batch, tokens, depth]")
