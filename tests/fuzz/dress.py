@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 
 Array = NDArray[Any]
-DOMAIN = "local"
+DOMAIN, MICROSOFT = "local", "com.microsoft"
 BRANCHES, LOOPS, FUNCTIONS = 0.04, 0.04, 0.04  # of all nodes, those in one
 AS_NODES, AS_INPUTS = 0.3, 0.15                # of all models, those with constants as nodes, and as inputs too
 
@@ -33,8 +33,13 @@ def model_of(seed: int, nodes: Sequence[onnx.NodeProto], inputs: Sequence[onnx.V
         [*inputs, *(_declared(n, a, a.shape) for n, a in used.items() if as_inputs)],
         [_declared(n, a, [None] * a.ndim) for n, a in outputs.items()],
         [numpy_helper.from_array(a, n) for n, a in used.items() if not as_nodes])
-    domains = [helper.make_opsetid("", opset), *([helper.make_opsetid(DOMAIN, 1)] if functions else [])]
+    domains = [*imports(opset), *([helper.make_opsetid(DOMAIN, 1)] if functions else [])]
     return helper.make_model(graph, ir_version=3 if as_inputs else 10, functions=functions, opset_imports=domains)
+
+
+def imports(opset: int) -> list[onnx.OperatorSetIdProto]:
+    """The sets of ops that nodes are of."""
+    return [helper.make_opsetid("", opset), helper.make_opsetid(MICROSOFT, 1)]
 
 
 def _dressed(seed: int, node: onnx.NodeProto, opset: int, functions: list[onnx.FunctionProto]) -> list[onnx.NodeProto]:
@@ -81,7 +86,7 @@ def _function(node: onnx.NodeProto, opset: int, functions: list[onnx.FunctionPro
     """A call of a function of the model's own that holds the node."""
     inputs, outputs = [f"a{i}" for i in range(len(node.input))], [f"b{i}" for i in range(len(node.output))]
     made = helper.make_function(DOMAIN, f"F{len(functions)}", inputs, outputs, [_renamed(node, inputs, outputs)],
-                                [helper.make_opsetid("", opset)])
+                                imports(opset))
     functions.append(made)
     return helper.make_node(made.name, node.input, node.output, domain=DOMAIN)
 

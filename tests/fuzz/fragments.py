@@ -20,7 +20,7 @@ def _linear(g: Grower, x: Val, cols: int, bias: bool = True) -> Val:
     return g.add("Add", y, g.const(g.fill((cols,))))[0] if bias else y
 
 
-def _hidden(g: Grower) -> Val:
+def hidden(g: Grower) -> Val:
     """A value [batch, seq, width] of some heads' width; a new input if there is none."""
     def fits(v: Val) -> bool:
         return v.static(-1) and v.sizes(-1)[0] in (8, 16, 32)
@@ -31,18 +31,20 @@ def _hidden(g: Grower) -> Val:
         return g.input_of([first.sizes(0), first.sizes(1), [g.choice([8, 16, 32])] * 3])
 
 
-def _size(g: Grower, x: Val, axis: int) -> Val:
+def size_of(g: Grower, x: Val, axis: int) -> Val:
+    """The size of an axis, a scalar."""
     return g.add("Gather", g.add("Shape", x)[0], g.const(np.array(axis)), axis=0)[0]
 
 
-def _vector(g: Grower, *parts: Val | int) -> Val:
+def vector(g: Grower, *parts: Val | int) -> Val:
     """Sizes one after the other, as a shape."""
     made = [g.const(np.array([p])) if isinstance(p, int) else
             g.add("Unsqueeze", p, g.const(np.array([0])), exact=True)[0] for p in parts]
     return g.add("Concat", *made, axis=0, exact=True)[0]
 
 
-def _range(g: Grower, size: Val) -> Val:
+def ranged(g: Grower, size: Val) -> Val:
+    """0, 1, … below a size."""
     return g.add("Range", g.const(np.array(0)), size, g.const(np.array(1)), exact=True)[0]
 
 
@@ -61,7 +63,7 @@ def _mask(g: Grower, rows: Val, keys: Val) -> Val | None:
     if way == 2:  # one for each pair
         seen = g.input_of([rows.sizes(0), rows.sizes(1), keys.sizes(1)], np.bool_)
         return _unsqueezed(g, seen, 1)
-    i, j = (_range(g, _size(g, x, 1)) for x in (rows, keys))
+    i, j = (ranged(g, size_of(g, x, 1)) for x in (rows, keys))
     behind, = g.add("Sub", _unsqueezed(g, i, 1), _unsqueezed(g, j, 0), exact=True)
     if way == 3:
         return g.add("GreaterOrEqual" if g.opset >= 12 else "Greater", behind, g.const(np.array(0)))[0]
@@ -69,7 +71,7 @@ def _mask(g: Grower, rows: Val, keys: Val) -> Val | None:
         return g.add("Less", g.add("Abs", behind, exact=True)[0], g.const(np.array(2)))[0]
     if g.opset < 14:
         raise Discard
-    shape = _vector(g, _size(g, rows, 1), _size(g, keys, 1))
+    shape = vector(g, size_of(g, rows, 1), size_of(g, keys, 1))
     whole, = g.add("Expand", g.const(np.array(1.0, np.float32)), shape, exact=True)
     return g.add("Cast", g.add("Trilu", whole, upper=0, exact=True)[0], to=9, exact=True)[0]
 
@@ -93,7 +95,7 @@ def _heads(g: Grower, x: Val, heads: int, order: list[int]) -> Val:
     """[batch, seq, width] as heads, in an order of (batch, seq, head, width of a head)."""
     width = x.sizes(-1)[0] // heads
     if g.chance(0.4):
-        shape = _vector(g, _size(g, x, 0), _size(g, x, 1), heads, width)
+        shape = vector(g, size_of(g, x, 0), size_of(g, x, 1), heads, width)
     else:
         shape = g.const(np.array(g.choice([[0, 0, heads, width], [0, -1, heads, width], [0, 0, heads, -1]])))
     return g.add("Transpose", g.add("Reshape", x, shape)[0], perm=order)[0]
@@ -103,7 +105,7 @@ def masked_attention(g: Grower) -> None:
     """Self or cross attention, perhaps fewer heads of keys than of queries, with a mask of some kind."""
     if g.special:  # as in attention_op
         raise Discard
-    x = _hidden(g)
+    x = hidden(g)
     other = x if g.chance(0.6) else g.input_of([x.sizes(0), g.choice([[1, 4, 3], [5, 5, 5]]), [16] * 3])
     width, heads = x.sizes(-1)[0], g.choice([1, 2, 4])
     groups = g.choice([1, 2]) if heads > 1 else 1
@@ -121,42 +123,43 @@ def masked_attention(g: Grower) -> None:
     if g.opset >= 9 and g.chance(0.2):
         probabilities, = g.add("Where", g.add("IsNaN", probabilities)[0], _f(g, 0), probabilities)
     out, = g.add("Transpose", g.add("MatMul", probabilities, v)[0], perm=[0, 2, 1, 3])
-    out, = g.add("Reshape", out, _vector(g, _size(g, x, 0), _size(g, x, 1), width))
+    out, = g.add("Reshape", out, vector(g, size_of(g, x, 0), size_of(g, x, 1), width))
     if g.chance(0.5):
         g.add("Add", _linear(g, out, width), x)
 
 
 def _repeated(g: Grower, x: Val, times: int) -> Val:
     """Every head as many times, as grouped queries need."""
-    batch, seq = _size(g, x, 0), _size(g, x, 2)
+    batch, seq = size_of(g, x, 0), size_of(g, x, 2)
     heads, width = x.sizes(1)[0], x.sizes(3)[0]
-    apart, = g.add("Expand", _unsqueezed(g, x, 2), _vector(g, batch, heads, times, seq, width))
-    return g.add("Reshape", apart, _vector(g, batch, heads * times, seq, width))[0]
+    apart, = g.add("Expand", _unsqueezed(g, x, 2), vector(g, batch, heads, times, seq, width))
+    return g.add("Reshape", apart, vector(g, batch, heads * times, seq, width))[0]
 
 
 def attention_op(g: Grower) -> None:
     """The op Attention."""
     if g.special:  # which keys a mask leaves is told by adding to scores, and by leaving them out
         raise Discard
-    x = _hidden(g)
-    width, heads = x.sizes(-1)[0], g.choice([1, 2, 4])
-    parts = [_linear(g, x, width) for _ in range(3)]
+    x = hidden(g)
+    width, heads, groups = x.sizes(-1)[0], g.choice([2, 4]), g.choice([1, 2])
+    parts = [_linear(g, x, cols) for cols in (width, width // groups, width // groups)]
+    attrs = {k: v for k, v in {"scale": g.choice([None, None, 0.0, 0.3]), "softcap": g.choice([None, None, 2.0]),
+                               "is_causal": g.choice([None, 0, 1])}.items() if v is not None}
     mask = g.choice([None, g.input_of([x.sizes(1), x.sizes(1)], g.choice([np.bool_, np.float32]))])
-    g.add("Attention", *parts, *([mask] if mask else []), q_num_heads=heads, kv_num_heads=heads,
-          is_causal=int(g.chance(0.4)))
+    g.add("Attention", *parts, *([mask] if mask else []), q_num_heads=heads, kv_num_heads=heads // groups, **attrs)
 
 
 def rotary(g: Grower) -> None:
     """Rotated halves or pairs, angles from positions."""
-    x = _hidden(g)
+    x = hidden(g)
     width = x.sizes(-1)[0]
     half = g.const(np.float32(1.0) / 100 ** (np.arange(width // 2) / np.float32(width)).astype(np.float32))
-    places, = g.add("Cast", _range(g, _size(g, x, 1)), to=1, exact=True)
+    places, = g.add("Cast", ranged(g, size_of(g, x, 1)), to=1, exact=True)
     angles, = g.add("Mul", _unsqueezed(g, places, 1), half)
     if g.opset >= 23 and g.chance(0.5):
         cos, sin = (g.add(op, angles)[0] for op in ("Cos", "Sin"))
-        positions, = g.add("Expand", _unsqueezed(g, _range(g, _size(g, x, 1)), 0),
-                           _vector(g, _size(g, x, 0), _size(g, x, 1)), exact=True)
+        positions, = g.add("Expand", _unsqueezed(g, ranged(g, size_of(g, x, 1)), 0),
+                           vector(g, size_of(g, x, 0), size_of(g, x, 1)), exact=True)
         g.add("RotaryEmbedding", _heads(g, x, 1, [0, 2, 1, 3]), cos, sin, positions, interleaved=g.integer(0, 1))
         return
     both, = g.add("Concat", angles, angles, axis=-1)
@@ -194,7 +197,7 @@ def gelu_by_tanh(g: Grower) -> None:
 
 def feed_forward(g: Grower) -> None:
     """Up, a gate or an activation, down, and the residual."""
-    x = _hidden(g)
+    x = hidden(g)
     width, wide = x.sizes(-1)[0], g.choice([16, 24, 48])
     if g.chance(0.5):
         gate = _linear(g, x, wide, bias=False)
@@ -214,16 +217,16 @@ def embedding(g: Grower) -> None:
     if g.chance(0.5) and sizes <= 40:
         places = g.const(g.fill((40, width)))
         if g.chance(0.5):
-            rows, = g.add("Gather", places, _range(g, _size(g, ids, 1)))
+            rows, = g.add("Gather", places, ranged(g, size_of(g, ids, 1)))
         else:
-            end = _vector(g, _size(g, ids, 1))
+            end = vector(g, size_of(g, ids, 1))
             rows, = g.add("Slice", places, g.const(np.array([0])), end, g.const(np.array([0])))
         g.add("Add", found, _unsqueezed(g, rows, 0))
 
 
 def pooling(g: Grower) -> None:
     """The mean of rows that a mask leaves, and perhaps of length one."""
-    x = _hidden(g)
+    x = hidden(g)
     mask = g.input_of([x.sizes(0), x.sizes(1)], np.bool_)
     seen, = g.add("Cast", _unsqueezed(g, mask, 2), to=1, exact=True)
     if g.chance(0.5):
@@ -239,7 +242,7 @@ def pooling(g: Grower) -> None:
 
 def first_token(g: Grower) -> None:
     """One row of a sequence, by Gather or Slice, and a head on it."""
-    x = _hidden(g)
+    x = hidden(g)
     if not min(x.sizes(1)) or g.special:  # as in the step softmax
         raise Discard
     y, = g.add("Gather", x, g.const(np.array(g.choice([0, -1]))), axis=1)
@@ -248,7 +251,7 @@ def first_token(g: Grower) -> None:
 
 def joined_projections(g: Grower) -> None:
     """One product for queries, keys and values, taken apart by Split or by Reshape and Gather."""
-    x = _hidden(g)
+    x = hidden(g)
     width = x.sizes(-1)[0]
     y = _linear(g, x, 3 * width)
     if g.chance(0.5):
@@ -264,7 +267,7 @@ def joined_projections(g: Grower) -> None:
 
 def cache(g: Grower) -> None:
     """Keys of before and new ones, one after the other."""
-    x = _hidden(g)
+    x = hidden(g)
     past = g.input_of([x.sizes(0), g.choice([[0, 3, 5], [2, 2, 2]]), x.sizes(2)])
     g.add("Concat", past, x, axis=1, exact=True)
 
@@ -272,7 +275,7 @@ def cache(g: Grower) -> None:
 def einsum(g: Grower) -> None:
     equation = g.choice(["bsw,wo->bso", "bsw,btw->bst", "bsw,bsw->bs", "bsw->wsb", "bsw,bsv->bwv", "bsw->b",
                          "...w,wo->...o", "bsw,bsw,w->b"])
-    x = _hidden(g)
+    x = hidden(g)
     width = x.sizes(-1)[0]
     others = {"wo": g.const(g.fill((width, 5)) / np.float32(width)), "w": g.const(g.fill((width,)) / np.float32(width))}
     terms = equation.split("->")[0].split(",")

@@ -5,13 +5,15 @@ from collections.abc import Callable
 
 import numpy as np
 
+from tests.fuzz.contrib_steps import CONTRIB_STEPS
 from tests.fuzz.fragments import FRAGMENTS
 from tests.fuzz.grower import FEEDS, Discard, Grower
 from tests.fuzz.odd_steps import ODD_STEPS
 from tests.fuzz.rare_steps import RARE_STEPS
 from tests.fuzz.steps import STEPS
 
-ALL_STEPS: dict[Callable[[Grower], None], int] = {**STEPS, **FRAGMENTS, **ODD_STEPS, **RARE_STEPS}
+ALL_STEPS: dict[Callable[[Grower], None], int] = {**STEPS, **FRAGMENTS, **ODD_STEPS, **RARE_STEPS,
+                                                **CONTRIB_STEPS}
 """Every step and how often it is thought of."""
 
 

@@ -12,11 +12,12 @@ from typing import Any
 
 import numpy as np
 import onnx
+import onnxruntime
 from numpy.typing import NDArray
 from onnx import helper
 from onnx.reference import ReferenceEvaluator
 
-from tests.fuzz.dress import model_of
+from tests.fuzz.dress import MICROSOFT, imports, model_of
 
 Array = NDArray[Any]
 FEEDS = 3
@@ -203,7 +204,7 @@ class Grower:
         _defined(node, self.opset)
         real = [v for v in operands if v is not None]
         plain = [_run(node, self.opset, {v.name: v.arrays[i] for v in real}) for i in range(FEEDS)]
-        shadow = [_shadow(node, self.opset, {v.name: self._rounded(op, v.shadows[i]) for v in real}, plain[i])
+        shadow = [_shadow(node, self.opset, {v.name: self._rounded(node, v.shadows[i]) for v in real}, plain[i])
                   for i in range(FEEDS)]
         for results in zip(*plain, strict=True):
             _check(results, self.special)
@@ -219,12 +220,13 @@ class Grower:
         self.values.extend(made)
         return made
 
-    def _rounded(self, op: str, array: Array) -> Array:
+    def _rounded(self, node: onnx.NodeProto, array: Array) -> Array:
         """An operand of a shadow. What is summed is off by a rounding: the standard leaves open in which order it is,
-        and the sum of equal numbers may be exact in one order only."""
-        if op not in _SUMS or array.dtype.kind != "f":
+        and the sum of equal numbers may be exact in one order only. ONNX Runtime's shadows are in float32 too."""
+        if array.dtype.kind != "f" or node.op_type not in _SUMS and node.domain != MICROSOFT:
             return array
-        return np.asarray(array * (1 + 2.0**-24 * self._jitter.choice([-1, 1], array.shape)))
+        off = 2.0 ** (-24 if node.domain != MICROSOFT else -22) * self._jitter.choice([-1, 1], array.shape)
+        return np.asarray(array * (1 + off), np.float64 if node.domain != MICROSOFT else np.float32)
 
     def _noisy(self, array: Array) -> Array:
         scale = np.abs(array).max(initial=0.0)
@@ -253,6 +255,8 @@ def _run(node: onnx.NodeProto, opset: int, feed: dict[str, Array]) -> list[Array
     try:
         with warnings.catch_warnings(), np.errstate(all="ignore"):
             warnings.simplefilter("ignore")
+            if node.domain == MICROSOFT:
+                return [np.asarray(a) for a in _runtime(node, feed).run(None, feed)]
             return [np.asarray(a) for a in _evaluator(node, opset, feed).run(None, feed)]
     except Exception as error:  # whatever a reference implementation raises on operands that do not fit
         raise Discard from error
@@ -261,10 +265,22 @@ def _run(node: onnx.NodeProto, opset: int, feed: dict[str, Array]) -> list[Array
 def _evaluator(node: onnx.NodeProto, opset: int, feed: dict[str, Array]) -> ReferenceEvaluator:
     if node.op_type not in _IN_A_MODEL:
         return ReferenceEvaluator(node, opsets={"": opset})
+    return ReferenceEvaluator(_alone(node, opset, feed))
+
+
+def _runtime(node: onnx.NodeProto, feed: dict[str, Array]) -> onnxruntime.InferenceSession:
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads, options.log_severity_level = 1, 4
+    return onnxruntime.InferenceSession(_alone(node, 17, feed).SerializeToString(), options,
+                                        providers=["CPUExecutionProvider"])
+
+
+def _alone(node: onnx.NodeProto, opset: int, feed: dict[str, Array]) -> onnx.ModelProto:
+    """A model of one node."""
     inputs = [helper.make_tensor_value_info(n, helper.np_dtype_to_tensor_dtype(a.dtype), a.shape)
               for n, a in feed.items()]
     graph = helper.make_graph([node], "one", inputs, [onnx.ValueInfoProto(name=n) for n in node.output])
-    return ReferenceEvaluator(helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)]))
+    return helper.make_model(graph, ir_version=10, opset_imports=imports(opset))
 
 
 def _shadow(node: onnx.NodeProto, opset: int, feed: dict[str, Array], plain: list[Array]) -> list[Array]:
@@ -295,7 +311,7 @@ def _as_of(opset: int, op: str, operands: tuple[Val | None, ...],
 def _defined(node: onnx.NodeProto, opset: int) -> None:
     """Raise Discard for a node that the opset does not define."""
     context = onnx.checker.C.CheckerContext()
-    context.ir_version, context.opset_imports = 10, {"": opset}
+    context.ir_version, context.opset_imports = 10, {i.domain: i.version for i in imports(opset)}
     try:
         onnx.checker.check_node(node, context)
     except onnx.checker.ValidationError as error:

@@ -145,7 +145,7 @@ def resize(g: Grower) -> None:
     none = g.const(np.zeros(0, np.float32))
     last = g.choice([0.5, 2.0, 1.5])
     scales = g.const(np.array([1, 1, *[last] * (x.rank - 2)], np.float32))
-    mode = g.choice(["nearest", "linear"])
+    mode = g.choice(["nearest", "linear", "cubic"])
     place = g.choice(["half_pixel", "asymmetric", "align_corners"])
     attrs: dict[str, Any] = {"nearest_mode": "floor"} if mode == "nearest" else {}
     if g.chance(0.5):

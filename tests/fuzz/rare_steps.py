@@ -176,6 +176,23 @@ def grid(g: Grower) -> None:
     g.add("AffineGrid", g.const(g.fill((2, 2, 3))), g.const(np.array(size)), align_corners=aligned)
 
 
+def sample(g: Grower) -> None:
+    """Pixels of an image wherever a grid says."""
+    x = image(g)
+    if x.rank != 4 or g.special or not g.opset >= 16:
+        raise Discard
+    grid = g.input_of([x.sizes(0), [g.choice([1, 3])] * 3, g.choice([[2, 1, 4], [2] * 3]), [2] * 3])
+    grid, = g.add("Clip", grid, g.const(np.float32(-1.1)), g.const(np.float32(1.1)), exact=True)
+    mode = g.choice(["bilinear", "bicubic"] if g.opset < 20 else ["linear", "cubic"])
+    g.add("GridSample", x, grid, mode=mode, padding_mode=g.choice(["zeros", "border", "reflection"]),
+          align_corners=g.integer(0, 1))
+
+
+def places(g: Grower) -> None:
+    """Where a constant is not zero; a scalar has no axes."""
+    g.add("NonZero", g.const(g.rng.integers(0, 2, g.choice([(), (4,), (2, 3), (0, 2)]))), exact=True)
+
+
 def distinct(g: Grower) -> None:
     """What distinct numbers a constant holds. In order of the first of each: of vectors, and not by itself, as the
     reference sorts others anyway."""
@@ -187,4 +204,5 @@ def distinct(g: Grower) -> None:
 
 RARE_STEPS: dict[Callable[[Grower], None], int] = {
     angle: 1, other_pool: 1, integer_conv: 2, col2im: 1, spectrum: 1, loss: 1, running: 2, write_cache: 1,
-    recurrence: 2, as_bits: 1, pool_and_back: 1, grid: 1, distinct: 1}
+    recurrence: 2, as_bits: 1, pool_and_back: 1, grid: 1, distinct: 1, sample: 1,
+    places: 1}
