@@ -240,22 +240,14 @@ class Core:
         `body(i, values)` emits one iteration and gives the next values. Returns the values after the last
         iteration (`carried` if there was none). `step` > 0.
         """
-        start, stop = self.coerce(start, stop)
-        before, inside = self.ir.block, self.ir.append_basic_block("loop")
-        after = self.ir.append_basic_block("after")
-        self.ir.cbranch(self.icmp("<", start, stop), inside, after)
-        self.ir.position_at_end(inside)
-        index, *phis = [self._phi(v, before) for v in (start, *carried)]
-        results = list(body(index, phis))
-        following = self.ir.add(index, constant(index.type, step), flags=["nsw", "nuw"])
-        latch = self.ir.block
-        for phi, value in zip([index, *phis], [following, *results], strict=True):
-            phi.add_incoming(value, latch)
-        self.ir.cbranch(self.icmp("<", following, stop), inside, after)
-        self.ir.position_at_end(after)
+        before = self.ir.block
+        with self.range(start, stop, step) as index:
+            phis = [self._phi(v, before) for v in carried]
+            results = list(body(index, phis))
+            latch = self.ir.block
         outs = [self._phi(v, before) for v in carried]
-        for out, value in zip(outs, results, strict=True):
-            out.add_incoming(value, latch)
+        for phi, value in zip([*phis, *outs], [*results, *results], strict=True):
+            phi.add_incoming(value, latch)
         return outs
 
     def _phi(self, value: Value, block: ir.Block) -> Value:
