@@ -12,7 +12,9 @@ from q8c.codegen.amx_shape import Shape
 from q8c.codegen.builder import F32, I16, I32, LANES, V16F, V16I, VOID, Builder, Value, constant
 from q8c.codegen.layout import PANEL
 from q8c.codegen.linear_spec import STEP_BYTES
+from q8c.codegen.linear_tile import activated
 from q8c.codegen.q8_spec import Q8LinearSpec
+from q8c.ir.ops.fused import GATE_COLS
 
 ROWS_AHEAD = 8
 """So many rows ahead results are asked for: stores wait for each other to reach the first-level cache."""
@@ -59,6 +61,9 @@ class Finish(ABC):
         self.buffer = buffer
         spec, places = operands.spec, [b.add(group.panel, n) for n in range(self.shape.panels)]
         left = [b.select(b.icmp("<", p, operands.last), b.sub(spec.cols, b.mul(p, PANEL)), 0) for p in places]
+        if spec.gated:
+            left = [b.mul(b.imin(b.imax(b.sub(operands.last, p), 0), self.shape.panels - n), GATE_COLS)
+                    for n, p in list(enumerate(places))[::2]]
         self.masks = [None if operands.whole else b.tail_mask(n) for n in left]
         self.columns = places if operands.whole else [b.imin(p, b.sub(operands.last, 1)) for p in places]
         self.bias = self.of_columns("bias", V16F) if spec.bias else []
@@ -73,11 +78,12 @@ class Finish(ABC):
         """The state before a row: its number, and where its sums, result and residual are."""
         b, values = self.b, self.operands.values
 
-        def place(name: str, stride: str) -> Value:
-            first = b.add(b.mul(b.add(self.first_row, row), values[stride]), b.mul(self.panel, PANEL))
-            return b.at(values[name], first, F32)
-        residual = [place("residual", "ldr")] if self.spec.residual else []
-        return [row, b.at(self.buffer, b.mul(row, self.shape.stride)), place("y", "ldy"), *residual]
+        def place(name: str, stride: str, bytes_: int) -> Value:
+            first = b.at(values[name], b.mul(b.add(self.first_row, row), values[stride]), F32)
+            return b.at(first, b.mul(self.panel, PANEL * bytes_))
+        residual = [place("residual", "ldr", 4)] if self.spec.residual else []
+        y = place("y", "ldy", self.spec.result_bytes)
+        return [row, b.at(self.buffer, b.mul(row, self.shape.stride)), y, *residual]
 
     def some(self, state: Sequence[Value], rows: int) -> list[Value]:
         """Do the next `rows` rows, as far as there are any; in whole tiles there are, and they are written out one by
@@ -100,11 +106,10 @@ class Finish(ABC):
         row, sums, y, *residual = state
         if not self.operands.streamed:
             soon = b.at(y, b.mul(values["ldy"], ROWS_AHEAD), F32)
-            for j in range(self.shape.panels):
+            for j in range(len(self.masks)):
                 b.prefetch(b.at(soon, PANEL * j, F32), 1)
-        for j, x in enumerate(self.floats(row, [b.at(sums, STEP_BYTES * j) for j in range(self.shape.panels)])):
-            if self.spec.activation == "relu":
-                x = b.fmax(0.0, x)
+        floats = self.floats(row, [b.at(sums, STEP_BYTES * j) for j in range(self.shape.panels)])
+        for j, x in enumerate(activated(b, self.spec, floats)):
             if residual:
                 x = b.add(x, self._load(b.at(residual[0], PANEL * j, F32), self.masks[j]))
             self._store(x, b.at(y, PANEL * j, F32), self.masks[j])

@@ -156,7 +156,7 @@ class LinearKernel:
     def _from_group(self, b: Builder, operands: dict[str, Value], group: Value, panels: int) -> dict[str, Value]:
         """The operands from column group `group` on."""
         moved = {**operands, "w": b.at(operands["w"], b.mul(group, self.spec.panel_bytes * panels))}
-        for name, size in {**self.spec.col_values, "residual": 4, "y": 4}.items():
+        for name, size in {**self.spec.col_values, "residual": 4, "y": self.spec.result_bytes}.items():
             if name in operands:
                 moved[name] = b.at(operands[name], b.mul(group, PANEL * panels * size))
         return moved
@@ -193,7 +193,7 @@ class LinearKernel:
         name = f"{self.name}.{tile.rows}x{tile.cols}{'.ahead' if tile.ahead else ''}"
         b = Builder(self.module, self.tier, name, [*params, ("count", I64)], internal=True)
         operands = {n: b.arg(n) for n, _ in params}
-        per_col = {**spec.col_values, "y": 4, **({"residual": 4} if spec.residual else {})}
+        per_col = {**spec.col_values, "y": spec.result_bytes, **({"residual": 4} if spec.residual else {})}
         right: dict[str, Value | int] = {name: PANEL * tile.panels * size for name, size in per_col.items()}
         right["w"] = spec.panel_bytes * tile.panels
         if tile.ahead:

@@ -9,8 +9,8 @@ import llvmlite.ir as ir
 from q8c.codegen.builder import I64, PTR
 from q8c.codegen.layout import PANEL, panels
 from q8c.errors import CompileError
+from q8c.ir.ops.fused import ACTIVATIONS
 
-ACTIVATIONS = ("none", "relu")
 STEP_BYTES = 64
 """Bytes of 16 columns for one step of depth, in a register and mostly in memory too; a row has 4 bytes for it."""
 
@@ -23,6 +23,7 @@ class LinearSpec(ABC):
         depth, cols: the weight's shape.
         bias, residual: whether these operands exist. The residual is added last.
         activation: one of ACTIVATIONS.
+        gated: whether the result is act(columns) * columns, of 8 and 8 in turn: one for two of the weight.
         streamed: whether results of many rows go to memory past the caches, where they are aligned to cache lines.
     """
 
@@ -32,12 +33,15 @@ class LinearSpec(ABC):
     activation: str = "none"
     residual: bool = False
     streamed: bool = False
+    gated: bool = False
 
     def __post_init__(self) -> None:
         if self.depth < 1 or self.cols < 1:
             raise CompileError(f"linear of {self.depth} x {self.cols}: expected depth >= 1, cols >= 1")
         if self.activation not in ACTIVATIONS:
             raise CompileError(f"linear: activation {self.activation!r}, expected one of {', '.join(ACTIVATIONS)}")
+        if self.gated and (self.cols % PANEL or self.residual):
+            raise CompileError(f"gated linear of {self.cols} columns: expected whole panels and no residual")
 
     @property
     @abstractmethod
@@ -58,6 +62,16 @@ class LinearSpec(ABC):
     def col_values(self) -> dict[str, int]:
         """Operands that belong to columns, in panels: how many bytes each column has."""
         return {"bias": 4} if self.bias else {}
+
+    @property
+    def result_cols(self) -> int:
+        """Columns of the result."""
+        return self.cols // 2 if self.gated else self.cols
+
+    @property
+    def result_bytes(self) -> int:
+        """Bytes of a result's row for each column of the weight."""
+        return 2 if self.gated else 4
 
     @property
     def lda(self) -> int:
@@ -88,7 +102,8 @@ class LinearSpec(ABC):
     def name(self) -> str:
         """The kernel's symbol without tile and tier: operation, formats, fused steps, shape."""
         fused = [part for part, used in (("bias", self.bias), (self.activation, self.activation != "none"),
-                                         ("add", self.residual), ("streamed", self.streamed)) if used]
+                                         ("gate", self.gated), ("add", self.residual), ("streamed", self.streamed))
+                 if used]
         return "_".join([f"q8c_linear_{self.formats}", *fused, f"k{self.depth}", f"n{self.cols}"])
 
     @property

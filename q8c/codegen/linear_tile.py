@@ -6,10 +6,15 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
+from q8c.codegen import vmath
 from q8c.codegen.builder import F32, I64, V16F, Builder, Value
 from q8c.codegen.layout import PANEL
 from q8c.codegen.linear_spec import STEP_BYTES, LinearSpec
+from q8c.ir.ops.fused import GATE_COLS
 
+_ACTIVATIONS: dict[str, Callable[[Builder, Value], Value]] = {
+    "none": lambda b, x: x, "relu": lambda b, x: b.fmax(0.0, x), "silu": vmath.silu, "sigmoid": vmath.sigmoid,
+    "tanh": vmath.tanh, "gelu": vmath.gelu, "gelu_tanh": vmath.gelu_tanh}
 Step: TypeAlias = Callable[[list[Value], list[Value], int], list[Value]]
 
 
@@ -40,6 +45,19 @@ def begins_lines(b: Builder, y: Value, ldy: Value) -> Value:
     """Whether every row of a result at `y`, `ldy` floats apart, begins a cache line."""
     either = b.or_(b.ir.ptrtoint(y, I64), b.mul(ldy, 4))
     return b.icmp("==", b.and_(either, STEP_BYTES - 1), 0)
+
+
+def activated(b: Builder, spec: LinearSpec, panels: list[Value]) -> list[Value]:
+    """The activation of 16 columns of each panel, or, gated, its product with the others: 16 results of two panels, the
+    first 8 of one if that is left."""
+    if not spec.gated:
+        return [_ACTIVATIONS[spec.activation](b, x) for x in panels]
+    found = []
+    for one, other in zip(panels[::2], [*panels[1::2], panels[-1]], strict=False):
+        firsts, seconds = (b.shuffle(one, other, [lane + first for first in (0, PANEL) for lane in half])
+                           for half in (range(GATE_COLS), range(GATE_COLS, PANEL)))
+        found.append(b.mul(_ACTIVATIONS[spec.activation](b, firsts), seconds))
+    return found
 
 
 class TileEmitter(ABC):
@@ -82,13 +100,13 @@ class TileEmitter(ABC):
         b, values = self.b, self.values
         row_y, row_r = values["y"], values.get("residual")
         for r in range(self.tile.rows):
-            for p in range(self.tile.panels):
-                y = self.scaled(sums[r][p], r, p)
-                if self.spec.activation == "relu":
-                    y = b.fmax(0.0, y)
+            ys = activated(b, self.spec, [self.scaled(sums[r][p], r, p) for p in range(self.tile.panels)])
+            for p, y in enumerate(ys):
                 if row_r is not None:
                     y = b.add(y, self._load(b.at(row_r, p * PANEL, F32), p))
-                if self._is_tail(p):
+                if self.spec.gated and 2 * p + 1 == self.tile.panels:
+                    b.store_tail(y, b.at(row_y, p * PANEL, F32), GATE_COLS)
+                elif self._is_tail(p):
                     b.store_tail(y, b.at(row_y, p * PANEL, F32), self.tile.tail)
                 else:
                     store(y, b.at(row_y, p * PANEL, F32))

@@ -55,7 +55,7 @@ def _matmul(args: Sequence[Any], attrs: Mapping[str, Any]) -> Sequence[Array]:
 def _linear(args: Sequence[Any], attrs: Mapping[str, Any]) -> Sequence[Array]:
     if len(args) > 4:
         return [by_expert(args[:4], args[4], {0}, lambda given: _linear(given, attrs)[0])]
-    return [epilogue(product(args[0], args[1]), args, 2, 3, attrs["activation"])]
+    return [epilogue(product(args[0], args[1]), args, 2, 3, attrs)]
 
 
 def _q8_linear(args: Sequence[Any], attrs: Mapping[str, Any]) -> Sequence[Array]:
@@ -64,7 +64,7 @@ def _q8_linear(args: Sequence[Any], attrs: Mapping[str, Any]) -> Sequence[Array]
     q, row_scale, _, _, col_scale, _, _, zero = (*args, None, None, None)[:8]
     block, w = attrs["block"], q8_weight(args, attrs)
     y = product(q8.dequantize_rows(q, row_scale, zero, block), q8.dequantize_weight(w, col_scale, block))
-    return [epilogue(y, args, 5, 6, attrs["activation"])]
+    return [epilogue(y, args, 5, 6, attrs)]
 
 
 def product(a: Array, b: Array) -> Array:

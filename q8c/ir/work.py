@@ -70,6 +70,7 @@ def label(node: Node) -> str:
     if node.op in ("q8_linear", "linear"):
         weight = node.input(3 if node.op == "q8_linear" else 1)
         parts = [a for a in (node.attrs.get("activation"), ) if a and a != "none"]
+        parts += ["gate"] if node.attrs.get("gated") else []
         parts += [f"of {_experts(node)} experts"] if _experts(node) else []
         parts += ["residual"] if _present(node, 6 if node.op == "q8_linear" else 3) else []
         return " ".join([node.op, "x".join(map(str, weight.shape)), *map(str, parts)])

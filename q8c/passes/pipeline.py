@@ -17,6 +17,7 @@ from q8c.passes.eliminate_dead_code import EliminateDeadCode
 from q8c.passes.fold_constants import FoldConstants
 from q8c.passes.fold_weights import FoldWeights, Names
 from q8c.passes.fuse_attention import FuseAttention
+from q8c.passes.fuse_gate import FuseGate
 from q8c.passes.fuse_gelu import FuseGelu
 from q8c.passes.fuse_layer_norm import FuseLayerNorm
 from q8c.passes.fuse_linear import FuseLinear
@@ -175,13 +176,14 @@ def _linear(options: Options, calibration: Calibration, blocked: set[str]) -> tu
         *((QuantizeEmbeddings(),) if options.embeddings == "q8" else ()),  # once it shows which weights they may share
         InsertDynamicQuantize(calibration=calibration),  # products with Q8 weights become exact integer products
         FuseLinear(),             # product, dequantize, bias, activation and residual in registers
+        FuseGate(),               # the halves of a wide product multiplied where they are
         PackNibbles(),            # weights that were rounded to 4 bits, here or in the file, have 4 bits in memory
     )
 
 
 PASSES: dict[str, type[Pass]] = {kind.name: kind for kind in (
     BalanceScales, Canonicalize, ChooseFormats, CountRows, EliminateDeadCode, FoldConstants, FoldWeights, FuseAttention,
-    FuseGelu, FuseLayerNorm, FuseLinear, FuseLoops, FuseRmsNorm, FuseRotary, FuseSoftmax, InsertDynamicQuantize,
-    KeepCache, LastLogits, LiftQuantized, LowerIntegerProducts, LowerQuantized, MergeMatmuls, NoteBlocks, OwnOutputs,
-    OwnPositions, PackNibbles, PackRows, PadRows, PlanMemory, QuantizeEmbeddings, ReduceRows, RoundWeights,
-    RouteExperts, SettleSizes, ShareCommon, SinkReshapes, WidenRows)}
+    FuseGate, FuseGelu, FuseLayerNorm, FuseLinear, FuseLoops, FuseRmsNorm, FuseRotary, FuseSoftmax,
+    InsertDynamicQuantize, KeepCache, LastLogits, LiftQuantized, LowerIntegerProducts, LowerQuantized, MergeMatmuls,
+    NoteBlocks, OwnOutputs, OwnPositions, PackNibbles, PackRows, PadRows, PlanMemory, QuantizeEmbeddings, ReduceRows,
+    RoundWeights, RouteExperts, SettleSizes, ShareCommon, SinkReshapes, WidenRows)}

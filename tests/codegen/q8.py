@@ -86,7 +86,7 @@ def problem(spec: Q8LinearSpec, rows: int, seed: int = 0, plain: bool = False) -
     row_scale = np.exp(rng.normal(-4, 1, (rows, spec.blocks))).astype(np.float32)
     w_scale = np.exp(rng.normal(-6, 1, (spec.blocks, spec.cols))).astype(np.float32)
     row_zero = rng.integers(-127, 128, (rows, spec.blocks)).astype(np.int32)
-    bias, residual = rng.normal(size=spec.cols), rng.normal(size=(rows, spec.cols))
+    bias, residual = rng.normal(size=spec.cols), rng.normal(size=(rows, spec.result_cols))
     if spec.block:
         w_scale[0, 0] = 1 if spec.half else 2.0**-40
         w_scale = q8.block_scale(w_scale)

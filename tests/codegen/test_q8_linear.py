@@ -14,6 +14,7 @@ from q8c.codegen.q8_spec import Q8LinearSpec
 from q8c.codegen.targets import Tier
 from q8c.errors import CompileError
 from q8c.ir import parse_graph, q8
+from q8c.ir.ops.fused import GATE_COLS, activate
 from tests.codegen.jit import all_tiers, runnable_tiers
 from tests.codegen.q8 import linear_ref, problem, products, run, sum_of_blocks
 
@@ -135,6 +136,24 @@ def test_streamed_results_are_exact_aligned_or_not(tier: Tier) -> None:
             np.testing.assert_array_equal(run(tier, p, ldy=stride), products(p).sum(axis=1))
 
 
+GATES = [Q8LinearSpec(70, 80, bias=True, activation="silu", gated=True),
+         Q8LinearSpec(70, 112, activation="gelu_tanh", block=32, zero_point=True, half=True, gated=True),
+         Q8LinearSpec(96, 16, bias=True, activation="relu", block=32, bits=4, gated=True)]
+
+
+@all_tiers
+@pytest.mark.parametrize("spec", GATES, ids=lambda spec: spec.activation)
+def test_gates_multiply_the_halves_of_the_product(tier: Tier, spec: Q8LinearSpec) -> None:
+    for rows in (1, 3, 7, 45):
+        p = problem(spec, rows, seed=8)
+        plain = problem(replace(spec, activation="none", gated=False), rows, seed=8)
+        firsts, seconds = run(tier, plain).reshape(rows, -1, 2, GATE_COLS).astype(np.float64).transpose(2, 0, 1, 3)
+        expected, gated = activate(firsts, spec.activation) * seconds, run(tier, p)
+        assert (np.abs(gated.reshape(expected.shape) - expected) <= 5e-7 * np.abs(firsts * seconds)).all()
+        assert run(tier, p, ldy=spec.result_cols + 3, threads=2).tobytes() == gated.tobytes()
+        assert run(tier, p.rows(0, 1)).tobytes() == gated[:1].tobytes()
+
+
 LOGITS = """graph @logits(%a: f32[n, 4], %w: f32[4, {cols}]) {{
   %x: f32[n, {cols}] = linear(%a, %w)
   %y: f32[n, {shape}] = {op}
@@ -181,5 +200,7 @@ def test_impossible_specs_are_refused() -> None:
         Q8LinearSpec(64, 4, block=48)
     with pytest.raises(CompileError, match="scales per column are float32"):
         Q8LinearSpec(64, 4, half=True)
-    with pytest.raises(CompileError, match="activation 'gelu', expected one of none, relu"):
-        Q8LinearSpec(4, 4, activation="gelu")
+    with pytest.raises(CompileError, match="activation 'swish', expected one of none, relu"):
+        Q8LinearSpec(4, 4, activation="swish")
+    with pytest.raises(CompileError, match="gated linear of 24 columns: expected whole panels"):
+        Q8LinearSpec(4, 24, gated=True)

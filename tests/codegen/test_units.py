@@ -104,9 +104,11 @@ def new_function(module: ir.Module, name: str) -> None:
 SPECS: list[tuple[Any, dict[str, Any]]] = [
     (Q8LinearSpec(64, 32, block=32, bits=4), {
         "depth": 128, "cols": 33, "bias": True, "activation": "relu", "residual": True, "block": 64, "zero_point": True,
-        "half": True, "bits": 8, "offsets": True, "streamed": True, "counted": True}),
+        "half": True, "bits": 8, "offsets": True, "streamed": True, "gated": True, "counted": True,
+        "wide": True}),
     (F32LinearSpec(64, 32), {
-        "depth": 65, "cols": 33, "bias": True, "activation": "relu", "residual": True, "streamed": True}),
+        "depth": 65, "cols": 33, "bias": True, "activation": "relu", "residual": True, "streamed": True,
+        "gated": True}),
     (F32MatmulSpec(2), {"batch_dims": 1, "transpose_b": True}),
     (AttentionSpec(4, 4, 32, 32, 0.5, (96, 96, 96), (0, 32, 64)),
      {"heads": 8, "kv_heads": 2, "head_size": 16, "value_size": 16, "scale": 0.25, "strides": (96, 96, 99),

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from q8c.ir import q4, q8
-from q8c.ir.dims import Dim
+from q8c.ir.dims import Dim, floordiv
 from q8c.ir.graph import Array
 from q8c.ir.ops import nn
 from q8c.ir.ops.experts import by_expert, own_cols
@@ -18,6 +18,8 @@ from q8c.ir.types import DType, TensorType
 ACTIVATIONS = ("none", "relu", "gelu", "gelu_tanh", "silu", "tanh", "sigmoid")
 
 
+GATE_COLS = 8
+"""Columns of a gate's two halves take turns, so many of each: half a panel, so that any tile holds both."""
 Q8_ROWS = frozenset({0, 1, 2, 7})
 """The operands of q8_linear that belong to rows; the others but the residual belong to columns."""
 Q8_COUNTS = 11
@@ -34,8 +36,21 @@ def activate(y: Array, activation: str) -> Array:
     return OPS[name].reference([y], attrs)[0]
 
 
+def gate(y: Array, gated: bool, activation: str) -> Array:
+    """The activation of y, or, `gated`, of the first GATE_COLS of every 2 * GATE_COLS columns times the others."""
+    if not gated:
+        return activate(y, activation)
+    halves = y.reshape(*y.shape[:-1], y.shape[-1] // (2 * GATE_COLS), 2, GATE_COLS)
+    return (activate(halves[..., 0, :], activation) * halves[..., 1, :]).reshape(*y.shape[:-1], y.shape[-1] // 2)
+
+
 def _finish(o: Operands, rows: TensorType, cols: Dim, bias: int, residual: int, ends: int) -> Sequence[TensorType]:
-    result = TensorType(DType.f32, (*rows.shape[:-1], own_cols(o, cols, ends)))
+    own: Dim = own_cols(o, cols, ends)
+    if o.attrs.get("gated", False):
+        o.expect(isinstance(own, int) and own % (2 * GATE_COLS) == 0 and o.types[ends] is None,
+                 f"expected columns of gates in turns of {GATE_COLS}, and no experts")
+        own = floordiv(own, 2)
+    result = TensorType(DType.f32, (*rows.shape[:-1], own))
     o.expect(o.attrs["activation"] in ACTIVATIONS, f"activation is none of {', '.join(ACTIVATIONS)}")
     bias_type, residual_type = o.types[bias], o.types[residual]
     if o.types[ends] is not None:
@@ -51,11 +66,11 @@ def _finish(o: Operands, rows: TensorType, cols: Dim, bias: int, residual: int, 
     return [result]
 
 
-def epilogue(y: Array, args: Sequence[Any], bias: int, residual: int, activation: str) -> Array:
+def epilogue(y: Array, args: Sequence[Any], bias: int, residual: int, attrs: Mapping[str, Any]) -> Array:
     """activation(y + bias) + residual; the numbers say which operands these are, if given."""
     if len(args) > bias and args[bias] is not None:
         y = y + args[bias]
-    y = activate(y, activation)
+    y = gate(y, attrs.get("gated", False), attrs["activation"])
     return y + args[residual] if len(args) > residual and args[residual] is not None else y
 
 
@@ -96,7 +111,7 @@ def q8_linear(args: Sequence[Any], attrs: Mapping[str, Any]) -> Sequence[Array]:
     q, row_scale, _, _, col_scale, _, _, zero = (*args, None, None, None)[:8]
     acc = q8.matmul_ref(q, q8_weight(args, attrs), zero, attrs["block"])
     y = q8.dequantize(acc, row_scale, col_scale, attrs["block"])
-    return [epilogue(y, args, 5, 6, attrs["activation"])]
+    return [epilogue(y, args, 5, 6, attrs)]
 
 
 def _linear(o: Operands) -> Sequence[TensorType]:
@@ -112,7 +127,7 @@ def linear(args: Sequence[Any], attrs: Mapping[str, Any]) -> Sequence[Array]:
     if len(args) > 4:
         return [by_expert(args[:4], args[4], {0}, lambda given: linear(given, attrs)[0])]
     y = nn.matmul(args[:2], {"transpose_b": False})[0]
-    return [epilogue(y, args, 2, 3, attrs["activation"])]
+    return [epilogue(y, args, 2, 3, attrs)]
 
 
 def heads_of(o: Operands, index: int, count: int, size: int, offset: int) -> tuple[Dim, Dim]:
@@ -253,9 +268,10 @@ _LINEAR = {"activation": AttrSpec("str", "none"), "pitch": AttrSpec("int", 0)}
 """`pitch`, if not 0, is how many elements lie from one row of the result to the next."""
 
 register(OpDef("q8_linear", "q row_scale row_sum w col_scale bias? residual? row_zero? col_sum? offset? ends? counts?",
-               _q8_linear, q8_linear, {**_LINEAR, **BLOCK, "bits": AttrSpec("int", 8)}, Level.fused,
+               _q8_linear, q8_linear,
+               {**_LINEAR, **BLOCK, "bits": AttrSpec("int", 8), "gated": AttrSpec("bool", False)}, Level.fused,
                doc="Q8 weight, perhaps kept in 4 bits, times R8 rows, dequantized, biased, activated, added, in "
-                   "registers."))
+                   f"registers; `gated`, the activation of {GATE_COLS} columns times the next {GATE_COLS}, and so on."))
 register(OpDef("linear", "x w bias? residual? ends?", _linear, linear, _LINEAR, Level.fused))
 ATTENTION = {
     "heads": AttrSpec("int"), "kv_heads": AttrSpec("int"), "head_size": AttrSpec("int"),
