@@ -78,18 +78,34 @@ def _factors(node: Node, whole: Value | None) -> list[Value]:
 
 
 def mean_square(value: Value) -> tuple[Value, Node, float] | None:
-    """(x, the mean's node, epsilon) if a value is mean(x * x) + epsilon."""
-    epsilon, mean = 0.0, producer(value, "reduce_mean")
-    if mean is None:
-        with_epsilon = with_constant(producer(value, "add"))
-        if with_epsilon is None:
-            return None
+    """(x, the mean's node, epsilon) if a value is mean(x * x) + epsilon.
+
+    The variance mean(y * y) - mean(y) * mean(y), cut off below 0 or not, is that of the deviation x = y - mean(y).
+    """
+    epsilon, with_epsilon = 0.0, with_constant(producer(value, "add"))
+    if with_epsilon is not None:
         epsilon = float(str(value.dtype.numpy.type(with_epsilon[1])))  # 1e-12 rather than what f32 makes of it
-        mean = producer(with_epsilon[0], "reduce_mean")
-    square = None if mean is None else producer(mean.input(0), "mul")
-    if mean is None or square is None or square.input(0) is not square.input(1):
+        value = with_epsilon[0]
+    positive = producer(value, "relu")
+    value = value if positive is None else positive.input(0)
+    mean = producer(value, "reduce_mean")
+    if mean is not None:
+        x = _squared(mean.input(0))
+        return None if x is None else (x, mean, epsilon)
+    difference = producer(value, "sub")
+    mean = None if difference is None else producer(difference.input(0), "reduce_mean")
+    center = None if difference is None else _squared(difference.input(1))
+    own = None if center is None else producer(center, "reduce_mean")
+    if mean is None or own is None or own.attrs != mean.attrs or _squared(mean.input(0)) is not own.input(0):
         return None
-    return square.input(0), mean, epsilon
+    deviations = (n.output for n in own.input(0).users if n.op == "sub" and list(n.operands) == [own.input(0), own.output])
+    return next(((x, mean, epsilon) for x in deviations), None)
+
+
+def _squared(value: Value) -> Value | None:
+    """The x of x * x."""
+    product = producer(value, "mul")
+    return product.input(0) if product is not None and product.input(0) is product.input(1) else None
 
 
 def not_last_axis(mean: Node) -> str | None:

@@ -55,6 +55,18 @@ LAYER_NORM = {
         %n: T = div(%d, %sd)
         %m: T = mul(%w, %n)
         %y: T = add(%bias, %m)""", FULL),
+    "the variance as flax has it, mean(x^2) - mean(x)^2, not below 0": (DEVIATION + """
+        const %zero: f32[] = 0.0
+        %sq: T = mul(%x, %x)
+        %msq: R = reduce_mean(%sq) {axes = (2)}
+        %sqm: R = mul(%mean, %mean)
+        %dif: R = sub(%msq, %sqm)
+        %var: R = max(%zero, %dif)
+        %ve: R = add(%var, %eps)
+        %sd: R = sqrt(%ve)
+        %n: T = div(%d, %sd)
+        %m: T = mul(%n, %w)
+        %y: T = add(%m, %bias)""", FULL),
     "means that drop their axis": ("""
         %mean: f32[b, s] = reduce_mean(%x) {axes = (2), keepdims = false}
         %mk: R = reshape(%mean) {shape = (b, s, 1)}
