@@ -1,7 +1,7 @@
 """Other ways to write scores of attention, as factors of queries, choices and sums, which `find_scores` follows."""
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
@@ -36,22 +36,24 @@ def choose_scores(r: Rewriter, node: Node) -> Value | None:
             if scores.shape != node.output.shape or not zeros_and_ones(b):
                 continue
             sign = -1 if node.op == "sub" else 1
-            low, none = (number_where(added, b, x) for x in (0, 1))
+            uncast = producer(b, "cast")
+            bits = (b,) if uncast is None else (b, uncast.input(0))
+            low, none = (number_where(added, bits, x) for x in (0, 1))
             if none == 0 and low is not None and sign * low <= PADDED:
                 fill = r.constant(sign * low, scores.dtype)
                 return r.add("where", r.add("cast", b, to=DType.bool), scores, fill)
     return None
 
 
-def number_where(value: Value, b: Value, x: float) -> float | None:
-    """What a value is where `b` is x, if it is computed of that and of uniform constants alone."""
+def number_where(value: Value, bits: Sequence[Value], x: float) -> float | None:
+    """What a value is where those of `bits` are x, if it is computed of them and of uniform constants alone."""
     same = uniform(value)
-    if value is b or same is not None:
-        return x if value is b else float(same)
+    if value in bits or same is not None:
+        return x if value in bits else float(same)
     node = value.producer
-    if node is None or not OPS[node.op].elementwise or not value.dtype.is_float:
+    if node is None or not OPS[node.op].elementwise or value.dtype.is_int:
         return None
-    found = [number_where(v, b, x) for v in node.operands]
+    found = [number_where(v, bits, x) for v in node.operands]
     if None in found:
         return None
     args = [np.asarray(a, dtype=v.dtype.numpy) for a, v in zip(found, node.operands, strict=True)]

@@ -29,9 +29,13 @@ CHOSEN = """
   %away: f32[b, 1, 1, t] = mul(%not, %much)
   %masked: f32[b, 3, s, t] = sub(%kept, %away)""", """
   %away: f32[b, 1, 1, t] = mul(%less, %not)
-  %masked: f32[b, 3, s, t] = add(%away, %kept)"""])
+  %masked: f32[b, 3, s, t] = add(%away, %kept)""", """
+  %hidden: bool[b, 1, 1, t] = not(%c)
+  %h: f32[b, 1, 1, t] = cast(%hidden) {to = f32}
+  %away: f32[b, 1, 1, t] = mul(%h, %less)
+  %masked: f32[b, 3, s, t] = add(%kept, %away)"""])
 def test_a_factor_and_what_is_added_where_it_is_0_choose(added: str) -> None:
-    """As GPT and early GPT-2 hide what comes later."""
+    """As GPT and early GPT-2 hide what comes later, and tf2onnx what Keras hides."""
     run(INPUTS + HEADS + RAW + FACTOR + added + SOFTMAX + JOIN, fused(CHOSEN, "scale = 1.0"))
 
 
