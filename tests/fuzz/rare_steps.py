@@ -184,8 +184,9 @@ def sample(g: Grower) -> None:
     grid = g.input_of([x.sizes(0), [g.choice([1, 3])] * 3, g.choice([[2, 1, 4], [2] * 3]), [2] * 3])
     grid, = g.add("Clip", grid, g.const(np.float32(-1.1)), g.const(np.float32(1.1)), exact=True)
     mode = g.choice(["bilinear", "bicubic"] if g.opset < 20 else ["linear", "cubic"])
-    g.add("GridSample", x, grid, mode=mode, padding_mode=g.choice(["zeros", "border", "reflection"]),
-          align_corners=g.integer(0, 1))
+    # the reference moves a place on the border and then looks around it, where others move each pixel they look at
+    outside = g.choice(["zeros", "reflection"] if "cubic" in mode else ["zeros", "border", "reflection"])
+    g.add("GridSample", x, grid, mode=mode, padding_mode=outside, align_corners=g.integer(0, 1))
 
 
 def places(g: Grower) -> None:
