@@ -34,7 +34,7 @@ def check(model: Model) -> None:
     for value in (*copy.graph.input, *copy.graph.output):
         if value.type.WhichOneof("value") in (None, "tensor_type"):
             value.type.tensor_type.shape.SetInParent()
-    _set_aside_extensions(copy, model.opsets)
+    _set_aside_extensions(copy, model.opsets.get("", 1))
     _fill_in(copy)
     try:
         onnx.checker.check_model(copy, skip_opset_compatibility_check=True)
@@ -69,18 +69,14 @@ def _texts(message: Message) -> Iterator[str | bytes]:
                 yield from _texts(part) if isinstance(part, Message) else [part]
 
 
-def _set_aside_extensions(model: onnx.ModelProto, opsets: dict[str, int]) -> None:
+def _set_aside_extensions(model: onnx.ModelProto, opset: int) -> None:
     """Nodes that ONNX Runtime puts in the default domain though ONNX does not define them, as its own domain's."""
     import onnx
 
-    opset = opsets.get("", 1)
-    moved = False
     for node in model.graph.node:
         if node.domain or find_importer("", node.op_type, opset) is None:
             continue
         try:
             onnx.defs.get_schema(node.op_type, opset, "")
         except onnx.defs.SchemaError:
-            node.domain, moved = MICROSOFT, True
-    if moved and MICROSOFT not in opsets:
-        model.opset_import.append(onnx.helper.make_opsetid(MICROSOFT, 1))
+            node.domain = MICROSOFT

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, TypeAlias
 from q8c.errors import CompileError
 from q8c.frontend.functions import all_nodes, inline_functions
 from q8c.frontend.order import ordered, reads
+from q8c.frontend.registry import MICROSOFT
 from q8c.frontend.weights import is_known, sparse_to_array, to_array
 from q8c.frontend.wire import NotProtobuf, Split, TooLarge, split
 from q8c.ir.graph import Array
@@ -188,6 +189,8 @@ def _skeleton(proto: onnx.ModelProto) -> onnx.ModelProto:
     graph.input.extend(proto.graph.input)
     graph.output.extend(proto.graph.output)
     _resolve_alias(copy)
+    if all(entry.domain != MICROSOFT for entry in copy.opset_import):  # ONNX Runtime knows its own ops unasked
+        copy.opset_import.append(onnx.helper.make_opsetid(MICROSOFT, 1))
     return copy
 
 

@@ -209,6 +209,11 @@ def test_what_a_file_may_leave_out(tmp_path: Path) -> None:
     assert [str(v.type) for v in load(proto).outputs] == ["f32[n]"]
 
 
+def test_the_ops_of_onnx_runtime_need_no_import() -> None:
+    compare(model([node("QuickGelu", "x", domain="com.microsoft")], {"x": (F32, ["n"])}, {"y": F32}),
+            {"x": normal(5)}, runtime=True)
+
+
 def test_constants_in_nodes_may_lie_in_files(tmp_path: Path) -> None:
     (tmp_path / "data").write_bytes(bytes(8) + normal(5).tobytes())
     apart = TensorProto(name="w", data_type=TensorProto.FLOAT, dims=[5], data_location=TensorProto.EXTERNAL)
