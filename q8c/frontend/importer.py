@@ -18,7 +18,7 @@ from q8c.frontend.registry import Call, describe, find_importer, source_name
 from q8c.frontend.scope import Absent, Scope
 from q8c.frontend.selection import resolve_selections
 from q8c.frontend.stretch import apart, stretchable, usable
-from q8c.frontend.tensor import Tensor
+from q8c.frontend.tensor import Found, Tensor, TensorList
 from q8c.frontend.weights import WIDENED, border_type, compute_type, type_name
 from q8c.ir.dims import dim_max, nonnegative, substitute
 from q8c.ir.graph import Graph, Value
@@ -78,6 +78,8 @@ class GraphImporter:
             if found.what is not None:
                 raise UnsupportedError(f"the graph output {info.name!r} is {found.what}")
             return
+        if isinstance(found, TensorList):
+            raise UnsupportedError(f"the graph output {info.name!r} is a sequence; outputs are tensors")
         declared = info.type.tensor_type
         if declared.elem_type:
             what = f"output {info.name!r}"
@@ -99,10 +101,10 @@ class GraphImporter:
                     what = None if not results else f"output {i} of {describe(node)}, which q8c does not compute"
                     scope.define(node, name, found or Absent(what))
 
-    def _node(self, node: onnx.NodeProto, scope: Scope) -> Sequence[Tensor | None]:
+    def _node(self, node: onnx.NodeProto, scope: Scope) -> Sequence[Found | None]:
         """The node's results; none if it cannot be compiled, which is noted, or if it reads what is not there."""
         opset = scope.opset(node)
-        operands: list[Tensor | None] = []
+        operands: list[Found | None] = []
         for name in node.input:
             found = scope.find(name) if name else None
             if isinstance(found, Absent):
@@ -122,14 +124,18 @@ class GraphImporter:
         except _UNEXPECTED as error:
             raise CompileError(f"{describe(node)}: {type(error).__name__}: {' '.join(str(error).split())}") from error
 
-    def _compile(self, node: onnx.NodeProto, opset: int, operands: Sequence[Tensor | None],
-                 scope: Scope) -> Sequence[Tensor | None]:
-        if is_control(node):
-            return control_flow(node, opset, operands, scope, self._builder, self._choices, self._inside)
+    def _compile(self, node: onnx.NodeProto, opset: int, found: Sequence[Found | None],
+                 scope: Scope) -> Sequence[Found | None]:
+        operands = [t if isinstance(t, Tensor) else None for t in found]
+        lists = {i: t for i, t in enumerate(found) if isinstance(t, TensorList)}
         importer = find_importer(node.domain, node.op_type, opset)
         if importer is not None and function_key(node) not in self._functions:
-            results = importer(Call(node, opset, operands, self._builder, scope.weights))
-            return [results] if isinstance(results, Tensor) else results
+            results = importer(Call(node, opset, operands, self._builder, scope.weights, lists))
+            return [results] if isinstance(results, (Tensor, TensorList)) else results
+        if lists:
+            raise UnsupportedError("it reads a sequence, expected a tensor")
+        if is_control(node):
+            return control_flow(node, opset, operands, scope, self._builder, self._choices, self._inside)
         body = expand(node, opset, operands, self._functions)
         if body is None:
             raise UnsupportedError("")
@@ -154,7 +160,9 @@ class GraphImporter:
             return []
         self._nodes(nodes, scope)
         found = [scope.find(name) if name else None for name in outputs]
-        return [None if isinstance(t, Absent) else t for t in found]
+        if any(isinstance(t, TensorList) for t in found):
+            raise UnsupportedError("its subgraph gives a sequence, expected tensors")
+        return [t if isinstance(t, Tensor) else None for t in found]
 
 
 def note_unknown(nodes: Iterable[onnx.NodeProto], scope: Scope, functions: Container[Key], problems: Problems) -> None:

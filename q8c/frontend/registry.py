@@ -1,15 +1,15 @@
 """The importers by domain, op and opset, and what an importer sees of a node."""
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NoReturn, TypeAlias, TypeVar
 
 import numpy as np
 
 from q8c.errors import CompileError, UnsupportedError
 from q8c.frontend.builder import Builder
-from q8c.frontend.tensor import Tensor
+from q8c.frontend.tensor import Tensor, TensorList
 from q8c.ir.dims import Dim
 from q8c.ir.graph import Attr, ancestors
 from q8c.ir.types import DType
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from q8c.frontend.load import Weights
 
 MICROSOFT = "com.microsoft"
-Results: TypeAlias = "Tensor | Sequence[Tensor | None]"
+Results: TypeAlias = "Tensor | TensorList | Sequence[Tensor | None]"
 Importer: TypeAlias = "Callable[[Call], Results]"
 Function = TypeVar("Function", bound="Callable[[Call], Results]")
 
@@ -54,13 +54,15 @@ def registered() -> dict[tuple[str, str], int]:
 
 @dataclass
 class Call:
-    """One ONNX node with its operands, and the builder that takes what the importer emits."""
+    """One ONNX node with its operands, and the builder that takes what the importer emits. Operands that are sequences
+    are in `lists`, by number."""
 
     node: onnx.NodeProto
     opset: int
     inputs: Sequence[Tensor | None]
     builder: Builder
     weights: Weights
+    lists: Mapping[int, TensorList] = field(default_factory=dict)
 
     @property
     def op(self) -> str:
@@ -86,6 +88,8 @@ class Call:
 
     def optional(self, index: int) -> Tensor | None:
         """Operand `index`, or None."""
+        if index in self.lists:
+            self.unsupported(f"operand {index} is a sequence, expected a tensor")
         return self.inputs[index] if index < len(self.inputs) else None
 
     def input(self, index: int) -> Tensor:
@@ -94,6 +98,12 @@ class Call:
         if found is None:
             self.fail(f"operand {index} is missing")
         return found
+
+    def sequence(self, index: int) -> TensorList:
+        """Operand `index`, which must be a sequence."""
+        if index not in self.lists:
+            self.fail(f"operand {index} is no sequence")
+        return self.lists[index]
 
     def every(self) -> list[Tensor]:
         """All operands, each of which must be there."""

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from q8c.errors import CompileError
 from q8c.frontend.load import Weights
 from q8c.frontend.registry import describe
-from q8c.frontend.tensor import Tensor, constant
+from q8c.frontend.tensor import Found, constant
 
 if TYPE_CHECKING:
     import onnx
@@ -31,12 +31,12 @@ class Scope:
 
     opsets: dict[str, int]
     weights: Weights
-    names: dict[str, Tensor | Absent] = field(default_factory=dict)
+    names: dict[str, Found | Absent] = field(default_factory=dict)
     outer: Scope | None = None
     depth: int = 0
     source: tuple[str, ...] | None = None
 
-    def find(self, name: str) -> Tensor | Absent:
+    def find(self, name: str) -> Found | Absent:
         """What a name stands for. Raises CompileError if nothing does."""
         scope: Scope | None = self
         while scope is not None:
@@ -48,7 +48,7 @@ class Scope:
             scope = scope.outer
         raise CompileError(f"the value {name!r} is read before anything computes it")
 
-    def define(self, node: onnx.NodeProto, name: str, found: Tensor | Absent) -> None:
+    def define(self, node: onnx.NodeProto, name: str, found: Found | Absent) -> None:
         """Give a node's output its meaning. Raises CompileError if the name has one."""
         if name in self.names or name in self.weights:
             raise CompileError(f"{describe(node)}: the value {name!r} is there twice")

@@ -3,6 +3,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import numpy as np
 
@@ -45,6 +46,17 @@ class Tensor:
     def is_symbolic(self) -> bool:
         """Whether the elements are known as sizes, not as numbers."""
         return self.known is not None and self.known.dtype == object
+
+
+@dataclass(frozen=True)
+class TensorList:
+    """A sequence of ONNX: tensors in order, each of a type of its own."""
+
+    tensors: tuple[Tensor, ...]
+
+
+Found: TypeAlias = "Tensor | TensorList"
+"""What a name of a model can stand for."""
 
 
 def constant(array: Array, name: str = "c") -> Tensor:

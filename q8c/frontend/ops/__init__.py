@@ -27,6 +27,7 @@ from q8c.frontend.ops import (
     sample,
     scatter,
     select,
+    sequence,
     shape,
     spectral,
     unfold,
@@ -34,5 +35,5 @@ from q8c.frontend.ops import (
 
 __all__ = ["attention", "constants", "contrib", "contrib_attention", "contrib_experts", "contrib_group",
            "contrib_rotary", "conv", "einsum", "elementwise", "fused", "known", "movement", "nbits", "nn", "norm",
-           "pad", "pool", "qlinear", "quantized", "reduce", "resize", "sample", "scatter", "select", "shape",
-           "spectral", "unfold"]
+           "pad", "pool", "qlinear", "quantized", "reduce", "resize", "sample", "scatter", "select", "sequence",
+           "shape", "spectral", "unfold"]

@@ -3,7 +3,7 @@ from __future__ import annotations
 
 from q8c.frontend.computed_sizes import computed_sizes
 from q8c.frontend.registry import Call, importer
-from q8c.frontend.tensor import Tensor, from_size, from_sizes
+from q8c.frontend.tensor import Tensor, TensorList, from_size, from_sizes
 from q8c.frontend.truncated import settled
 from q8c.ir.dims import Dim, Expr, dim_max, floordiv, nonnegative, product
 from q8c.ir.types import DType
@@ -149,9 +149,9 @@ def tile(c: Call) -> Tensor:
 
 
 @importer("Identity")
-def identity(c: Call) -> Tensor:
+def identity(c: Call) -> Tensor | TensorList:
     """The operand itself."""
-    return c.input(0)
+    return c.sequence(0) if 0 in c.lists else c.input(0)
 
 
 @importer("Dropout")
