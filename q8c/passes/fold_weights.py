@@ -112,11 +112,11 @@ class FoldWeights(Pass):
             return "it was asked to stay float"
         if x.dtype is not DType.f32:
             return f"its operands are {x.dtype}, not f32"
-        if x.type.rank < w.type.rank or any(d != 1 for d in w.shape[:-2]):
-            return f"its weight is a batch of matrices, {w.type}"
         depth, cols = weight_shape(node)
         if cols < MIN_COLS or depth < MIN_DEPTH:
             return f"a weight of {depth} x {cols} is too small to pay for quantizing rows"
+        if x.type.rank < w.type.rank or any(d != 1 for d in w.shape[:-2]):
+            return f"its weight is a batch of matrices, {w.type}"
         if depth > q8.MAX_DEPTH:
             return f"a depth of {depth} overflows int32 sums, which hold {q8.MAX_DEPTH}"
         return None

@@ -25,6 +25,7 @@ from q8c.passes.fuse_loops import FuseLoops
 from q8c.passes.fuse_rms_norm import FuseRmsNorm
 from q8c.passes.fuse_rotary import FuseRotary
 from q8c.passes.fuse_softmax import FuseSoftmax
+from q8c.passes.group_products import GroupProducts
 from q8c.passes.insert_dynamic_quantize import InsertDynamicQuantize
 from q8c.passes.keep_cache import KeepCache
 from q8c.passes.last_logits import LastLogits
@@ -122,6 +123,7 @@ def pipeline(options: Options, calibration: Calibration | None = None) -> tuple[
         KeepCache(options.kv_cache),  # before products merge: what is appended may be a part of a wider tensor too
         OwnPositions(),           # what is still computed from the length of a cache
         *_balanced(options, calibration, blocked),
+        GroupProducts(),          # behind attention, of whose masks such products are a part
         MergeMatmuls(),           # q, k and v as one product, now that attention reads parts of a wider tensor
         ReduceRows(),             # what no pattern took; loops want rows
         EliminateDeadCode(),      # so that the passes that ask who reads a value see only what is needed
@@ -183,7 +185,7 @@ def _linear(options: Options, calibration: Calibration, blocked: set[str]) -> tu
 
 PASSES: dict[str, type[Pass]] = {kind.name: kind for kind in (
     BalanceScales, Canonicalize, ChooseFormats, CountRows, EliminateDeadCode, FoldConstants, FoldWeights, FuseAttention,
-    FuseGate, FuseGelu, FuseLayerNorm, FuseLinear, FuseLoops, FuseRmsNorm, FuseRotary, FuseSoftmax,
+    FuseGate, FuseGelu, FuseLayerNorm, FuseLinear, FuseLoops, FuseRmsNorm, FuseRotary, FuseSoftmax, GroupProducts,
     InsertDynamicQuantize, KeepCache, LastLogits, LiftQuantized, LowerIntegerProducts, LowerQuantized, MergeMatmuls,
     NoteBlocks, OwnOutputs, OwnPositions, PackNibbles, PackRows, PadRows, PlanMemory, QuantizeEmbeddings, ReduceRows,
     RoundWeights, RouteExperts, SettleSizes, ShareCommon, SinkReshapes, WidenRows)}

@@ -18,7 +18,6 @@ SOUND = {"input_values": Input("normal", ("batch", "samples"))}
 SOUNDS = ({"batch": 2, "samples": 400}, {"batch": 3, "samples": 250}, {"batch": 1, "samples": 330})
 
 COMPUTED = {"": "its second operand is not constant"}
-MATRICES = {"": "its weight is a batch of matrices"}  # of heads
 
 ENCODERS: dict[str, Family] = {
     "bert": Family("BertModel", SMALL, PAIRS, forms=get_args(Form), compiled=True),
@@ -36,7 +35,7 @@ ENCODERS: dict[str, Family] = {
     "deberta-v3": Family("DebertaV2Model", {
         **SMALL, "relative_attention": True, "position_buckets": 16, "pos_att_type": ["p2c", "c2p"],
         "share_att_key": True, "norm_rel_ebd": "layer_norm", "position_biased_input": False, "type_vocab_size": 0,
-        }, TEXT, forms=EAGER, float_products=MATRICES, compiled=True),
+        }, TEXT, forms=EAGER, compiled=True),
     "fnet": Family("FNetModel", SMALL, {"input_ids": TEXT["input_ids"]}, forms=EAGER[:1], attentions=0,
                    float_products=COMPUTED),
     "layoutlmv3": Family("LayoutLMv3Model", {
@@ -44,7 +43,7 @@ ENCODERS: dict[str, Family] = {
         "rel_pos_bins": 8, "rel_2d_pos_bins": 8}, {**TEXT, "bbox": Input("boxes", (*ROWS, 4))}, forms=EAGER[1:]),
     "xlnet": Family("XLNetModel", {
         "vocab_size": VOCABULARY, "d_model": HIDDEN, "n_layer": 2, "n_head": HEADS, "d_inner": 2 * HIDDEN,
-        "use_mems_eval": False}, PAIRS, forms=EAGER[1:], float_products={**COMPUTED, "Einsum": MATRICES[""]}),
+        "use_mems_eval": False}, PAIRS, forms=EAGER[1:], float_products=COMPUTED),
     "xmod": Family("XmodModel", {**SMALL, "languages": ["en_XX", "de_DE"], "default_language": "en_XX"}, TEXT,
                    forms=EAGER[1:]),
     "nomic-bert": Family("NomicBertModel", SMALL, PAIRS),
@@ -99,7 +98,7 @@ ENCODERS: dict[str, Family] = {
         sizes=IMAGES, attentions=3, forms=EAGER[:1]),
     "vitdet": Family("VitDetModel", {
         **PATCHES, "window_size": 3, "window_block_indices": [0], "use_relative_position_embeddings": True}, IMAGE,
-        sizes=IMAGES, forms=EAGER[1:], float_products=MATRICES),
+        sizes=IMAGES, forms=EAGER[1:]),
     "whisper-encoder": Family("WhisperModel", {
         "vocab_size": VOCABULARY, "d_model": HIDDEN, "encoder_layers": 2, "encoder_attention_heads": HEADS,
         "encoder_ffn_dim": 2 * HIDDEN, "decoder_layers": 1, "decoder_attention_heads": HEADS,
