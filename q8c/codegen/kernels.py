@@ -50,11 +50,12 @@ def kernel_for(node: Node) -> EmitKernel:
 def q8_linear_kernel(module: ir.Module, tier: Tier, node: Node) -> Kernel:
     """The int8 linear layer: R8 rows (row stride a multiple of 4) times a packed Q8 weight."""
     bias, residual = _present(node, 5), _present(node, 6)
-    depth, cols = _fixed(node.input(3).shape[0]), _fixed(node.input(4).shape[-1])
+    depth, gated = _fixed(node.input(3).shape[0]), bool(node.attrs.get("gated"))
+    cols = _fixed(node.output.shape[-1]) * (2 if gated else 1)  # of one expert
     spec = Q8LinearSpec(depth, cols, bias=bias, residual=residual, activation=_activation(node),
                         block=int(str(node.attrs.get("block", 0))), zero_point=_present(node, 7),
                         half=node.input(4).dtype is DType.f16, bits=int(str(node.attrs.get("bits", 8))),
-                        offsets=_present(node, 9), streamed=_streamed(node), gated=bool(node.attrs.get("gated")),
+                        offsets=_present(node, 9), streamed=_streamed(node), gated=gated,
                         counted=_present(node, Q8_COUNTS), wide=is_wide(node.input(0)))
     kernel = _adapt(module, tier, spec, node, _experts(node, 10), {}, lambda unit: emit_q8_linear(unit, tier, spec))
     return replace(kernel, scratch=scratch_bytes(spec))
