@@ -36,9 +36,9 @@ def configure(verb: argparse.ArgumentParser) -> None:
                       help="native (the best tier of this CPU; default), all, or some of "
                            "avx2,avx-vnni,avx512-vnni,amx-int8")
     verb.add_argument("--weights", default="default", metavar="FORMAT",
-                      help="weight format: q8-channel, q8-block128, q8-block64, q8-block32, each slower and closer "
-                           "than the one before, or auto; or q4-block32, half as large and some 10 times as far off "
-                           "(default: q8-block32 for decoders, q8-channel for all else)")
+                      help="weight format: q8-channel, q8-block128, q8-block64, q8-block32, each closer and (blocks "
+                           "on AMX apart) slower than the one before, or auto; or q4-block32, half as large and some "
+                           "10 times as far off (default: q8-block32 for decoders, q8-channel for all else)")
     verb.add_argument("--max-error", type=float, metavar="X",
                       help="with --weights auto: the largest relative L2 error of the outputs (default: 0.02)")
     verb.add_argument("--max-layer-error", type=float, metavar="X",
