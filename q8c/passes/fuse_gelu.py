@@ -2,9 +2,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import ClassVar, TypeAlias
+
+import numpy as np
 
 from q8c.ir import DType, Graph, Node, Value
 from q8c.passes.manager import Pass, Report
@@ -62,11 +64,19 @@ def _input_of(root: Node, bend: Node) -> Value | None:
     for x in _arithmetic_operands(bend.input(0)):
         if x in above and not x.is_constant and x is not bend.output:
             found = _polynomial(root.output, x, bend.output)
-            if found is not None and _same(found, GELU, x.dtype):
+            precision = _precision([*above, *_arithmetic_operands(bend.input(0))], x.dtype)
+            if found is not None and _same(found, GELU, precision):
                 argument = _polynomial(bend.input(0), x, None)
-                if argument is not None and _same(argument, ARGUMENTS[bend.op], x.dtype):
+                if argument is not None and _same(argument, ARGUMENTS[bend.op], precision):
                     return x
     return None
+
+
+def _precision(values: Iterable[Value], dtype: DType) -> DType:
+    """The type that constants are written in: float16 where all are such numbers, whatever is computed in."""
+    found = [float(c) for v in values if (c := uniform(v)) is not None]
+    with np.errstate(over="ignore"):
+        return DType.f16 if all(float(np.float16(c)) == c for c in found) else dtype
 
 
 def _arithmetic_operands(value: Value) -> Iterator[Value]:

@@ -98,8 +98,9 @@ def mean_square(value: Value) -> tuple[Value, Node, float] | None:
     own = None if center is None else producer(center, "reduce_mean")
     if mean is None or own is None or own.attrs != mean.attrs or _squared(mean.input(0)) is not own.input(0):
         return None
-    parts = [own.input(0), own.output]
-    return next(((n.output, mean, epsilon) for n in parts[0].users if n.op == "sub" and list(n.operands) == parts), None)
+    y_and_mean = [own.input(0), own.output]
+    deviations = (n.output for n in y_and_mean[0].users if n.op == "sub" and list(n.operands) == y_and_mean)
+    return next(((x, mean, epsilon) for x in deviations), None)
 
 
 def _squared(value: Value) -> Value | None:
