@@ -25,6 +25,7 @@ from q8c.passes.fuse_loops import FuseLoops
 from q8c.passes.fuse_rms_norm import FuseRmsNorm
 from q8c.passes.fuse_rotary import FuseRotary
 from q8c.passes.fuse_softmax import FuseSoftmax
+from q8c.passes.gather_experts import GatherExperts
 from q8c.passes.group_products import GroupProducts
 from q8c.passes.insert_dynamic_quantize import InsertDynamicQuantize
 from q8c.passes.keep_cache import KeepCache
@@ -114,6 +115,7 @@ def pipeline(options: Options, calibration: Calibration | None = None) -> tuple[
         FuseGelu(),               # before anything splits or merges the products it is made of
         FuseLayerNorm(),          # before RMS norm: a layer norm is an RMS norm of the deviation
         FuseRmsNorm(),
+        GatherExperts(),          # experts that are all computed for all tokens
         RouteExperts(),           # before reshapes sink: rows of tokens and of what they chose are flat
         SinkReshapes(),           # flattened rows as they were, so that products and loops see one shape
         FuseRotary(),             # before attention, which reads what is rotated where it lies
@@ -185,7 +187,7 @@ def _linear(options: Options, calibration: Calibration, blocked: set[str]) -> tu
 
 PASSES: dict[str, type[Pass]] = {kind.name: kind for kind in (
     BalanceScales, Canonicalize, ChooseFormats, CountRows, EliminateDeadCode, FoldConstants, FoldWeights, FuseAttention,
-    FuseGate, FuseGelu, FuseLayerNorm, FuseLinear, FuseLoops, FuseRmsNorm, FuseRotary, FuseSoftmax, GroupProducts,
-    InsertDynamicQuantize, KeepCache, LastLogits, LiftQuantized, LowerIntegerProducts, LowerQuantized, MergeMatmuls,
-    NoteBlocks, OwnOutputs, OwnPositions, PackNibbles, PackRows, PadRows, PlanMemory, QuantizeEmbeddings, ReduceRows,
-    RoundWeights, RouteExperts, SettleSizes, ShareCommon, SinkReshapes, WidenRows)}
+    FuseGate, FuseGelu, FuseLayerNorm, FuseLinear, FuseLoops, FuseRmsNorm, FuseRotary, FuseSoftmax, GatherExperts,
+    GroupProducts, InsertDynamicQuantize, KeepCache, LastLogits, LiftQuantized, LowerIntegerProducts, LowerQuantized,
+    MergeMatmuls, NoteBlocks, OwnOutputs, OwnPositions, PackNibbles, PackRows, PadRows, PlanMemory, QuantizeEmbeddings,
+    ReduceRows, RoundWeights, RouteExperts, SettleSizes, ShareCommon, SinkReshapes, WidenRows)}
