@@ -1,6 +1,7 @@
 """Finding the scores behind a softmax, and what was added to them or put in their place."""
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TypeAlias
@@ -34,12 +35,14 @@ class Added:
 
 @dataclass(frozen=True)
 class Filled:
-    """A condition, and the number put in place of a score where it is `where`. `scores`: as for `Added`."""
+    """A condition, and the number put in place of a score where it is `where`. `scores`: as for `Added`. `unseen`: such
+    a score's weight becomes 0 even where a query sees no other."""
 
     condition: Value
     fill: Value
     where: bool
     scores: tuple[Dim, ...]
+    unseen: bool = False
 
     def scaled(self, factor: float) -> Filled | None:
         """As for `Added`; None where the number would no longer leave a score no weight."""
@@ -50,7 +53,7 @@ class Filled:
     def number(self) -> float:
         """The number to add instead. If it is less, weights are the same: 0 beside keys that are seen, and alike where
         a query sees none."""
-        return min(float(uniform(self.fill)), ABSORBS)
+        return -math.inf if self.unseen else min(float(uniform(self.fill)), ABSORBS)
 
 
 @dataclass(frozen=True)

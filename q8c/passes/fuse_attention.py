@@ -14,6 +14,7 @@ from q8c.passes.attention_heads import Heads, find_heads, ordered_heads
 from q8c.passes.attention_scores import (
     ABSORBS,
     Added,
+    Filled,
     Masks,
     Raised,
     Scores,
@@ -37,7 +38,8 @@ SWAP = (1, 0, 2)  # [seq, batch, channels] to [batch, seq, channels] and back
 
 @dataclass(frozen=True)
 class Found:
-    """The parts of one attention: `product` is weights times values; `sinks` as [1, heads, 1, 1]."""
+    """The parts of one attention: `product` is weights times values; `sinks` as [1, heads, 1, 1]; `hidden`: keys that
+    the last mask hides weigh nothing, even where a query sees no other."""
 
     product: Node
     q: Heads
@@ -46,16 +48,19 @@ class Found:
     scores: Scores
     nan_to_zero: bool
     sinks: Value | None
+    hidden: bool
 
 
 @dataclass(frozen=True)
 class Weights:
-    """The weights of values: the softmax they come from, the scores it is of, and what follows them in its rows."""
+    """The weights of values: the softmax they come from, the scores it is of, and what follows them in its rows; and
+    where they become 0: the condition, and what it is there."""
 
     softmax: Node
     scores: Value
     nan_to_zero: bool
     column: Value | None = None
+    hidden: tuple[Value, bool] | None = None
 
 
 @dataclass(frozen=True)
@@ -128,7 +133,13 @@ def find_attention(graph: Graph, product: Node) -> Found | str | None:
     sinks = None if weights.column is None else find_sinks(weights.column, q.heads)
     if weights.column is not None and sinks is None:
         return f"its scores have a last column {weights.column.type} that is not a number for each head"
-    return foreign_mask(graph, q, scores) or Found(product, q, k, v, scores, weights.nan_to_zero, sinks)
+    if weights.hidden is not None:
+        last = scores.masks[-1] if scores.masks else None
+        if not isinstance(last, Filled) or (last.condition, last.where) != weights.hidden or sinks is not None:
+            return "its weights become 0 where no mask hides them"
+        scores = replace(scores, masks=(*scores.masks[:-1], replace(last, unseen=True)))
+    return foreign_mask(graph, q, scores) or Found(product, q, k, v, scores, weights.nan_to_zero, sinks,
+                                                   weights.hidden is not None)
 
 
 def foreign_mask(graph: Graph, q: Heads, scores: Scores) -> str:
@@ -170,8 +181,13 @@ def find_weights(value: Value) -> Weights | None:
         return find_weights(node.input(0))
     nan_to_zero = False
     if node is not None and node.op == "where":
-        test, x = producer(node.input(0), "is_nan"), node.input(2)
-        if test is None or test.input(0) is not x or uniform(node.input(1)) != 0:
+        where = uniform(node.input(1)) == 0
+        x = node.input(2 if where else 1)
+        test = producer(node.input(0), "is_nan")
+        if test is None and uniform(node.input(1 if where else 2)) == 0:
+            found = find_weights(x)
+            return None if found is None or found.hidden else replace(found, hidden=(node.input(0), where))
+        if test is None or test.input(0) is not x or not where:
             return None
         node, nan_to_zero = x.producer, True
     cut = node if node is not None and node.op == "slice" else None
@@ -255,8 +271,10 @@ def fuse(graph: Graph, found: Found, masks: SharedMasks) -> Node:
     behind = rows_without_keys(graph, product)
     sinks = None if found.sinks is None else graph.add(
         "reshape", [found.sinks], {"shape": (q.heads,)}, name="sinks", before=product).output
+    no_keys = found.hidden
     if sinks is None and behind is not None and says_unseen(behind.input(0), steps, masks.meaning):
-        product, behind = behind, None
+        product, behind, no_keys = behind, None, True
+    if no_keys:
         sinks = graph.constant(np.full(q.heads, ABSORBS, np.float32), "sinks")  # all that a query without keys has left
     if sinks is not None:
         attrs.pop("spread", None)  # a query that sees no key has its sink left

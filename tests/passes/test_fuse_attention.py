@@ -4,9 +4,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from q8c.ir.feeds import random_feeds
 from q8c.passes.fuse_attention import FuseAttention
-from tests.passes.attention_text import ATTRS, HEADS, INPUTS, JOIN, RAW, SOFTMAX, TOLERANCE, ZERO, fused, run
-from tests.passes.support import check
+from tests.passes.attention_text import ATTRS, HEADS, INPUTS, JOIN, RAW, SIZES, SOFTMAX, TOLERANCE, ZERO, fused, run
+from tests.passes.support import check, parse
 
 
 @pytest.mark.parametrize(("scores", "mask", "attrs"), [
@@ -246,3 +247,28 @@ def test_rows_without_keys_become_zero_behind_the_joined_heads() -> None:
       %z: f32[b, s, 24] = where(%test, %zero, %y)
       return %z
     }}""", feeds=feeds, tolerance=TOLERANCE)
+
+
+HIDDEN = """
+  const %low: f32[] = -3.4028235e+38
+  %raw: f32[b, 3, s, t] = matmul(%qh, %kt)
+  %kept: f32[b, 3, s, t] = where(%c, %low, %raw)
+  %weights: f32[b, 3, s, t] = softmax(%kept)
+"""
+
+
+def test_weights_that_become_zero_where_scores_are_hidden_are_left_to_a_sink() -> None:
+    """As DeBERTa's softmax has them: 0 even for a query that sees no key."""
+    feeds = random_feeds(parse(f"{INPUTS} return %q\n}}"), sizes=SIZES)
+    feeds["c"] = np.array([[0, 1, 0, 1, 0], [1, 1, 1, 1, 1]], np.bool_).reshape(2, 1, 1, 5)
+    check(FuseAttention(), f"{INPUTS}{HEADS}{ZERO}{HIDDEN}\n %p: f32[b, 3, s, t] = where(%c, %zero, %weights)\n{JOIN}",
+          fused("""const %none: f32[] = -inf
+            const %zero: f32[] = 0.0
+            %mask: f32[b, 1, 1, t] = where(%c, %none, %zero)""", "scale = 1.0").replace("%mask)", "%mask, -, -, -, %sinks)").replace(
+              "const %none", "const %sinks: f32[3] = [-1e+30, -1e+30, -1e+30]\n const %none"),
+          feeds=feeds, tolerance=TOLERANCE)
+
+
+def test_weights_that_become_zero_elsewhere_are_kept() -> None:
+    report = run(f"{INPUTS}{HEADS}{ZERO}{HIDDEN}\n %p: f32[b, 3, s, t] = where(%c, %weights, %zero)\n{JOIN}", None)
+    assert [note.text for note in report.declines] == ["its weights become 0 where no mask hides them"]
