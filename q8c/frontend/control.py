@@ -11,7 +11,7 @@ from q8c.frontend.builder import Builder
 from q8c.frontend.choices import Choices
 from q8c.frontend.registry import describe, unknown
 from q8c.frontend.scope import Scope
-from q8c.frontend.tensor import Tensor, constant
+from q8c.frontend.tensor import Found, Tensor, constant
 from q8c.ir.types import DType
 
 if TYPE_CHECKING:
@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 
 MOST_STEPS = 1024
 """Steps of a loop that are written out; each is code of its own."""
-Operands: TypeAlias = "Sequence[Tensor | None]"
-Inside: TypeAlias = "Callable[[Sequence[onnx.NodeProto], Sequence[str], Scope], Sequence[Tensor | None]]"
+Operands: TypeAlias = "Sequence[Found | None]"
+Inside: TypeAlias = "Callable[[Sequence[onnx.NodeProto], Sequence[str], Scope], Sequence[Found | None]]"
 """Imports nodes in a scope and gives the values of names."""
 
 
@@ -34,7 +34,7 @@ def is_control(node: onnx.NodeProto) -> bool:
 
 
 def control_flow(node: onnx.NodeProto, opset: int, operands: Operands, scope: Scope, builder: Builder,
-                 choices: Choices, inside: Inside) -> Sequence[Tensor | None]:
+                 choices: Choices, inside: Inside) -> Sequence[Found | None]:
     """The results of an If, Loop or Scan; none if a node in them cannot be compiled, which is noted.
 
     Raises UnsupportedError where how it goes on depends on data, and Undecided where `choices` are to decide that."""
@@ -64,7 +64,7 @@ class _Flow:
         """An attribute of integers, empty if not there."""
         return [i for a in self.node.attribute if a.name == name for i in ([a.i] if a.type == a.INT else a.ints)]
 
-    def step(self, graph: onnx.GraphProto, inputs: Sequence[Tensor]) -> list[Tensor]:
+    def step(self, graph: onnx.GraphProto, inputs: Sequence[Found]) -> list[Found]:
         """The subgraph's outputs for its inputs. Raises Stopped if one of them cannot be compiled, which was noted."""
         inner = self.scope.branch(graph)
         inner.names.update((v.name, t) for v, t in zip(graph.input, inputs, strict=True))
@@ -74,13 +74,17 @@ class _Flow:
         return found
 
     def need(self, index: int) -> Tensor:
+        """An operand that must be there, and a tensor."""
+        return tensor(self.found(index), f"operand {index}")
+
+    def found(self, index: int) -> Found:
         """An operand that must be there."""
         found = self.operands[index] if index < len(self.operands) else None
         return self.fail(f"operand {index} is missing") if found is None else found
 
-    def rest(self, first: int) -> list[Tensor]:
+    def rest(self, first: int) -> list[Found]:
         """The operands from one on."""
-        return [self.need(i) for i in range(first, len(self.operands))]
+        return [self.found(i) for i in range(first, len(self.operands))]
 
     def number(self, tensor: Tensor, purpose: str) -> int:
         """The one element of a tensor, which must be known."""
@@ -102,7 +106,14 @@ class _Flow:
         raise CompileError(f"{describe(self.node)}: {problem}")
 
 
-def _if(f: _Flow) -> Sequence[Tensor | None]:
+def tensor(found: Found, what: str) -> Tensor:
+    """What is found, which must be a tensor."""
+    if not isinstance(found, Tensor):
+        raise UnsupportedError(f"{what} is a sequence, expected a tensor")
+    return found
+
+
+def _if(f: _Flow) -> Sequence[Found | None]:
     """The branch that the condition picks."""
     condition = f.need(0)
     f.choices.meet()
@@ -119,7 +130,7 @@ def _if(f: _Flow) -> Sequence[Tensor | None]:
     return f.step(graph, [])
 
 
-def _loop(f: _Flow) -> Sequence[Tensor | None]:
+def _loop(f: _Flow) -> Sequence[Found | None]:
     """The body once for each step: (index, condition, states…) -> (condition, states…, rows of results…)."""
     body, states = f.graph("body"), f.rest(2)
     limit = None if f.operands[0] is None else f.number(f.need(0), "its trip count")
@@ -133,17 +144,17 @@ def _loop(f: _Flow) -> Sequence[Tensor | None]:
             raise UnsupportedError(f"it makes more than {MOST_STEPS} steps")
         index = constant(np.array(count, dtype=np.int64))
         condition, *found = f.step(body, [index, constant(np.array(True)), *states])
-        going = bool(f.number(condition, "its condition"))
+        going = bool(f.number(tensor(condition, "its condition"), "its condition"))
         states = found[:len(states)]
         for part, value in zip(rows, found[len(states):], strict=True):
-            part.append(value)
+            part.append(tensor(value, "a row of its results"))
         count += 1
     if rows and not count:
         raise UnsupportedError("it makes no step, so the shape of its results is not known")
     return [*states, *(f.stacked(part, 0) for part in rows)]
 
 
-def _scan(f: _Flow) -> Sequence[Tensor | None]:
+def _scan(f: _Flow) -> Sequence[Found | None]:
     """The body once for each slice of the operands: (states…, slices…) -> (states…, rows of results…)."""
     if f.opset < 9:
         raise UnsupportedError("Scan of opset 8")
@@ -152,7 +163,7 @@ def _scan(f: _Flow) -> Sequence[Tensor | None]:
     given = len(operands) - count
     if not 0 < count <= len(operands) or len(body.input) != len(operands) or len(body.output) < given:
         f.fail(f"{count} of {len(operands)} operands are scanned, the body takes {len(body.input)}")
-    states, scanned = operands[:given], operands[given:]
+    states, scanned = operands[:given], [f.need(i) for i in range(given, len(operands))]
     axes = [a % max(t.rank, 1) for a, t in zip(f.ints("scan_input_axes") or [0] * count, scanned, strict=True)]
     backward = f.ints("scan_input_directions") or [0] * count
     steps = {t.shape[a] for a, t in zip(axes, scanned, strict=True)}
@@ -166,7 +177,7 @@ def _scan(f: _Flow) -> Sequence[Tensor | None]:
         found = f.step(body, [*states, *slices])
         states = found[:given]
         for part, value in zip(rows, found[given:], strict=True):
-            part.append(value)
+            part.append(tensor(value, "a row of its results"))
     ends = f.ints("scan_output_directions") or [0] * len(rows)
     places = f.ints("scan_output_axes") or [0] * len(rows)
     return [*states, *(f.stacked(part[::-1] if b else part, a % (part[0].rank + 1))
@@ -178,6 +189,6 @@ def _slice(f: _Flow, x: Tensor, axis: int, index: int) -> Tensor:
     return f.builder.reshape(part, (*x.shape[:axis], *x.shape[axis + 1:]))
 
 
-_FLOWS: dict[str, Callable[[_Flow], Sequence[Tensor | None]]] = {"If": _if, "Loop": _loop, "Scan": _scan}
+_FLOWS: dict[str, Callable[[_Flow], Sequence[Found | None]]] = {"If": _if, "Loop": _loop, "Scan": _scan}
 CONTROL_OPS = frozenset(_FLOWS)
 """Ops with subgraphs that say what is computed, or how often."""

@@ -6,9 +6,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from q8c.errors import CompileError
-from q8c.frontend.tensor import Tensor
+from q8c.frontend.tensor import Found, TensorList
 from q8c.frontend.weights import onnx_type
-from q8c.ir.types import TensorType
 
 if TYPE_CHECKING:
     import onnx
@@ -109,7 +108,7 @@ class Body:
     opset_import: Sequence[onnx.OperatorSetIdProto]
 
 
-def expand(node: onnx.NodeProto, opset: int, inputs: Sequence[Tensor | None],
+def expand(node: onnx.NodeProto, opset: int, inputs: Sequence[Found | None],
            functions: dict[Key, onnx.FunctionProto]) -> Body | None:
     """The body of a call to a model's function, or of an op that ONNX defines by others; None if there is none."""
     function = functions.get(function_key(node))
@@ -117,7 +116,7 @@ def expand(node: onnx.NodeProto, opset: int, inputs: Sequence[Tensor | None],
         if node.domain not in DEFINED:
             return None
         node = _with_defaults(node, opset)
-        function = _schema_function(node, opset, [None if t is None else t.type for t in inputs])
+        function = _schema_function(node, opset, [_type_of(t) for t in inputs])
     return None if function is None else _inlined(node, function)
 
 
@@ -151,8 +150,16 @@ def _with_defaults(node: onnx.NodeProto, opset: int) -> onnx.NodeProto:
     return copy
 
 
-def _schema_function(node: onnx.NodeProto, opset: int,
-                     types: Sequence[TensorType | None]) -> onnx.FunctionProto | None:
+def _type_of(found: Found | None) -> onnx.TypeProto:
+    import onnx
+
+    if isinstance(found, TensorList):
+        element = found.tensors[0] if found.tensors else None
+        return onnx.TypeProto(sequence_type=onnx.TypeProto.Sequence(elem_type=_type_of(element)))
+    return onnx_type(None if found is None else found.type)
+
+
+def _schema_function(node: onnx.NodeProto, opset: int, types: Sequence[onnx.TypeProto]) -> onnx.FunctionProto | None:
     import onnx
 
     schema = _schema(node, opset)
@@ -165,7 +172,7 @@ def _schema_function(node: onnx.NodeProto, opset: int,
         return None
     versions = schema.context_dependent_function_opset_versions
     data = schema.get_context_dependent_function_with_opset_version(
-        max(versions), node.SerializeToString(), [onnx_type(t).SerializeToString() for t in types])
+        max(versions), node.SerializeToString(), [t.SerializeToString() for t in types])
     function = onnx.FunctionProto()
     function.ParseFromString(data)
     return function if function.node else None

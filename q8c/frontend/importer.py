@@ -130,17 +130,15 @@ class GraphImporter:
         lists = {i: t for i, t in enumerate(found) if isinstance(t, TensorList)}
         importer = find_importer(node.domain, node.op_type, opset)
         if importer is not None and function_key(node) not in self._functions:
-            results = importer(Call(node, opset, operands, self._builder, scope.weights, lists))
-            return [results] if isinstance(results, (Tensor, TensorList)) else results
-        if lists:
-            raise UnsupportedError("it reads a sequence, expected a tensor")
+            made = importer(Call(node, opset, operands, self._builder, scope.weights, lists))
+            return [made] if isinstance(made, (Tensor, TensorList)) else made
         if is_control(node):
-            return control_flow(node, opset, operands, scope, self._builder, self._choices, self._inside)
-        body = expand(node, opset, operands, self._functions)
+            return control_flow(node, opset, found, scope, self._builder, self._choices, self._inside)
+        body = expand(node, opset, found, self._functions)
         if body is None:
             raise UnsupportedError("")
         inner = scope.body(opsets(body.opset_import), self._builder.source)
-        inner.names.update({f"i{i}": t for i, t in enumerate(operands) if t is not None})
+        inner.names.update({f"i{i}": t for i, t in enumerate(found) if t is not None})
         outer, self._problems = self._problems, Problems()
         try:
             results = self._inside(body.nodes, [f"o{i}" if name else "" for i, name in enumerate(node.output)], inner)
@@ -150,7 +148,7 @@ class GraphImporter:
             self._problems = outer
         return results
 
-    def _inside(self, nodes: Sequence[onnx.NodeProto], outputs: Sequence[str], scope: Scope) -> list[Tensor | None]:
+    def _inside(self, nodes: Sequence[onnx.NodeProto], outputs: Sequence[str], scope: Scope) -> list[Found | None]:
         """The named results of nodes in an inner scope. Raises CompileError where there are too many in all."""
         self._written += len(nodes) + 1
         if self._written > MOST_WRITTEN:
@@ -160,9 +158,7 @@ class GraphImporter:
             return []
         self._nodes(nodes, scope)
         found = [scope.find(name) if name else None for name in outputs]
-        if any(isinstance(t, TensorList) for t in found):
-            raise UnsupportedError("its subgraph gives a sequence, expected tensors")
-        return [t if isinstance(t, Tensor) else None for t in found]
+        return [None if isinstance(t, Absent) else t for t in found]
 
 
 def note_unknown(nodes: Iterable[onnx.NodeProto], scope: Scope, functions: Container[Key], problems: Problems) -> None:

@@ -68,5 +68,5 @@ def _standard(op: str, own: dict[tuple[str, str], int], schemas: dict[str, list[
     return SupportedOp(STANDARD, op, None)
 
 
-_NEVER = frozenset({"Bernoulli", "SequenceMap"})
+_NEVER = frozenset({"Bernoulli"})
 """Ops whose definition, made for each node, always has ops that are not imported."""

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
-from onnx import helper
+from onnx import TensorProto, helper
 
 from q8c.errors import CompileError, UnsupportedError
 from tests.frontend.support import F32, I64, compare, load, model, node, normal, value
@@ -46,8 +46,35 @@ def test_how_many_there_are_is_known() -> None:
     assert [n.op for n in graph.nodes] == ["exp"]
 
 
+def test_a_loop_may_collect_its_results_in_a_sequence() -> None:
+    """As TorchScript writes a list that is appended to; a function, and a branch, may be given one."""
+    def typed(name: str, dtype: int) -> onnx.ValueInfoProto:
+        return helper.make_tensor_value_info(name, dtype, [])
+
+    held = helper.make_tensor_sequence_value_info("h", TensorProto.FLOAT, None)
+    grown = helper.make_tensor_sequence_value_info("g", TensorProto.FLOAT, None)
+    body = helper.make_graph([node("Mul", "v x", "w"), node("SequenceInsert", "h w", "g")], "body",
+                             [typed("i", TensorProto.INT64), typed("c", TensorProto.BOOL), value("v", F32, None), held],
+                             [typed("c", TensorProto.BOOL), value("w", F32, None), grown])
+    own = helper.make_function("own", "Joined", ["q"], ["r"], [node("ConcatFromSequence", "q", "r", axis=0)],
+                               [helper.make_opsetid("", 20)])
+    nodes = [node("SequenceEmpty", "", "e"), node("Loop", "two - x e", "end all", body=body),
+             node("Joined", "all", domain="own")]
+    proto = model(nodes, {"x": (F32, ["n", 4])}, {"y": F32}, CONSTANTS, functions=[own],
+                  opset_imports=[helper.make_opsetid("own", 1)])
+    compare(proto, {"x": X}, runtime=True)
+
+
+def test_an_op_may_go_over_a_sequence() -> None:
+    body = helper.make_graph([node("Mul", "v v", "w")], "body", [value("v", F32, None)], [value("w", F32, None)])
+    compare(made([*LISTED, node("SequenceMap", "t", "u", body=body), node("SequenceAt", "u last")]), {"x": X},
+            runtime=True)
+
+
 @pytest.mark.parametrize(("nodes", "problem"), [
     ([*LISTED, node("Neg", "t")], "Neg .* operand 0 is a sequence, expected a tensor"),
+    ([*LISTED, node("If", "t", then_branch=helper.make_graph([], "t", [], []),
+                    else_branch=helper.make_graph([], "e", [], []))], "If .* operand 0 is a sequence"),
     ([*LISTED, node("Identity", "t")], "the graph output 'y' is a sequence; outputs are tensors"),
     ([node("SplitToSequence", "x", "u"), node("SequenceAt", "u zero")], "splits n elements into parts of 1"),
     ([*LISTED, node("SequenceErase", "t last", "u"), node("SequenceAt", "u two")],
