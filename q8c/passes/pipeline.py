@@ -26,7 +26,6 @@ from q8c.passes.fuse_rms_norm import FuseRmsNorm
 from q8c.passes.fuse_rotary import FuseRotary
 from q8c.passes.fuse_softmax import FuseSoftmax
 from q8c.passes.gather_experts import GatherExperts
-from q8c.passes.group_products import GroupProducts
 from q8c.passes.insert_dynamic_quantize import InsertDynamicQuantize
 from q8c.passes.keep_cache import KeepCache
 from q8c.passes.last_logits import LastLogits
@@ -41,6 +40,7 @@ from q8c.passes.own_positions import OwnPositions
 from q8c.passes.pack_nibbles import PackNibbles
 from q8c.passes.pack_rows import PackRows
 from q8c.passes.pad_rows import PadRows
+from q8c.passes.place_weights import PlaceWeights
 from q8c.passes.plan_memory import PlanMemory
 from q8c.passes.quantize_embeddings import QuantizeEmbeddings
 from q8c.passes.reduce_rows import ReduceRows
@@ -125,7 +125,7 @@ def pipeline(options: Options, calibration: Calibration | None = None) -> tuple[
         KeepCache(options.kv_cache),  # before products merge: what is appended may be a part of a wider tensor too
         OwnPositions(),           # what is still computed from the length of a cache
         *_balanced(options, calibration, blocked),
-        GroupProducts(),          # behind attention, of whose masks such products are a part
+        PlaceWeights(),           # behind attention, of whose masks such products are a part
         MergeMatmuls(),           # q, k and v as one product, now that attention reads parts of a wider tensor
         ReduceRows(),             # what no pattern took; loops want rows
         EliminateDeadCode(),      # so that the passes that ask who reads a value see only what is needed
@@ -188,6 +188,6 @@ def _linear(options: Options, calibration: Calibration, blocked: set[str]) -> tu
 PASSES: dict[str, type[Pass]] = {kind.name: kind for kind in (
     BalanceScales, Canonicalize, ChooseFormats, CountRows, EliminateDeadCode, FoldConstants, FoldWeights, FuseAttention,
     FuseGate, FuseGelu, FuseLayerNorm, FuseLinear, FuseLoops, FuseRmsNorm, FuseRotary, FuseSoftmax, GatherExperts,
-    GroupProducts, InsertDynamicQuantize, KeepCache, LastLogits, LiftQuantized, LowerIntegerProducts, LowerQuantized,
-    MergeMatmuls, NoteBlocks, OwnOutputs, OwnPositions, PackNibbles, PackRows, PadRows, PlanMemory, QuantizeEmbeddings,
+    InsertDynamicQuantize, KeepCache, LastLogits, LiftQuantized, LowerIntegerProducts, LowerQuantized, MergeMatmuls,
+    NoteBlocks, OwnOutputs, OwnPositions, PackNibbles, PackRows, PadRows, PlaceWeights, PlanMemory, QuantizeEmbeddings,
     ReduceRows, RoundWeights, RouteExperts, SettleSizes, ShareCommon, SinkReshapes, WidenRows)}
