@@ -1,7 +1,6 @@
 """Attention as exporters write it, as one kernel."""
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import ClassVar
 
@@ -9,11 +8,10 @@ import numpy as np
 
 from q8c.ir.dims import Dim
 from q8c.ir.graph import Attr, Graph, Node, Value
-from q8c.ir.types import DType, TensorType
+from q8c.ir.types import DType
 from q8c.passes.attention_heads import Heads, find_heads, ordered_heads
 from q8c.passes.attention_scores import (
     ABSORBS,
-    Added,
     Filled,
     Masks,
     Raised,
@@ -27,9 +25,10 @@ from q8c.passes.attention_scores import (
 from q8c.passes.axis_parts import Moved, move, run, whole
 from q8c.passes.causal_mask import Seen, causal_mask
 from q8c.passes.manager import Pass, Report
-from q8c.passes.rewrite import sole_reader, sources, substitute
+from q8c.passes.rewrite import sources, substitute
 from q8c.passes.rules import attr, nodes_between, producer, rewrite, uniform
 from q8c.passes.score_spellings import RULES
+from q8c.passes.unseen_keys import rows_without_keys, says_unseen, zero_rows
 
 SINKS = 7
 """The operand of attention that holds one more score for each head."""
@@ -254,7 +253,8 @@ def fuse(graph: Graph, found: Found, masks: SharedMasks) -> Node:
     product, q, k, v = found.product, found.q, found.k, found.v
     steps = found.scores.masks
     operands = [channels(graph, heads, product) for heads in (q, k, v)]
-    seen = masks.operands(steps, (q.batch, q.heads, q.seq, k.seq), product)
+    sizes = (q.batch, q.heads, q.seq, k.seq)
+    seen = masks.operands(steps, sizes, product)
     leaves = [q.value, k.value, v.value]
     for step in steps:
         leaves += [x for x in vars(step).values() if isinstance(x, Value)]
@@ -272,7 +272,7 @@ def fuse(graph: Graph, found: Found, masks: SharedMasks) -> Node:
     sinks = None if found.sinks is None else graph.add(
         "reshape", [found.sinks], {"shape": (q.heads,)}, name="sinks", before=product).output
     no_keys = found.hidden
-    if sinks is None and behind is not None and says_unseen(behind.input(0), steps, masks.meaning):
+    if sinks is None and behind is not None and says_unseen(graph, behind.input(0), sizes, masks.meaning):
         product, behind, no_keys = behind, None, True
     if no_keys:
         sinks = graph.constant(np.full(q.heads, ABSORBS, np.float32), "sinks")  # all that a query without keys has left
@@ -289,34 +289,6 @@ def fuse(graph: Graph, found: Found, masks: SharedMasks) -> Node:
     else:
         give_result(graph, behind, zero_rows(graph, behind, node.output), found)
     return node
-
-
-def says_unseen(test: Value, steps: Sequence[Step], meaning: Seen | str | None) -> bool:
-    """Whether a test is that the greatest of all that a mask adds to a query's scores is minus infinity, which it adds
-    to keys that are not seen and to no others."""
-    highest = None if (node := producer(test, "equal")) is None else producer(node.input(0), "reduce_max")
-    return (highest is not None and node is not None and uniform(node.input(1)) == -np.inf
-            and isinstance(meaning, Seen) and not meaning.spread and len(steps) == 1
-            and isinstance(steps[0], Added) and steps[0].mask is highest.input(0) and steps[0].factor > 0
-            and attr(highest, "axes") in ((-1,), (highest.input(0).type.rank - 1,)))
-
-
-def rows_without_keys(graph: Graph, product: Node) -> Node | None:
-    """What puts 0 into some rows of what all heads of an attention compute, as ONNX's Attention does where a query sees
-    no key."""
-    node = sole_reader(graph, product.output)
-    if node is None or node.op != "where" or node.input(2) is not product.output:
-        return None
-    test = aligned(node.input(0), node.output.shape)
-    return node if len(test) == 4 and test[1::2] == (1, 1) and uniform(node.input(1)) == 0 else None
-
-
-def zero_rows(graph: Graph, behind: Node, result: Value) -> Value:
-    """`result` [batch, seq, channels] with 0 in the rows that `behind` puts 0 into."""
-    batch, _, seq, one = aligned(behind.input(0), behind.output.shape)
-    test = graph.add("reshape", [behind.input(0)], {"shape": (batch, seq, one)}, before=behind).output
-    zero = graph.constant(0.0, "zero", type=TensorType(DType.f32, ()))
-    return graph.add("where", [test, zero, result], name=result.name, source=behind.source, before=behind).output
 
 
 def channels(graph: Graph, heads: Heads, before: Node) -> Value:

@@ -211,17 +211,31 @@ def test_a_mask_for_no_queries() -> None:
     assert interpret(graph, random_feeds(graph, sizes={"b": 3}))[0].shape == (3, 0, 8)
 
 
-def test_a_query_without_keys_has_zero_left_where_the_model_says_so() -> None:
-    masks = f"""{PADDED}
-  const %never: f32[] = -inf
-  %bias: f32[batch, 1, seq, {KEYS}] = where(%seen, %zero, %never)
-  %top: f32[batch, 1, seq, 1] = reduce_max(%bias) {{axes = (3), keepdims = true}}
+GREATEST = """%top: f32[batch, 1, seq, 1] = reduce_max(%bias) {axes = (3), keepdims = true}
   %none: bool[batch, 1, seq, 1] = equal(%top, %never)"""
+COUNTED = f"""const %one: f32[] = 1.0
+  %ones: f32[batch, 1, seq, {KEYS}] = cast(%seen) {{to = f32}}
+  %count: f32[batch, 1, seq, 1] = reduce_sum(%ones) {{axes = (3), keepdims = true}}
+  %none: bool[batch, 1, seq, 1] = less(%count, %one)"""
+
+
+@pytest.mark.parametrize(("test", "number", "zero"), [
+    (GREATEST, "-inf", True), (GREATEST, "-1e30", False),  # the second is never so: all keys weigh alike
+    (COUNTED, "-inf", True), (COUNTED, "-1e30", True), (COUNTED.replace("1.0", "2.0"), "-inf", False),
+    (COUNTED.replace("cast(%seen)", "cast(%later)"), "-inf", False)])
+def test_a_query_without_keys_has_zero_left_where_the_model_says_so(test: str, number: str, zero: bool) -> None:
+    masks = f"""{PADDED}
+  %later: bool[batch, 1, seq, {KEYS}] = not(%seen)
+  const %never: f32[] = {number}
+  %bias: f32[batch, 1, seq, {KEYS}] = where(%seen, %zero, %never)
+  {test}"""
     text = attention(masks, f"%m: {FULL} = add(%s, %bias)").replace(
         "transpose(%o)", "transpose(%z)").replace("  %t: ", "  %z: f32[batch, 2, seq, 4] = where(%none, %zero, %o)\n  %t: ")
-    attrs, given, _ = fuse(text)
-    assert attrs["causal"] and not attrs.get("spread")
-    assert given == ["-", "mask", "-", "-", "sinks"]
-    text = text.replace("const %never: f32[] = -inf", "const %never: f32[] = -1e30")  # then all keys weigh alike
-    attrs, given, _ = fuse(text)
-    assert attrs["spread"] and given == ["-", "mask"]
+    graph = parse(text)
+    run_passes(graph, [FuseAttention()])
+    [node] = [n for n in graph.nodes if n.op == "attention"]
+    assert node.attrs["causal"] and ("sinks" in [v.name for v in node.inputs if v is not None]) is zero
+    feeds = random_feeds(graph, sizes=SIZES)
+    feeds["mask"] = np.array([[1, 1, 1, 1, 1, 0], [0, 0, 0, 1, 1, 1], [0] * 6])
+    found, wanted = interpret(graph, feeds)[0], interpret(parse(text), feeds)[0]
+    np.testing.assert_allclose(found, wanted, rtol=0, atol=1e-6)
