@@ -7,7 +7,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from q8c.ir.dims import Dim, floordiv, product
+from q8c.ir.dims import floordiv, product
 from q8c.ir.graph import Graph, Node, Value
 from q8c.ir.types import DType
 from q8c.passes.fold_weights import MIN_COLS, MIN_DEPTH, weight_shape
