@@ -22,6 +22,7 @@ from q8c.frontend.ops import (
     pool,
     qlinear,
     quantized,
+    recurrent,
     reduce,
     resize,
     sample,
@@ -35,5 +36,5 @@ from q8c.frontend.ops import (
 
 __all__ = ["attention", "constants", "contrib", "contrib_attention", "contrib_experts", "contrib_group",
            "contrib_rotary", "conv", "einsum", "elementwise", "fused", "known", "movement", "nbits", "nn", "norm",
-           "pad", "pool", "qlinear", "quantized", "reduce", "resize", "sample", "scatter", "select", "sequence",
-           "shape", "spectral", "unfold"]
+           "pad", "pool", "qlinear", "quantized", "recurrent", "reduce", "resize", "sample", "scatter", "select",
+           "sequence", "shape", "spectral", "unfold"]
