@@ -11,6 +11,7 @@ from q8c.passes.balance_scales import BalanceScales
 from q8c.passes.calibration import Calibration, Feeds
 from q8c.passes.canonicalize import Canonicalize
 from q8c.passes.choose_formats import ChooseFormats
+from q8c.passes.choose_weights import ChooseWeights
 from q8c.passes.count_rows import CountRows
 from q8c.passes.default_format import DEFAULT
 from q8c.passes.eliminate_dead_code import EliminateDeadCode
@@ -116,6 +117,7 @@ def pipeline(options: Options, calibration: Calibration | None = None) -> tuple[
         FuseLayerNorm(),          # before RMS norm: a layer norm is an RMS norm of the deviation
         FuseRmsNorm(),
         GatherExperts(),          # experts that are all computed for all tokens
+        ChooseWeights(),          # those whose rows are sorted, and computed for all groups
         RouteExperts(),           # before reshapes sink: rows of tokens and of what they chose are flat
         SinkReshapes(),           # flattened rows as they were, so that products and loops see one shape
         FuseRotary(),             # before attention, which reads what is rotated where it lies
@@ -186,8 +188,9 @@ def _linear(options: Options, calibration: Calibration, blocked: set[str]) -> tu
 
 
 PASSES: dict[str, type[Pass]] = {kind.name: kind for kind in (
-    BalanceScales, Canonicalize, ChooseFormats, CountRows, EliminateDeadCode, FoldConstants, FoldWeights, FuseAttention,
-    FuseGate, FuseGelu, FuseLayerNorm, FuseLinear, FuseLoops, FuseRmsNorm, FuseRotary, FuseSoftmax, GatherExperts,
-    InsertDynamicQuantize, KeepCache, LastLogits, LiftQuantized, LowerIntegerProducts, LowerQuantized, MergeMatmuls,
-    NoteBlocks, OwnOutputs, OwnPositions, PackNibbles, PackRows, PadRows, PlaceWeights, PlanMemory, QuantizeEmbeddings,
-    ReduceRows, RoundWeights, RouteExperts, SettleSizes, ShareCommon, SinkReshapes, WidenRows)}
+    BalanceScales, Canonicalize, ChooseFormats, ChooseWeights, CountRows, EliminateDeadCode, FoldConstants,
+    FoldWeights, FuseAttention, FuseGate, FuseGelu, FuseLayerNorm, FuseLinear, FuseLoops, FuseRmsNorm, FuseRotary,
+    FuseSoftmax, GatherExperts, InsertDynamicQuantize, KeepCache, LastLogits, LiftQuantized, LowerIntegerProducts,
+    LowerQuantized, MergeMatmuls, NoteBlocks, OwnOutputs, OwnPositions, PackNibbles, PackRows, PadRows, PlaceWeights,
+    PlanMemory, QuantizeEmbeddings, ReduceRows, RoundWeights, RouteExperts, SettleSizes, ShareCommon, SinkReshapes,
+    WidenRows)}
