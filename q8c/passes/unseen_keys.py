@@ -17,8 +17,9 @@ from q8c.passes.rules import attr, producer, uniform
 def says_unseen(graph: Graph, test: Value, sizes: tuple[Dim, Dim, Dim, Dim], meaning: Seen | str | None) -> bool:
     """Whether a test says that a query sees no key, where a mask means which ones it sees."""
     step = hidden_keys(graph, test, sizes)
-    same = causal_mask(graph, (step,), sizes) if step is not None and isinstance(meaning, Seen) else None
-    return isinstance(same, Seen) and same == replace(meaning, spread=False)
+    if step is None or not isinstance(meaning, Seen):
+        return False
+    return causal_mask(graph, (step,), sizes) == replace(meaning, spread=False)
 
 
 def hidden_keys(graph: Graph, test: Value, scores: tuple[Dim, ...]) -> Step | None:
