@@ -39,6 +39,7 @@ from benchmarks.common import (  # noqa: E402
 from benchmarks.engine import Engine, Loaded  # noqa: E402
 from benchmarks.models import Array, Feed, Model, find  # noqa: E402
 from q8c.accuracy import error, logit_error  # noqa: E402
+from q8c.cli.common import positive  # noqa: E402
 
 FORMATS = ("q8-channel", "q8-block128", "q8-block64", "q8-block32")
 CALIBRATED_EVERY = 6   # of the sentences, one in so many is for calibration and none for measuring
@@ -95,7 +96,7 @@ def arguments() -> argparse.ArgumentParser:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", choices=("minilm", "smollm2"), help="one of the models")
-    parser.add_argument("-n", "--runs", type=int, default=15, help="timed runs of each (default: 15)")
+    parser.add_argument("-n", "--runs", type=positive, default=15, help="timed runs of each (default: 15)")
     parser.add_argument("--no-peers", action="store_true", help="q8c alone")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures here")
     parser.add_argument("--plot", type=Path, metavar="FILE.svg", help="draw error against time (needs matplotlib)")

@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from q8c.cli.common import positive
+
 ROOT = Path(__file__).resolve().parent.parent
 
 
@@ -108,7 +110,7 @@ def peak_memory() -> int:
 def counts(text: str) -> tuple[int, ...]:
     """`1,2` as numbers, for argparse."""
     if not all(word.isdecimal() and int(word) for word in text.split(",")):
-        raise argparse.ArgumentTypeError(f"expected numbers of threads such as 1,2, got {text!r}")
+        raise argparse.ArgumentTypeError(f"expected numbers of at least 1 such as 1,2, got {text!r}")
     return tuple(int(word) for word in text.split(","))
 
 
@@ -144,7 +146,7 @@ def parser(name: str, description: str | None, threads: Sequence[int], seconds: 
     add("-t", "--threads", type=counts, default=tuple(threads), metavar="N,...",
         help=f"numbers of threads (default: {','.join(map(str, threads))})")
     add("--seconds", type=float, default=seconds, help=f"time for each engine on each case (default: {seconds:g})")
-    add("--rounds", type=int, default=rounds, help=f"rounds that time is cut into (default: {rounds})")
+    add("--rounds", type=positive, default=rounds, help=f"rounds that time is cut into (default: {rounds})")
     add("--python", default=sys.executable, metavar="PATH", help="the interpreter that has the peers (default: this)")
     add("-o", "--output", type=Path, default=results(f"{name}.json"), metavar="FILE",
         help=f"where the figures go as JSON (default: benchmarks/results/{name}.json)")
