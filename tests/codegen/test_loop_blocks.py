@@ -81,7 +81,7 @@ def test_nothing_in_a_loop_reads_blocks() -> None:
 
 
 @needs(FAST)
-@pytest.mark.parametrize("cols", [33, 64, 300])
+@pytest.mark.parametrize("cols", [64, 300])
 def test_wide_rows_are_bfloat16_where_products_are(cols: int) -> None:
     """Rows of sequences with few tokens are quantized all the same."""
     rng, blocks = np.random.default_rng(4), -(-cols // 32)
