@@ -99,9 +99,9 @@ def _alike(graph: Graph, chosen: Node) -> Iterator[tuple[Value, ...]]:
             if product(value.shape) == rows * value.shape[-1]:
                 groups.setdefault((value.producer.op, value.shape), {})[value] = None
             elif value.shape[0] == experts and product(value.shape[1:]) == rows * value.shape[-1]:
-                yield (value,)
-    for group in groups.values():
-        if len(group) == experts:
+                groups.setdefault(value, {})[value] = None
+    for key, group in groups.items():
+        if len(group) == experts or key in group:
             yield tuple(group)
 
 
