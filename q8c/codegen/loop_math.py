@@ -50,27 +50,29 @@ def fmod(b: Builder, x: Value, y: Value) -> Value:
     In double precision, as many multiples of y as 26 bits of the quotient hold are taken off at a time: their
     product with y's 24 bits is exact, and so is the difference.
     """
-    if element(x.type) == F32:
-        typ = like(x, F64)
-        return b.ir.fptrunc(fmod(b, b.ir.fpext(x, typ), b.ir.fpext(y, typ)), x.type)
-    size = b.abs(y)
+    wide = like(x, F64)
+    rest = _remainder(b, *(v if v.type == wide else b.ir.fpext(v, wide) for v in (b.abs(x), b.abs(y))))
+    # the sign comes last: LLVM calls a function to round the sign's own half of a double's
+    return b.intrinsic("llvm.copysign", [rest if x.type == wide else b.ir.fptrunc(rest, x.type), x])
+
+
+def _remainder(b: Builder, x: Value, y: Value) -> Value:
+    """fmod of floats >= 0 in double precision."""
     bits = like(x, ir.IntType(64))
     mask = constant(bits, -(1 << 26))
 
     def step(state: list[Value]) -> list[Value]:
         rest = state[0]
-        quotient = b.intrinsic("llvm.floor", [b.bitcast(b.and_(b.bitcast(b.ir.fdiv(rest, size), bits), mask), x.type)])
-        after = b.ir.fsub(rest, b.ir.fmul(quotient, size))
+        quotient = b.intrinsic("llvm.floor", [b.bitcast(b.and_(b.bitcast(b.ir.fdiv(rest, y), bits), mask), x.type)])
+        after = b.ir.fsub(rest, b.ir.fmul(quotient, y))
         # a quotient rounded up to the next integer leaves a negative rest
-        after = b.select(b.fcmp("<", after, 0.0), b.ir.fadd(after, size), after)
-        return [b.select(b.fcmp(">=", rest, size), after, rest)]
+        after = b.select(b.fcmp("<", after, 0.0), b.ir.fadd(after, y), after)
+        return [b.select(b.fcmp(">=", rest, y), after, rest)]
 
-    start = b.abs(x)
-    defined = b.and_(b.fcmp("<", start, float("inf")), b.fcmp(">", size, 0.0))
-    rest, = b.while_([b.select(defined, start, constant(x.type, 0.0))],
-                     lambda s: any_lane(b, b.fcmp(">=", s[0], size)), step)
-    signed = b.intrinsic("llvm.copysign", [rest, x])
-    return b.select(defined, signed, constant(x.type, float("nan")))
+    defined = b.and_(b.fcmp("<", x, float("inf")), b.fcmp(">", y, 0.0))
+    rest, = b.while_([b.select(defined, x, constant(x.type, 0.0))],
+                     lambda s: any_lane(b, b.fcmp(">=", s[0], y)), step)
+    return b.select(defined, rest, constant(x.type, float("nan")))
 
 
 def any_lane(b: Builder, mask: Value) -> Value:
