@@ -251,6 +251,22 @@ def test_attributes_that_mean_nothing(made: onnx.NodeProto, kind: type[Error], w
     assert what in message(proto, kind)
 
 
+@pytest.mark.parametrize("zero", [[1, 1, 1, 1], [1, 5]], ids=str)
+def test_zero_points_of_more_than_their_operand(zero: list[int]) -> None:
+    proto = model([node("MatMulInteger", "x w - z")], {"x": (np.int8, ["n", 3])}, {"y": np.int32},
+                  {"w": np.ones((3, 1), np.int8), "z": np.ones(zero, np.int8)})
+    assert "matmul_integer (y): expected zero points" in message(proto, CompileError)
+
+
+@pytest.mark.parametrize(("bits", "table"), [(4, np.ones((2, 16), np.int8)), (8, np.ones((2, 32), F32)),
+                                             (4, np.uint8(1))], ids=str)
+def test_tables_that_are_no_bytes(bits: int, table: Any) -> None:
+    made = node("GatherBlockQuantized", "t i s", domain="com.microsoft", bits=bits, block_size=16)
+    proto = model([made], {"i": (np.int64, ["n"])}, {"y": F32}, {"t": np.asarray(table), "s": np.ones((2, 2), F32)},
+                  opset_imports=[onnx.helper.make_opsetid("com.microsoft", 1)])
+    assert "operand 0 is" in message(proto) and "expected bytes" in message(proto)
+
+
 def test_a_size_named_by_a_product_of_thousands_of_terms_has_a_name_of_its_own() -> None:
     wide = "*".join(["(a+b+c+d+1)"] * 40)
     proto = model([node("Relu", "x")], {"x": (F32, [wide]), "z": (F32, ["a", "b", "c", "d"])}, {"y": F32})

@@ -184,7 +184,8 @@ def test_matmul_nbits_in_an_order_of_its_own() -> None:
     order = np.random.default_rng(0).permutation(np.arange(80) // 32).astype(I32)
     constants = {"w": integers(24, 3, 16, low=0, high=256, dtype=U8), "s": np.abs(normal(72, seed=1)) * F32(0.01),
                  "z": np.full(48, 0x88, U8), "order": order}
-    contrib("MatMulNBits", "x w s z order", {"x": normal(3, 80)}, constants, K=80, N=24, bits=4, block_size=32)
+    for shape in ((3, 80), (80,)):
+        contrib("MatMulNBits", "x w s z order", {"x": normal(*shape)}, constants, K=80, N=24, bits=4, block_size=32)
 
 
 @pytest.fixture

@@ -72,6 +72,13 @@ def test_images_and_position_embeddings_of_sizes_that_vary(mode: str, place: str
                      for old, new in (((4, 4), (4, 4)), ((4, 5), (7, 3)), ((3, 6), (2, 9)))), rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize("antialias", [0, 1])
+def test_an_image_of_no_rows(antialias: int) -> None:
+    proto = model([node("Resize", "x - - sizes", mode="linear", antialias=antialias)], {"x": (F32, [1, 1, 4, 4])},
+                  {"y": F32}, {"sizes": np.array([1, 1, 0, 2])})
+    assert interpret(load(proto), {"x": normal(1, 1, 4, 4)})[0].shape == (1, 1, 0, 2)
+
+
 @pytest.mark.parametrize("mode", ["edge", "reflect", "wrap"])
 @pytest.mark.parametrize("varies", [True, False])
 def test_padding_by_the_operands_own_elements(mode: str, varies: bool) -> None:

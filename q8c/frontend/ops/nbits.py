@@ -18,9 +18,16 @@ NF4 = (-1.0, -0.6961928, -0.52507305, -0.3949175, -0.28444138, -0.18477343, -0.0
 @importer("MatMulNBits", domain=MICROSOFT)
 def matmul_nbits(c: Call) -> Tensor:
     """x w' + bias for w [cols, depth], (q - zero point) * scale with a scale for each column and block of depth."""
-    y = c.emit("matmul", c.input(0), constant(_weight(c), c.node.input[1]), transpose_b=True)
-    bias = c.optional(5)
+    y, bias = _product(c, _weight(c)), c.optional(5)
     return y if bias is None else c.emit("add", y, bias)
+
+
+def _product(c: Call, weight: Array) -> Tensor:
+    """Rows, or the only row, times the weight [cols, depth] that operand 1 holds."""
+    x = c.input(0)
+    rows = c.builder.reshape(x, (1, *x.shape)) if x.rank == 1 else x
+    y = c.emit("matmul", rows, constant(weight, c.node.input[1]), transpose_b=True)
+    return c.builder.reshape(y, y.shape[1:]) if x.rank == 1 else y
 
 
 def _weight(c: Call) -> Array:
@@ -79,7 +86,7 @@ def matmul_bnb4(c: Call) -> Tensor:
     packed, scale = known(c, 1).reshape(-1), known(c, 2).reshape(-1)
     count = depth * cols
     if kind not in (0, 1) or min(depth, cols, block) < 1 or packed.size != -(-count // 2) \
-            or scale.size != -(-count // block):
+            or packed.dtype != np.uint8 or scale.size != -(-count // block):
         c.fail(f"expected quant_type 0 or 1, {-(-count // 2)} bytes and a scale for each block of {block}, got "
                f"{kind}, {c.input(1).type} and {c.input(2).type}")
     levels = np.array(NF4 if kind else FP4, np.float32)
@@ -93,7 +100,7 @@ def matmul_bnb4(c: Call) -> Tensor:
 
     weight = assembled(cols, columns)
     release(packed)
-    return c.emit("matmul", c.input(0), constant(weight, c.node.input[1]), transpose_b=True)
+    return _product(c, weight)
 
 
 @importer("GatherBlockQuantized", domain=MICROSOFT)
@@ -128,4 +135,6 @@ def gather_block_quantized(c: Call) -> Tensor:
 def _integers(c: Call, index: int, bits: int) -> Array:
     """Constant integers, those of fewer than 8 bits unpacked along the last axis."""
     found = known(c, index)
+    if found.dtype not in (np.uint8, np.int8)[:1 if bits < 8 else 2] or not found.ndim:
+        c.fail(f"operand {index} is {c.input(index).type}, expected bytes")
     return found if bits == 8 else unpack(found, bits).reshape(*found.shape[:-1], -1)

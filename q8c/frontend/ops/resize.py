@@ -120,7 +120,7 @@ def _resized(c: Call, x: Tensor, mode: str, plan: list[_Axis], place: str, round
             outside = _beyond(c, at, a, x.rank, outside)
         if mode == "nearest":
             x = c.emit("gather", x, _nearest(c, at, a.old, rounding), axis=a.axis)
-        elif c.attr_int("antialias", 0) and not (isinstance(a.old, int) and a.old == a.new):
+        elif c.attr_int("antialias", 0) and 0 not in (a.old, a.new) and not (isinstance(a.old, int) and a.old == a.new):
             x = _covered(c, x, a, mode, at)
         else:
             x = _interpolated(c, x, a, mode, at)

@@ -61,6 +61,9 @@ def _matmul_integer(o: Operands) -> Sequence[TensorType]:
         if zero is not None:
             o.expect(zero.dtype is t.dtype, "expected zero points of the operands' types")
             o.broadcast(t.shape, zero.shape)
+            wider = zip(t.shape[::-1], zero.shape[::-1], strict=False)
+            o.expect(zero.rank <= t.rank and not any(d == 1 != z for d, z in wider),
+                     "expected zero points that make no operand larger")
     o.same(a.shape[-1], b.shape[-2])
     return [TensorType(DType.i32, (*o.broadcast(a.shape[:-2], b.shape[:-2]), a.shape[-2], b.shape[-1]))]
 
