@@ -139,6 +139,12 @@ def test_attention_of_quantized_operands() -> None:
             {"x": integers(2, 5, 32, low=0, high=256, dtype=U8), "mask": np.array([5, 3], I32)}, constants, num_heads=2)
 
 
+def test_as_many_scales_as_slices_however_each_is_named(tmp_path: Path) -> None:
+    feed = {"x": normal(1, 3), "s": np.array([0.5], F32)}
+    proto = model([node("QuantizeLinear", "x s", axis=0)], {"x": (F32, [1, 3]), "s": (F32, ["k"])}, {"y": U8})
+    exactly(proto, feed, tmp_path)
+
+
 @pytest.mark.parametrize("bits", [4, 8])
 @pytest.mark.parametrize("block", [16, 32, 128])
 @pytest.mark.parametrize("zero", [False, True])

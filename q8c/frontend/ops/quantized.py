@@ -59,7 +59,8 @@ def spread(c: Call, t: Tensor | None, x: Tensor) -> Tensor | None:
     if not block:
         if t.rank != 1:
             c.fail(f"expected one scale per slice of axis {axis}, got {t.type}")
-        return c.builder.reshape(t, tuple(t.shape[0] if i == axis else 1 for i in range(x.rank)))
+        c.builder.same(t.shape[0], x.shape[axis])
+        return c.builder.reshape(t, tuple(x.shape[axis] if i == axis else 1 for i in range(x.rank)))
     size = x.shape[axis]
     if t.known is not None and not t.is_symbolic and isinstance(size, int):
         return constant(np.repeat(t.known, block, axis=axis)[(slice(None),) * axis + (slice(size),)], t.name)
