@@ -176,6 +176,16 @@ CASES = {
           %y: f32[b, 2] = slice(%x) {starts = (0, 7), sizes = (b, 2), steps = (1, -4)}
           return %y
         }"""),
+    "slices that begin behind elements that may not be there": ("""
+        graph @g(%x: f32[n]) {
+          %a: f32[max(0, n - 1)] = slice(%x) {starts = (min(1, n),), sizes = (max(0, n - 1),), steps = (1,)}
+          %y: f32[max(0, n - 2)] = slice(%a) {starts = (min(1, max(0, n - 1)),), sizes = (max(0, n - 2),), steps = (1,)}
+          return %y
+        }""", """
+        graph @g(%x: f32[n]) {
+          %y: f32[max(0, n - 2)] = slice(%x) {starts = (max(n - max(0, n - 2), 0),), sizes = (max(0, n - 2),), steps = (1,)}
+          return %y
+        }"""),
     "a slice that turns an axis round stays": ("""
         graph @g(%x: f32[b, 8]) {
           %y: f32[b, 8] = slice(%x) {starts = (0, 7), sizes = (b, 8), steps = (1, -1)}

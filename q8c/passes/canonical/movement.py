@@ -6,6 +6,7 @@ from itertools import accumulate
 
 from q8c.ir import Node, Value
 from q8c.ir.dims import Dim, nonnegative
+from q8c.ir.piecewise import shortened
 from q8c.passes.rules import Rewriter, Rules, attr, producer
 
 _COPIED = 16  # operands of a concatenation that each that reads it may hold a copy of
@@ -132,7 +133,7 @@ def merge_slices(r: Rewriter, node: Node) -> Value | None:
     inner = producer(node.input(0), "slice")
     if inner is None:
         return None
-    starts = tuple(a + b * step for a, b, step in zip(
+    starts = tuple(shortened(a + b * step) for a, b, step in zip(
         attr(inner, "starts"), attr(node, "starts"), attr(inner, "steps"), strict=True))
     steps = tuple(a * b for a, b in zip(attr(inner, "steps"), attr(node, "steps"), strict=True))
     return r.add("slice", inner.input(0), starts=starts, sizes=attr(node, "sizes"), steps=steps)
