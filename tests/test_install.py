@@ -3,13 +3,13 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import lzma
 import os
 import shutil
 import subprocess
 import sys
 import venv
 import zipfile
-import zlib
 from pathlib import Path
 
 import numpy as np
@@ -126,7 +126,7 @@ def test_wheel_holds_the_run_time_as_files_and_the_rest_as_one(source: Path, whe
     assert {name.partition("/")[0] for name in names} == {"q8c", f"q8c-{q8c.__version__}.dist-info"}
     assert {name.split("/")[1] for name in names if name.startswith("q8c/")} == {
         "__init__.py", "errors.py", "extras.py", "packed.py", "py.typed", "runtime", "compiler.pack"}
-    inside = json.loads(zlib.decompress(packed(wheel)))
+    inside = json.loads(lzma.decompress(packed(wheel)))
     sources = {path.relative_to(source / "q8c").as_posix() for path in (source / "q8c").rglob("*.py")}
     plain = {name.removeprefix("q8c/") for name in names if name.endswith(".py")}
     assert plain.isdisjoint(inside) and plain.union(inside) == sources

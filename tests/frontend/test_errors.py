@@ -25,20 +25,20 @@ def message(proto: Any, kind: type[Error] = CompileError) -> str:
 
 
 def test_everything_unsupported_is_listed_before_anything_else() -> None:
-    nodes = [node("LSTM", "x", "a", name="first"), node("Det", "x", "b"), node("LSTM", "x", "c"),
+    nodes = [node("MaxRoiPool", "x", "a", name="first"), node("Det", "x", "b"), node("MaxRoiPool", "x", "c"),
              node("Magic", "nowhere", "d", domain="com.acme"), node("Neg", "x")]
     proto = model(nodes, {"x": (F32, ["n", "n"])}, dict.fromkeys("abcdy", F32), opset=13,
                   opset_imports=[helper.make_opsetid("com.acme", 3)])
     assert message(proto, UnsupportedError) == (
-        "cannot compile 4 nodes of this model: LSTM (opset 13) 'first', 'c'; Det (opset 13) 'b'; "
+        "cannot compile 4 nodes of this model: MaxRoiPool (opset 13) 'first', 'c'; Det (opset 13) 'b'; "
         "com.acme.Magic (opset 3) 'd'")
 
 
 def test_many_unsupported_nodes_are_abbreviated_but_every_op_is_named() -> None:
-    nodes = [node("LSTM", "x", f"a{i}") for i in range(30)] + [node("Det", "x", "b")]
+    nodes = [node("MaxRoiPool", "x", f"a{i}") for i in range(30)] + [node("Det", "x", "b")]
     proto = model(nodes, {"x": (F32, [2, 2])}, {name: F32 for n in nodes for name in n.output})
     assert message(proto, UnsupportedError) == (
-        "cannot compile 31 nodes of this model: LSTM (opset 20) 'a0', 'a1', 'a2' and 27 more; Det (opset 20) 'b'")
+        "cannot compile 31 nodes of this model: MaxRoiPool (opset 20) 'a0', 'a1', 'a2' and 27 more; Det (opset 20) 'b'")
 
 
 def test_unsupported_variants_are_collected_too() -> None:
