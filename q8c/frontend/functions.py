@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from q8c.errors import CompileError
+from q8c.frontend.registry import describe
 from q8c.frontend.tensor import Found, TensorList
 from q8c.frontend.weights import onnx_type
 
@@ -44,10 +45,12 @@ def all_nodes(nodes: Iterable[onnx.NodeProto]) -> Iterator[onnx.NodeProto]:
 def inline_functions(model: onnx.ModelProto) -> onnx.ModelProto:
     """The model with its functions inlined where their opsets agree with the model's.
 
-    Raises CompileError for functions that call themselves or that grow beyond `NODE_LIMIT` nodes.
+    Raises CompileError for functions that call themselves, that grow beyond `NODE_LIMIT` nodes, or that are called with
+    more than they take or give.
     """
     if not model.functions:
         return model
+    _check_calls(model)
     _check_growth(model)
     _write_defaults(model)
     from onnx import inliner
@@ -56,6 +59,16 @@ def inline_functions(model: onnx.ModelProto) -> onnx.ModelProto:
         return inliner.inline_local_functions(model)
     except Exception as error:  # the inliner's C++ errors have no common type
         raise CompileError(f"the model's functions cannot be inlined: {' '.join(str(error).split())}") from error
+
+
+def _check_calls(model: onnx.ModelProto) -> None:
+    functions = {function_key(f): f for f in model.functions}
+    for node in (n for nodes in (model.graph.node, *(f.node for f in model.functions)) for n in all_nodes(nodes)):
+        function = functions.get(function_key(node))
+        for what in ("input", "output") if function is not None else ():
+            most, given = len(getattr(function, what)), len(getattr(node, what))
+            if given > most:
+                raise CompileError(f"{describe(node)}: {given} {what}s; the model's function has {most}")
 
 
 def _write_defaults(model: onnx.ModelProto) -> None:

@@ -331,6 +331,12 @@ def test_functions_that_call_themselves_or_grow_without_bound() -> None:
     assert len(load(functions({"f": ["g", "g"], "g": ["h"] * 3, "h": []})).nodes) == 9
 
 
+def test_functions_called_with_more_than_they_take() -> None:
+    proto = functions({"f": []})
+    proto.graph.node[0].input.append(proto.graph.node[0].input[0])
+    assert message(proto).endswith("2 inputs; the model's function has 1")
+
+
 def test_an_unexpected_failure_names_the_node() -> None:
     proto = model([node("OneHot", "i depth values", "y", name="hot")], {"i": (I64, ["n"])}, {"y": F32},
                   {"depth": np.array(-5), "values": np.array([0, 1], F32)})
