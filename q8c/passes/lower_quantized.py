@@ -42,12 +42,14 @@ def gather_quantized(r: Rewriter, node: Node) -> Value | Declined | None:
 
 
 def quantize(r: Rewriter, node: Node) -> Value:
-    """quantize_linear(x, s, z) -> cast(round(x / s) + z), where the cast cuts to the range."""
-    quotient = r.add("div", node.input(0), node.input(1))
-    steps = r.add("round", without_bits(r, quotient, int(str(attributes(node)["dropped"]))))
+    """quantize_linear(x, s, z) -> cast(round(x / s) + z), where the cast cuts to the range; `zero_first`,
+    cast(round(x / s + z))."""
+    attrs = attributes(node)
+    steps = without_bits(r, r.add("div", node.input(0), node.input(1)), int(str(attrs["dropped"])))
+    steps = steps if attrs["zero_first"] else r.add("round", steps)
     if len(node.inputs) > 2:
         steps = r.add("add", steps, r.add("cast", node.input(2), to=DType.f32))
-    return r.add("cast", steps, to=node.output.dtype)
+    return r.add("cast", r.add("round", steps) if attrs["zero_first"] else steps, to=node.output.dtype)
 
 
 def without_bits(r: Rewriter, x: Value, dropped: int) -> Value:

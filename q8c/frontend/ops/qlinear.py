@@ -17,18 +17,19 @@ def _float(c: Call, index: int) -> Tensor:
     return c.emit("dequantize_linear", c.input(index), scale, zero)
 
 
-def _quantized(c: Call, y: Tensor, index: int, to: DType) -> Tensor:
-    """y as integers of the scale and zero point in operand `index` and the next."""
+def _quantized(c: Call, y: Tensor, index: int, to: DType, zero_first: bool = False) -> Tensor:
+    """y as integers of the scale and zero point in operand `index` and the next; `zero_first` as ONNX Runtime rounds
+    some: ties go to what is even with the zero point."""
     zero = c.optional(index + 1)
     scale, zero = (t if t is None else c.builder.reshape(t, ()) for t in (c.input(index), zero))
-    return c.emit("quantize_linear", y, scale, zero, to=to)
+    return c.emit("quantize_linear", y, scale, zero, to=to, zero_first=zero_first)
 
 
 @importer("QLinearAdd", "QLinearMul", domain=MICROSOFT)
 def qlinear_binary(c: Call) -> Tensor:
     """a + b or a * b."""
     y = c.emit("add" if c.op == "QLinearAdd" else "mul", _float(c, 0), _float(c, 3))
-    return _quantized(c, y, 6, c.input(0).dtype)
+    return _quantized(c, y, 6, c.input(0).dtype, zero_first=True)
 
 
 @importer("QLinearSigmoid", domain=MICROSOFT)
@@ -55,11 +56,9 @@ def qlinear_average(c: Call) -> Tensor:
     x, last = _float(c, 0), bool(c.attr_int("channels_last", 0))
     there, back = (0, x.rank - 1, *range(1, x.rank - 1)), (0, *range(2, x.rank), 1)
     x = c.builder.transpose(x, there) if last else x
-    if c.op == "QLinearAveragePool":
-        y = mean_of_windows(c, x)
-    else:
-        y = c.emit("reduce_mean", x, axes=tuple(range(2, x.rank)), keepdims=True)
-    return _quantized(c, c.builder.transpose(y, back) if last else y, 3, c.input(0).dtype)
+    over_all = c.op == "QLinearGlobalAveragePool"
+    y = c.emit("reduce_mean", x, axes=tuple(range(2, x.rank)), keepdims=True) if over_all else mean_of_windows(c, x)
+    return _quantized(c, c.builder.transpose(y, back) if last else y, 3, c.input(0).dtype, zero_first=not over_all)
 
 
 @importer("QLinearSoftmax", domain=MICROSOFT)

@@ -25,11 +25,13 @@ def _quantize_linear(o: Operands) -> Sequence[TensorType]:
 
 
 def quantize_linear(args: Sequence[Any], attrs: Mapping[str, Any]) -> Sequence[Array]:
-    """round(x / scale) + zero, cut to the integer type's range; the quotient first loses its `dropped` lowest bits."""
+    """round(x / scale) + zero, or `zero_first` round(x / scale + zero), cut to the integer type's range; the quotient
+    first loses its `dropped` lowest bits."""
     x, scale, zero = (*args, None)[:3]
+    start = np.float32(0) if zero is None else zero.astype(np.float32)
     with np.errstate(all="ignore"):
-        steps = np.rint(_without_bits(np.asarray(x / scale), attrs["dropped"]))
-        return [cast(steps if zero is None else steps + zero.astype(np.float32), attrs["to"])]
+        steps = _without_bits(np.asarray(x / scale), attrs["dropped"])
+        return [cast(np.rint(steps + start) if attrs["zero_first"] else np.rint(steps) + start, attrs["to"])]
 
 
 def _without_bits(x: Array, dropped: int) -> Array:
@@ -76,6 +78,6 @@ def matmul_integer(args: Sequence[Any], attrs: Mapping[str, Any]) -> Sequence[Ar
 
 
 register(OpDef("quantize_linear", "x scale zero?", _quantize_linear, quantize_linear,
-               {"to": AttrSpec("dtype"), "dropped": AttrSpec("int", 0)}))
+               {"to": AttrSpec("dtype"), "dropped": AttrSpec("int", 0), "zero_first": AttrSpec("bool", False)}))
 register(OpDef("dequantize_linear", "q scale zero?", _dequantize_linear, dequantize_linear))
 register(OpDef("matmul_integer", "a b a_zero? b_zero?", _matmul_integer, matmul_integer))
