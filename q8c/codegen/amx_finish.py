@@ -60,13 +60,16 @@ class Finish(ABC):
         self.first_row, self.panel, self.limit = group
         self.buffer = buffer
         spec, places = operands.spec, [b.add(group.panel, n) for n in range(self.shape.panels)]
-        left = [b.select(b.icmp("<", p, operands.last), b.sub(spec.cols, b.mul(p, PANEL)), 0) for p in places]
-        if spec.gated:
-            left = [b.mul(b.imin(b.imax(b.sub(operands.last, p), 0), self.shape.panels - n), GATE_COLS)
-                    for n, p in list(enumerate(places))[::2]]
-        self.masks = [None if operands.whole else b.tail_mask(n) for n in left]
+        self.masks = [None if operands.whole else b.tail_mask(n) for n in self._left(places)]
         self.columns = places if operands.whole else [b.imin(p, b.sub(operands.last, 1)) for p in places]
         self.bias = self.of_columns("bias", V16F) if spec.bias else []
+
+    def _left(self, places: list[Value]) -> list[Value]:
+        """Columns from each 16 of the result on; of a gate's result, 16 are those of two panels, or 8 of the last."""
+        b, last, count = self.b, self.operands.last, self.shape.panels
+        if self.spec.gated:
+            return [b.mul(b.imin(b.imax(b.sub(last, places[n]), 0), count - n), GATE_COLS) for n in range(0, count, 2)]
+        return [b.select(b.icmp("<", p, last), b.sub(self.spec.cols, b.mul(p, PANEL)), 0) for p in places]
 
     def of_columns(self, name: str, typ: ir.Type) -> list[Value]:
         """16 per-column values by panel, from [panels][16]."""

@@ -39,6 +39,14 @@ def scratch_bytes(spec: Q8LinearSpec) -> int | None:
     return (Bf16Strip if spec.wide else Int8Strip).widened_bytes(spec) if spec.memory else None
 
 
+def _call_either(b: Builder, condition: Value, then: ir.Function, otherwise: ir.Function) -> None:
+    """Call one of two functions with those of the parameters at hand that it has."""
+    def call(function: ir.Function) -> list[Value]:
+        b.ir.call(function, [b.arg(a.name) for a in function.args])
+        return []
+    b.if_else(condition, lambda: call(then), lambda: call(otherwise))
+
+
 class AmxLinear(LinearKernel):
     """A kernel being emitted."""
 
@@ -87,11 +95,7 @@ class AmxLinear(LinearKernel):
         ways = (self._strip_function(f"{name}.streamed", self.spec, shape, whole),
                 self._strip_function(f"{name}.stored", replace(self.spec, streamed=False), shape, whole))
         b = Builder(self.module, self.tier, name, self.strip.params(self.spec), internal=True)
-
-        def call(function: ir.Function) -> list[Value]:
-            b.ir.call(function, [b.arg(a.name) for a in function.args])
-            return []
-        b.if_else(begins_lines(b, b.arg("y"), b.arg("ldy")), *(lambda way=way: call(way) for way in ways))
+        _call_either(b, begins_lines(b, b.arg("y"), b.arg("ldy")), *ways)
         b.ret()
         return b.function
 
@@ -194,13 +198,9 @@ class AmxCountedLinear(AmxBlockLinear):
         for function in (inner, few):
             function.linkage = "internal"
         b = Builder(self.module, self.tier, f"{self.name}.counted", self.spec.params)
-
-        def call(function: ir.Function) -> list[Value]:
-            b.ir.call(function, [b.arg(a.name) for a in function.args])
-            return []
         sequences = b.div(b.arg("rows"), b.imax(b.arg("tokens"), 1))
         all_few = b.icmp("==", self._with_few(b, constant(I64, 0), sequences), sequences)
-        b.if_else(all_few, lambda: call(few), lambda: call(inner))
+        _call_either(b, all_few, few, inner)
         b.ret()
         return b.function
 

@@ -11,10 +11,10 @@ from q8c.ir.graph import Graph, Node, Value
 from q8c.ir.ops.fused import GATE_COLS
 from q8c.ir.spill import assembled, release
 from q8c.passes.manager import Pass, Report
+from q8c.passes.merge_matmuls import ACTIVATIONS
 from q8c.passes.rewrite import sole_reader, sources, substitute
 from q8c.passes.rules import attr
 
-ACTIVATIONS = frozenset({"silu", "gelu", "sigmoid", "relu", "tanh"})
 OF_COLUMNS = (3, 4, 5, 8)
 """The operands of q8_linear that have the weight's columns last."""
 RESIDUAL = 6
